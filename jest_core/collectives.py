@@ -1,0 +1,73 @@
+"""Gather and exchange over the learners: the one file that calls torch.distributed. One process is the identity."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Learners:
+    """The learners of one run, as a communicator; without a process group there is one learner.
+
+    Every method is collective: all learners call it, in the same order, with the same shapes but for the first axis.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.size = dist.get_world_size(group) if group is not None else 1
+
+    def counts(self, n: int, device: torch.device | str = "cpu") -> list[int]:
+        """Every learner's n, in rank order."""
+        if self.group is None:
+            return [n]
+        out = torch.zeros(self.size, dtype=torch.int64, device=device)
+        out[self.rank] = n
+        dist.all_reduce(out, group=self.group)
+        return [int(x) for x in out.tolist()]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over learners, on all of them."""
+        if self.group is None:
+            return x
+        x = x.clone()
+        dist.all_reduce(x, group=self.group)
+        return x
+
+    def gather(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """All learners' rows in rank order; counts are the numbers of rows, which may differ."""
+        if self.group is None:
+            return x
+        padded = x.new_zeros((max(counts), *x.shape[1:]))
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+    def take(self, x: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
+        """Rows of a tensor whose shares lie on the learners: x is this learner's, positions are global.
+
+        offsets (size + 1,): learner r holds the positions offsets[r] .. offsets[r + 1]. Only these rows travel.
+        """
+        if self.group is None:
+            return x[positions]
+        owner = torch.bucketize(positions, offsets[1:], right=True)
+        counts = torch.bincount(owner, minlength=self.size).tolist()
+        rows = self.gather(x[positions[owner == self.rank] - offsets[self.rank]], counts)
+        # rows come grouped by owner; the stable sort by owner says where each of them belongs
+        return rows[torch.argsort(torch.argsort(owner, stable=True))]
+
+    def exchange(self, outgoing: Sequence[bytes]) -> list[bytes]:
+        """Send outgoing[r] to learner r; returns what each learner sent here, in rank order."""
+        if self.group is None:
+            return list(outgoing)
+        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
+        sizes_out = torch.tensor([len(x) for x in outgoing], dtype=torch.int64, device=device)
+        sizes_in = torch.empty_like(sizes_out)
+        dist.all_to_all_single(sizes_in, sizes_out, group=self.group)
+        data_out = torch.frombuffer(bytearray(b"".join(outgoing)) or bytearray(1), dtype=torch.uint8)
+        data_out = data_out[: int(sizes_out.sum())].to(device)
+        data_in = torch.empty(int(sizes_in.sum()), dtype=torch.uint8, device=device)
+        dist.all_to_all_single(data_in, data_out, sizes_in.tolist(), sizes_out.tolist(), group=self.group)
+        return [part.cpu().numpy().tobytes() for part in data_in.split(sizes_in.tolist())]

@@ -1,0 +1,230 @@
+"""The run file: typed parts, every check that needs no data, every derived size. A run file is complete; unknown keys
+are errors; paths that are neither absolute nor URLs lie under `root`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from jest_core.learnability import Criterion, Loss
+from jest_core.optim import Schedule
+from jest_core.selection import Draw
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StatusRule(Part):
+    """Keep rows that img2dataset fetched: status == success."""
+
+    rule: Literal["status"]
+
+
+class UnsafeRule(Part):
+    """Keep rows whose unsafe probability (punsafe, or an alias of it) is below a bound; unknown values are dropped."""
+
+    rule: Literal["unsafe"]
+    below: float = Field(default=0.5, gt=0, le=1)
+
+
+class CaptionRule(Part):
+    """Keep rows whose caption has at least so many words (split on white space) and characters."""
+
+    rule: Literal["caption"]
+    min_words: NonNegativeInt = 1
+    min_characters: NonNegativeInt = 1
+
+
+Rule = Annotated[StatusRule | UnsafeRule | CaptionRule, Field(discriminator="rule")]
+
+
+class Data(Part):
+    shards: str | list[str]  # paths, globs, brace ranges; several joined by ::
+    catalogue: str  # directory that `jest catalogue` writes
+    rules: list[Rule]  # applied in this order
+    n_streams: PositiveInt  # canonical streams of the order; not the number of learners
+    window_rows: PositiveInt  # rows of a stream that are read and shuffled together
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
+
+
+class Model(Part):
+    name: str  # an open_clip model
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+class Reference(Part):
+    model: Model
+    checkpoint: str  # a checkpoint file, or a run directory: its newest checkpoint
+    scores: str  # directory that `jest reference-scores` writes
+    batch_size: PositiveInt = 256
+    n_actors: PositiveInt = 1
+    gpus_per_actor: NonNegativeFloat = 0
+
+
+class Selection(Part):
+    method: Literal["uniform", "independent", "joint"]
+    criterion: Criterion = "learnability"
+    loss: Loss = "sigmoid"
+    filter_ratio: float = Field(default=0.8, ge=0, lt=1)
+    n_chunks: PositiveInt = 16
+    draw: Draw = "sample"
+    gain: PositiveFloat = 1.0  # 1.0 is the paper
+
+
+class Augmentation(Part):
+    """Random views of the training pass; scoring always sees the plain view."""
+
+    shift_pixels: NonNegativeInt = 0
+    colour: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Training(Part):
+    sub_batch_size: PositiveInt  # b, all learners together
+    examples_trained: PositiveInt  # the budget; examples seen are 1 / (1 - filter_ratio) times as many
+    n_learners: PositiveInt = 1
+    gpus_per_learner: NonNegativeFloat = 0
+    learning_rate: PositiveFloat
+    schedule: Schedule = "cosine"
+    warmup_steps: NonNegativeInt
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat
+    gradient_clip: PositiveFloat = 1.0
+    augmentation: Augmentation = Augmentation()
+    score_batch_size: PositiveInt = 256  # micro-batch of the scoring pass
+    loss_tile: PositiveInt = 1024  # rows of logits held at once
+    checkpoint_every_steps: PositiveInt
+    n_refused_logged: NonNegativeInt = 16  # refused examples sampled into the log at each step
+    max_failures: int = Field(default=3, ge=-1)  # learner restarts by Ray Train; -1 = no limit
+
+
+class EvaluationSet(Part):
+    name: str
+    shards: str | list[str]
+    tasks: list[str]  # `retrieval`, or tasks of the classes file
+
+
+class Evaluation(Part):
+    classes: str | None = None  # JSON: task -> {label: column, classes: [{id, names}], templates}
+    sets: list[EvaluationSet]
+    batch_size: PositiveInt = 512
+
+
+class Run(Part):
+    """One run: what `jest STAGE RUN.yaml` reads, and what it saves, resolved, as run.yaml in run_dir."""
+
+    root: str = "."
+    run_dir: str
+    seed: NonNegativeInt
+    data: Data
+    model: Model
+    reference: Reference | None = None
+    selection: Selection
+    training: Training
+    evaluation: Evaluation | None = None
+
+    @property
+    def sub_batch_size(self) -> int:
+        """b, all learners together."""
+        return self.training.sub_batch_size
+
+    @property
+    def super_batch_size(self) -> int:
+        """B, all learners together; a uniform run's super-batch is its sub-batch."""
+        if self.selection.method == "uniform":
+            return self.sub_batch_size
+        return round(self.sub_batch_size / (1 - self.selection.filter_ratio))
+
+    @property
+    def n_steps(self) -> int:
+        return self.training.examples_trained // self.sub_batch_size
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.selection.method != "uniform" and self.selection.criterion != "hard"
+
+    def path(self, value: str) -> str:
+        """A path of the run file as an absolute path or a URL."""
+        return join(self.root, value)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the sizes taken together; each line names fields, values and a remedy."""
+        b, size, training = self.sub_batch_size, self.super_batch_size, self.training
+        found = []
+        if training.examples_trained % b:
+            low = training.examples_trained // b * b or b
+            found.append(f"training.examples_trained {training.examples_trained} is not a multiple of training.sub_batch_size {b}; use {low} or {low + b}")
+        if b % training.n_learners:
+            found.append(f"training.sub_batch_size {b} is not a multiple of training.n_learners {training.n_learners}; change either")
+        if size % self.data.n_streams or size % training.n_learners:
+            found.append(
+                f"the super-batch of {size} is not a multiple of data.n_streams {self.data.n_streams} and of training.n_learners "
+                f"{training.n_learners}; change training.sub_batch_size {b}, selection.filter_ratio {self.selection.filter_ratio}, or these"
+            )
+        if self.selection.method != "uniform":
+            if b % self.selection.n_chunks:
+                found.append(f"training.sub_batch_size {b} is not a multiple of selection.n_chunks {self.selection.n_chunks}; change either")
+            if round(size * (1 - self.selection.filter_ratio)) != b:
+                found.append(f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio {self.selection.filter_ratio}; change either")
+        if self.uses_reference and self.reference is None:
+            found.append(f"selection.method {self.selection.method!r} scores with a reference, and the run file has no `reference` part; add one")
+        return found
+
+
+def join(root: str, value: str) -> str:
+    """`value` where it is absolute or a URL, else below root; a local result is absolute."""
+    if "://" in value or value.startswith("/"):
+        return value
+    if "://" in root:
+        return root.rstrip("/") + "/" + value
+    return str(Path(root).absolute() / value)
+
+
+def load(text: str, overrides: list[str] | None = None, source: str = "run file") -> Run:
+    """Parse a run file's YAML text; overrides are `a.b=c` with c as YAML. Raises ValueError naming field, value, remedy."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} is not a mapping of keys to values")
+    for override in overrides or []:
+        _override(values, override)
+    try:
+        run = Run.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{source}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
+    if problems := run.problems():
+        raise ValueError(f"{source}:\n" + "\n".join(f"  {line}" for line in problems))
+    return run
+
+
+def dump(run: Run) -> str:
+    """The resolved run file: every value, the defaults too."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ValueError(f"--set {override!r} has no '='; write --set selection.n_chunks=8")
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else {}
+        if not isinstance(place, dict):
+            raise ValueError(f"--set {override!r}: {parent!r} is not a part of the run file")
+    place[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    field = ".".join(str(x) for x in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"  {field} is not a key of a run file; remove it, or correct its spelling"
+    if error["type"] == "missing":
+        return f"  {field} is missing; a run file is complete"
+    return f"  {field} = {error['input']!r}: {error['msg']}"

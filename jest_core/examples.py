@@ -1,0 +1,91 @@
+"""What a learner holds of a super-batch: examples as columns, decoded once, with their cached reference embeddings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from jest_core.collectives import Learners
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Aligned columns of k examples; rows keeps each image encoded and its caption, for when they travel.
+
+    rows has the columns of `tables.EXAMPLE`. reference_image and reference_text are None where no cache was read.
+    """
+
+    rows: pa.Table
+    pixels: UInt8[Tensor, "k 3 H W"]
+    tokens: Int[Tensor, "k L"]
+    valid: Bool[Tensor, "k"]
+    reference_image: Float[Tensor, "k D"] | None = None
+    reference_text: Float[Tensor, "k D"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def column(self, name: str) -> Int[Tensor, "k"]:
+        """An integer column of rows, as int64."""
+        return torch.from_numpy(self.rows[name].to_numpy().astype(np.int64))
+
+    @property
+    def uids(self) -> Int[Tensor, "k 2"]:
+        return torch.stack([self.column("uid_high"), self.column("uid_low")], 1)
+
+    def __getitem__(self, index: Tensor) -> "Examples":
+        pick = index.numpy()
+
+        def maybe(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[index]
+
+        return Examples(
+            self.rows.take(pa.array(pick)),
+            self.pixels[index],
+            self.tokens[index],
+            self.valid[index],
+            maybe(self.reference_image),
+            maybe(self.reference_text),
+        )
+
+
+Prepare = Callable[[pa.Table], Examples]
+
+
+def exchange(examples: Examples, moves: list[Tensor], prepare: Prepare, learners: Learners) -> Examples:
+    """Send the examples at moves[r] to learner r, encoded; keep moves[own rank]; prepare decodes what arrives.
+
+    The result has what was kept first, then what the others sent, in rank order.
+    """
+    kept = examples[moves[learners.rank]]
+    if learners.size == 1:
+        return kept
+    outgoing = [b"" if r == learners.rank else _to_bytes(examples.rows.take(pa.array(m.numpy()))) for r, m in enumerate(moves)]
+    arrived = [_from_bytes(data) for data in learners.exchange(outgoing) if data]
+    table = pa.concat_tables([t for t in arrived if len(t)] or [kept.rows.slice(0, 0)])
+    if not len(table):
+        return kept
+    new = prepare(table)
+    return Examples(
+        pa.concat_tables([kept.rows, table]),
+        torch.cat([kept.pixels, new.pixels]),
+        torch.cat([kept.tokens, new.tokens]),
+        torch.cat([kept.valid, new.valid]),
+    )
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    if not len(table):
+        return b""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()

@@ -1,0 +1,30 @@
+"""AdamW parameter groups and learning-rate schedules."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["cosine", "constant"]
+
+
+def adamw(
+    model: nn.Module, *, learning_rate: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW with no weight decay on gains, biases, logit_scale and logit_bias, as open_clip groups them."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for _, p in named if p.ndim < 2]
+    decayed = [p for _, p in named if p.ndim >= 2]
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
+
+
+def learning_rate(step: int, *, peak: float, warmup_steps: int, n_steps: int, schedule: Schedule) -> float:
+    """The learning rate of update `step` (from 0): a linear warm-up, then a half cosine to zero, or constant."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

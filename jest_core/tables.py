@@ -1,0 +1,88 @@
+"""Columns of every table on disk, with their types and units, and the two ways to write a uid."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+# What a learner gets for each slot of a super-batch (in memory; uid as two 64-bit halves)
+EXAMPLE = pa.schema(
+    [
+        ("uid_high", pa.uint64()),
+        ("uid_low", pa.uint64()),
+        ("occurrence", pa.int64()),  # how often this row came earlier in the stream
+        ("shard", pa.int32()),  # number of the shard in the catalogue
+        ("row", pa.int32()),  # row of the shard
+        ("image", pa.large_binary()),  # encoded, as in the shard
+        ("caption", pa.large_string()),
+    ]
+)
+
+# <catalogue>/parts/00000.parquet: one row per row of the shard, in its order and its row groups
+CATALOGUE = pa.schema(
+    [
+        ("uid", pa.string()),  # 32 hex digits
+        ("dropped_by", pa.string()),  # the first rule that dropped it; null = kept
+    ]
+)
+
+
+def score_cache(image_width: int, text_width: int) -> pa.Schema:
+    """<scores>/parts/00000.parquet: one row per row of the shard, in its order and its row groups."""
+    return pa.schema(
+        [
+            ("uid", pa.string()),
+            ("row", pa.int32()),
+            ("status", pa.string()),  # ok | dropped (not kept by the catalogue) | undecodable; the rest is zero unless ok
+            ("image_embedding", pa.list_(pa.float16(), image_width)),  # unit norm
+            ("text_embedding", pa.list_(pa.float16(), text_width)),
+            ("matched_pair_loss", pa.float32()),  # sigmoid loss of the pair by the reference, nats
+            ("cosine", pa.float32()),
+        ]
+    )
+
+
+# <run>/selection/*.parquet: a row per selected example, and per example of the refused sample
+SELECTION = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("position", pa.int64()),  # in the global super-batch
+        ("uid", pa.string()),
+        ("occurrence", pa.int64()),
+        ("chunk", pa.int32()),  # the draw it came from; -1 = refused, 0 for uniform batches
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("learner_loss", pa.float32()),  # matched-pair losses, nats; NaN where not computed
+        ("reference_loss", pa.float32()),
+        ("draw_score", pa.float64()),  # conditional score at its draw (refused: at the last), nats; NaN for uniform
+        ("selected", pa.bool_()),
+    ]
+)
+
+# <run>/selection/steps-*.parquet: a row per step
+STEPS = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("n_offered", pa.int64()),  # valid examples of the super-batch
+        ("n_selected", pa.int64()),
+        ("n_bad", pa.int64()),  # slots masked out because their image did not decode
+        ("super_batch_matched_score", pa.float64()),  # mean matched-pair criterion over the super-batch, nats
+        ("sub_batch_matched_score", pa.float64()),  # the same over the selected
+        ("sub_batch_score", pa.float64()),  # exact score of the set per example, all pairs, nats
+        ("loss", pa.float64()),  # sigmoid loss of the sub-batch, nats per example
+    ]
+)
+
+
+def uid_to_hex(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> list[str]:
+    """Two 64-bit halves -> 32 hex digits."""
+    return [f"{h:016x}{v:016x}" for h, v in zip(high.tolist(), low.tolist(), strict=True)]
+
+
+def uid_from_hex(uids: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """32 hex digits -> two 64-bit halves."""
+    data = np.frombuffer(bytes.fromhex("".join(uids)), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+    if len(data) != len(uids):
+        raise ValueError("a uid does not have 32 hex digits")
+    return data[:, 0], data[:, 1]

@@ -1,0 +1,120 @@
+"""The two towers: an open_clip model as learner or as frozen reference, pixels and tokens -> unit-norm embeddings."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from jaxtyping import Float, Int, UInt8
+from timm.models.convnext import ConvNeXt
+from torch import Tensor, nn
+
+from jest_core.learnability import Embeddings
+from jest_core.preprocess import View, normalise
+
+open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
+
+
+@timm.models.register_model
+def convnext_drawings(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
+    """timm's ConvNeXt cut down for 64-pixel drawings: the demonstration's image tower (layer norm throughout)."""
+    sizes = {"depths": (2, 2, 4, 2), "dims": (40, 80, 160, 320), "patch_size": 4}
+    model: ConvNeXt = timm.models.build_model_with_cfg(ConvNeXt, "convnext_drawings", pretrained, **(sizes | kwargs))
+    return model
+
+
+@dataclass
+class Towers:
+    """An open_clip model with what its inputs need."""
+
+    model: nn.Module
+    name: str
+    view: View
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tokenizer: Any
+
+    def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
+        return self.tokenizer(captions)
+
+    @property
+    def input_fingerprint(self) -> str:
+        """What decides how images and captions are presented, in words."""
+        tokenizer = type(self.tokenizer).__name__
+        return f"{self.view!r}; mean {self.mean}; std {self.std}; {tokenizer} {getattr(self.tokenizer, 'context_length', '')}"
+
+    @torch.no_grad()
+    def embed(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: Int[Tensor, "B L"], *, batch_size: int) -> Embeddings:
+        """Embeddings with the model's current weights, without gradients, in micro-batches of batch_size."""
+        was_training = self.model.training
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        parts = [
+            (
+                self.model.encode_image(self.normalise(images.to(device)), normalize=True),
+                self.model.encode_text(words.to(device), normalize=True),
+            )
+            for images, words in zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
+        ]
+        self.model.train(was_training)
+        image, text = (torch.cat(side) for side in zip(*parts, strict=True))
+        return Embeddings(image.float(), text.float(), *self.scale_and_bias())
+
+    def normalise(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
+        return normalise(pixels, self.mean, self.std)
+
+    def scale_and_bias(self) -> tuple[float, float]:
+        """logit_scale (the multiplier) and logit_bias; a softmax model has no bias, and 0 stands for it."""
+        bias = self.model.logit_bias
+        return float(self.model.logit_scale.exp()), 0.0 if bias is None else float(bias)
+
+
+def create(name: str, *, seed: int, mean: tuple[float, float, float] = (0.5, 0.5, 0.5), std: tuple[float, float, float] = (0.5, 0.5, 0.5)) -> Towers:
+    """An open_clip model by name with fresh weights from `seed`; refuses towers whose output depends on the batch."""
+    if name not in open_clip.list_models():
+        raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.create_model(name, load_weights=False, output_dict=True)
+    refuse_batch_norm(model)
+    size = model.visual.image_size
+    size = size[0] if isinstance(size, tuple | list) else size
+    return Towers(model, name, View(size), mean, std, open_clip.get_tokenizer(name))
+
+
+def refuse_batch_norm(model: nn.Module) -> None:
+    """Scores must not depend on which examples share a micro-batch (design: Views)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"{name} is a {type(module).__name__}: its output depends on the batch; use layer or group norm")
+
+
+def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:
+    """Take the weights of an open_clip checkpoint dictionary; names may start with `module.`."""
+    state = checkpoint.get("state_dict", checkpoint)
+    towers.model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+
+
+def read_checkpoint(data: bytes) -> dict[str, Any]:
+    """Tensors and plain values only: a checkpoint from an untrusted place cannot run code."""
+    checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in _sorted_state(model):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else repr(value.item()).encode())
+    return digest.hexdigest()
+
+
+def _sorted_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from sorted(model.state_dict().items())

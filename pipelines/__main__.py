@@ -1,0 +1,100 @@
+"""The command line: jest STAGE RUN.yaml [--set selection.n_chunks=8]."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jest_core import config as run_files
+from jest_core.config import Run
+from pipelines import progress
+
+app = typer.Typer(help="Joint example selection for CLIP/SigLIP training.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", exists=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the run file, such as selection.n_chunks=8.")]
+
+
+def _load(path: Path, overrides: list[str] | None) -> Run:
+    if not path.is_file():
+        raise FileNotFoundError(f"no run file at {path}")
+    return run_files.load(path.read_text(), overrides, str(path))
+
+
+@app.command()
+def catalogue(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Record which rows of the shards are kept, and which rule dropped each of the others."""
+    from pipelines import catalogue as stage
+
+    stage.run_stage(_load(run_file, overrides))
+
+
+@app.command()
+def reference_scores(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Embed every kept pair once with the reference, and cache the embeddings beside the shards."""
+    from pipelines import reference_scores as stage
+
+    stage.run_stage(_load(run_file, overrides))
+
+
+@app.command()
+def train(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Train the run's model; goes on from its newest checkpoint. A reference is trained with method `uniform`."""
+    from pipelines import learner as stage
+
+    stage.run_stage(_load(run_file, overrides))
+
+
+@app.command()
+def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Zero-shot classification and retrieval of every checkpoint of the run."""
+    from pipelines import evaluation as stage
+
+    stage.run_stage(_load(run_file, overrides))
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Run directories to compare, paths or URLs.")],
+    output: Annotated[str, typer.Option(help="Where to write the page.")] = "report.html",
+) -> None:
+    """Compare runs on one page: curves, what was selected, and what it cost."""
+    from pipelines import report as stage
+
+    stage.run_stage(run_dirs, output)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="small (in the package) or medium (built from npm packages).")] = "small",
+    root: Annotated[str, typer.Option(help="Directory or URL for everything it writes.")] = "runs/demo",
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of everything, to see that it works; figures mean nothing.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 1,
+    n_learners: Annotated[int, typer.Option(min=1, help="Learners of each run.")] = 1,
+) -> None:
+    """The main job on this machine: reference, score cache, uniform, independent and joint selection, report."""
+    from pipelines import demo as stage
+
+    stage.run_stage(data=data, root=root, smoke=smoke, seeds=seeds, n_learners=n_learners)
+
+
+def main() -> None:
+    """Run the command line; an expected error is one clear line and exit status 1."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        cause = f"\n  {_last_line(error.__cause__)}" if error.__cause__ else ""
+        print(f"jest: {error}{cause}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        progress.say("jest", "stopped; the same command goes on from what is done")
+        sys.exit(130)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Arrays as columns of Arrow blocks, which is how they travel through Ray's object store without copies."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def pack(array: NDArray[Any]) -> pa.FixedSizeListArray:
+    """(k, ...) array -> a column of k fixed-size lists."""
+    width = int(np.prod(array.shape[1:]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).reshape(-1)), width)
+
+
+def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
+    """A column of k fixed-size lists -> (k, width) array."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)

@@ -1,0 +1,41 @@
+"""The Ray that stages run on: the cluster of RAY_ADDRESS where one is set, else one on this machine."""
+
+import os
+from typing import Any
+
+import psutil
+import ray
+
+_GIB = 1 << 30
+
+
+def connect() -> None:
+    """Start or join Ray; a second call does nothing."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    cores = os.cpu_count() or 1
+    ray.init(
+        # logical: an actor pool that takes every CPU would leave none to its readers, and the pipeline would never start
+        num_cpus=max(8, 2 * cores),
+        include_dashboard=False,
+        object_store_memory=int(min(2 * _GIB, 0.15 * psutil.virtual_memory().available)),
+        log_to_driver=False,
+        logging_level="error",
+    )
+
+
+def data_context(n_cpus: int | None = None) -> None:
+    """Ray Data as jest uses it, in this process: ordered, quiet, and within n_cpus where given."""
+    import ray.data
+
+    context: Any = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    if n_cpus is not None:
+        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=n_cpus)

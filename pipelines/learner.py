@@ -1,0 +1,250 @@
+"""The train stage: Ray Train learners that score, select, train, log and checkpoint.
+
+The run directory is the only state: whoever is started again, a learner by Ray Train or the whole command by its user,
+goes on from the newest checkpoint there.
+"""
+
+import functools
+import json
+import threading
+import time
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+
+from jest_core import config as run_files
+from jest_core import flops, optim, towers
+from jest_core.config import Run
+from jest_core.train_step import Learner, StepResult, train_step
+from pipelines import checkpoints, cluster, progress, reference_scores, storage, super_batches
+from pipelines.selection_log import SelectionLog
+
+
+def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
+    """Train to the run's budget, or go on from its newest checkpoint; returns the manifest."""
+    directory = run.path(run.run_dir)
+    config = {"run": {k: v for k, v in run.model_dump(mode="json").items() if k != "evaluation"}}
+    if (manifest := storage.begin(directory, "train", config)) is not None:
+        progress.say(label, f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s")
+        return manifest
+    source = super_batches.open_source(run)
+    costs = step_costs(run)
+    storage.write_bytes(f"{directory}/run.yaml", run_files.dump(run).encode())
+    reached = (checkpoints.steps(directory) or [0])[-1]
+    going = f"resumes after step {reached} of" if reached else "starts,"
+    method = run.selection.method if run.selection.method == "uniform" else f"{run.selection.method} selection by {run.selection.criterion}"
+    progress.say(
+        label,
+        f"{method}: {going} {run.n_steps} steps of {run.sub_batch_size} from {run.super_batch_size} of {source.order.n_rows:,} pairs; "
+        f"{run.training.n_learners} learner(s), {costs['flops_step'] / 1e9:.1f} GFLOPs a step",
+    )
+    cluster.connect()
+    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    _fit(run, directory, board, label, reached)
+    seconds = checkpoints.read(directory)["jest"]["seconds"]
+    result = {
+        "steps": run.n_steps,
+        "examples_seen": run.n_steps * run.super_batch_size,
+        "examples_trained": run.n_steps * run.sub_batch_size,
+        "seconds": seconds,
+        **costs,
+    }
+    manifest = storage.finish(directory, "train", config, **result)
+    progress.say(label, f"{result['examples_trained']:,} examples trained of {result['examples_seen']:,} seen, {seconds:.0f} s in steps")
+    return manifest
+
+
+def step_costs(run: Run) -> dict[str, float]:
+    """FLOPs of a step of this run, as executed, with the scoring forward reused, and by part."""
+    forward = flops.forward_flops(towers.create(run.model.name, seed=0))
+    widths: tuple[int, ...] = ()
+    if run.selection.method != "uniform":
+        scorers = [run.model.name, *([run.reference.model.name] if run.uses_reference and run.reference else [])]
+        widths = tuple(_embed_dim(name) for name in scorers)
+    n_chunks = 1 if run.selection.method == "independent" else run.selection.n_chunks
+    step = flops.training_flops(
+        forward=forward, sub_batch_size=run.sub_batch_size, super_batch_size=run.super_batch_size, n_chunks=n_chunks, widths=widths
+    )
+    return {
+        "flops_step": step.total,
+        "flops_step_with_reuse": step.total_with_reuse(run.sub_batch_size, forward),
+        "flops_score": step.score,
+        "flops_select": step.select,
+        "flops_train": step.train,
+    }
+
+
+@ray.remote
+class _Board:
+    """Where the learners say how far they are."""
+
+    def __init__(self) -> None:
+        self.step, self.note = 0, ""
+
+    def put(self, step: int, note: str) -> None:
+        self.step, self.note = step, note
+
+    def get(self) -> tuple[int, str]:
+        return self.step, self.note
+
+
+def _fit(run: Run, directory: str, board: Any, label: str, reached: int) -> None:
+    """Run Ray Train in a thread, and show the board meanwhile; an error of the learners is raised here."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus = run.training.gpus_per_learner
+    fs, inner = storage.filesystem(f"{directory}/ray")
+    trainer = TorchTrainer(
+        _learn,
+        train_loop_config={"run": run_files.dump(run), "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.training.n_learners, use_gpu=bool(gpus), resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})}
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="learners", storage_path=inner, storage_filesystem=_arrow(fs), failure_config=ray.train.FailureConfig(max_failures=run.training.max_failures)
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True, name="fit")
+    thread.start()
+    with progress.bar(label, run.n_steps, "steps", start=reached) as advance:
+        shown = reached
+        while thread.is_alive():
+            thread.join(0.5)
+            step, note = ray.get(board.get.remote())
+            if step > shown:
+                advance(step - shown, note=note)
+                shown = step
+    if failure:
+        raise RuntimeError(f"the learners failed; {directory} keeps what they finished, and the same command goes on from there") from failure[0]
+
+
+def _learn(settings: dict[str, Any]) -> None:
+    """One learner: from the newest checkpoint to the end of the run."""
+    import ray.train
+
+    run, board = run_files.load(settings["run"]), settings["board"]
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    directory = run.path(run.run_dir)
+    group = dist.group.WORLD if size > 1 else None
+    if not run.training.gpus_per_learner:
+        torch.set_num_threads(max(1, (torch.multiprocessing.cpu_count() or 1) // size))
+    source = super_batches.open_source(run)
+    learner = _create(run, source, group)
+    done = _restore(learner, directory, run.n_steps)
+    log = SelectionLog(directory, done["log_parts"])
+    lines: list[str] = done["metrics"]
+    seconds, step = done["seconds"], done["step"]
+    costs = step_costs(run) if rank == 0 else {}
+    items = super_batches.stream(run, source, learner.towers, rank=rank, n_learners=size, first_step=step)
+    super_batch_stream = super_batches.prefetch(items)
+    while step < run.n_steps:
+        began = time.perf_counter()
+        super_batch = next(super_batch_stream)
+        waited = time.perf_counter() - began
+        result = train_step(learner, super_batch, step)
+        step += 1
+        seconds += time.perf_counter() - began
+        if rank == 0:
+            log.add(result)
+            lines.append(json.dumps(_metrics(run, result, step, seconds, waited, costs)))
+            board.put.remote(step, f"loss {result.summary['loss']:.3f}")
+        if step % run.training.checkpoint_every_steps == 0 or step == run.n_steps:
+            if rank == 0:
+                _checkpoint(learner, directory, step, log, lines, seconds)
+            if group is not None:
+                dist.barrier(group)
+
+
+def _create(run: Run, source: super_batches.Source, group: dist.ProcessGroup | None) -> Learner:
+    config = run.training
+    pair = towers.create(run.model.name, seed=run.seed, mean=run.model.image_mean, std=run.model.image_std)
+    if config.gpus_per_learner:
+        pair.model.cuda()
+    pair.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optim.adamw(
+        pair.model,
+        learning_rate=config.learning_rate,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    wrapped = pair.model if group is None else torch.nn.parallel.DistributedDataParallel(pair.model)
+    return Learner(run, pair, optimizer, wrapped, source.scale_and_bias, functools.partial(super_batches.prepare, towers=pair), group)
+
+
+def _restore(learner: Learner, directory: str, n_steps: int) -> dict[str, Any]:
+    """Take up the newest checkpoint of the run directory, if there is one."""
+    found = checkpoints.steps(directory)
+    if not found:
+        return {"step": 0, "seconds": 0.0, "log_parts": [], "metrics": []}
+    checkpoint = checkpoints.read(checkpoints.path_of(directory, found[-1]))
+    towers.load_weights(learner.towers, checkpoint)
+    learner.optimizer.load_state_dict(checkpoint["optimizer"])
+    lines = storage.read_bytes(f"{directory}/metrics.jsonl").decode().splitlines()
+    return {**checkpoint["jest"], "metrics": lines[: checkpoint["jest"]["step"]]}
+
+
+def _checkpoint(learner: Learner, directory: str, step: int, log: SelectionLog, lines: list[str], seconds: float) -> None:
+    """Log parts and metrics first, then the checkpoint that commits them."""
+    parts = log.commit()
+    storage.write_bytes(f"{directory}/metrics.jsonl", ("\n".join(lines) + "\n").encode())
+    content = {
+        "epoch": step,
+        "name": learner.towers.name,
+        "state_dict": learner.towers.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "jest": {"step": step, "seconds": seconds, "log_parts": parts},
+    }
+    checkpoints.write(directory, step, content)
+
+
+def _metrics(run: Run, result: StepResult, step: int, seconds: float, waited: float, costs: dict[str, float]) -> dict[str, Any]:
+    """One line of metrics.jsonl, in open_clip's names and jest's; `step` counts finished updates."""
+    optimisation, summary = result.optimisation, result.summary
+    line = {
+        "step": step,
+        "train/loss": optimisation["loss"],
+        "train/lr": optimisation["learning_rate"],
+        "train/logit_scale": optimisation["logit_scale"],
+        "train/logit_bias": optimisation["logit_bias"],
+        "jest/gradient_norm": optimisation["gradient_norm"],
+        "jest/samples_seen": step * run.super_batch_size,
+        "jest/samples_trained": step * run.sub_batch_size,
+        "jest/flops": step * costs["flops_step"],
+        "jest/filter_ratio": 1 - run.sub_batch_size / run.super_batch_size,
+        "jest/learnability_super_mean": summary["super_batch_matched_score"],
+        "jest/learnability_selected_mean": summary["sub_batch_matched_score"],
+        "jest/sub_batch_score": summary["sub_batch_score"],
+        "jest/bad_rows": summary["n_bad"],
+        "jest/seconds": seconds,
+        "jest/wait_time": waited,
+        **{f"jest/{name}_time": value for name, value in result.seconds.items()},
+    }
+    return {k: v for k, v in line.items() if v == v}  # NaN is no JSON: what was not computed is left out
+
+
+def _embed_dim(name: str) -> int:
+    import open_clip
+
+    return int(open_clip.get_model_config(name)["embed_dim"])
+
+
+def _arrow(fs: Any) -> Any:
+    """An fsspec file system as Ray Train takes it."""
+    import pyarrow.fs
+
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

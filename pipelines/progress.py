@@ -1,0 +1,54 @@
+"""What a stage says while it works: a bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=False, soft_wrap=True, highlight=False)
+_LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
+
+
+def say(stage: str, text: str) -> None:
+    """One line on what a stage does or found."""
+    console.print(f"[bold cyan]{stage}[/] {escape(text)}" if console.is_terminal else f"{stage}: {text}", markup=console.is_terminal)
+    sys.stdout.flush()
+
+
+Advance = Callable[..., None]
+
+
+@contextlib.contextmanager
+def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
+    """Progress of a stage; advance(n, note="...") moves it. Rate and time left are shown either way."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("[bold cyan]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console, transient=True) as live:
+            task = live.add_task(stage, total=total, completed=start, note="")
+            yield lambda n, note="": live.update(task, advance=n, note=escape(note))
+        return
+    state = {"done": start, "said": time.monotonic()}
+    began = time.monotonic()
+
+    def advance(n: int, note: str = "") -> None:
+        state["done"] += n
+        now = time.monotonic()
+        if now - state["said"] >= _LINE_SECONDS:
+            rate = (state["done"] - start) / (now - began)
+            left = (total - state["done"]) / rate if rate else float("inf")
+            say(stage, f"{state['done']:,} of {total:,} {unit}, {rate:.3g}/s, {left:.0f} s left {note}".rstrip())
+            state["said"] = now
+
+    yield advance

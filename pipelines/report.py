@@ -1,0 +1,242 @@
+"""The report stage: run directories -> one page with the table, the curves, what was selected, and what it cost."""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow as pa
+from jinja2 import Environment
+from PIL import Image
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+from rich.table import Table
+
+from jest_core import config as run_files
+from jest_core.config import Run
+from pipelines import evaluation, progress, selection_log, storage
+from pipelines.shards import Shard
+
+_COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
+_THUMBNAILS = 12  # in each row of the grids
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run directory, read."""
+
+    directory: str
+    run: Run
+    manifest: dict[str, Any]
+    results: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.directory.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it trained on its own data, uniformly, for others to score with."""
+        return "reference" in self.name and self.run.selection.method == "uniform"
+
+    def curve(self, key: str, metric: str) -> list[tuple[dict[str, Any], float]]:
+        return [(line, line["metrics"][metric]) for line in self.results if line["key"] == key]
+
+    @cached_property
+    def picks(self) -> pa.Table:
+        return selection_log.read(self.directory)
+
+
+def run_stage(run_dirs: list[str], output: str) -> None:
+    """Read the runs, print the table, and write the page."""
+    runs = [read_run(run_files.join("", directory)) for directory in run_dirs]
+    keys = list(dict.fromkeys(line["key"] for run in runs for line in run.results))
+    progress.console.print(terminal_table(runs, keys))
+    template = Environment(autoescape=True).from_string((files("pipelines") / "report.html.j2").read_text())
+    selecting = [run for run in runs if run.run.selection.method != "uniform"]
+    page = template.render(
+        plotly=get_plotlyjs(),
+        headings=_headings(keys),
+        rows=[_row(run, keys) for run in runs],
+        charts=[
+            ("Scores against examples trained, examples seen and FLOPs", _html(curves(runs, keys))),
+            *([("Learnability of what was offered and of what was selected", _html(learnability_chart(selecting)))] if selecting else []),
+            *((f"What {run.name} selected: share of each kind", _html(share_chart(run))) for run in selecting),
+        ],
+        grids=[(run.name, grids(run)) for run in selecting],
+    )
+    storage.write_bytes(run_files.join("", output), page.encode())
+    progress.say("report", f"written to {output}")
+
+
+def read_run(directory: str) -> Finished:
+    """A finished run. Raises FileNotFoundError where it is not."""
+    manifest = storage.finished(directory, "train", "train it first")
+    run = run_files.load(storage.read_bytes(f"{directory}/run.yaml").decode())
+    return Finished(directory, run, manifest, evaluation.read_results(directory))
+
+
+def _columns(keys: Iterable[str]) -> list[tuple[str, str, str]]:
+    """(key, metric, heading) of the scores in the table."""
+    out = []
+    for key in keys:
+        if key.endswith("/retrieval"):
+            out.append((key, "text_retrieval_recall@10", f"{key} R@10"))
+        elif key.endswith("/emoji_name"):
+            out += [(key, "acc1", f"{key} acc1"), (key, "acc5", f"{key} acc5")]
+        elif key.endswith("/group"):
+            out.append((key, "acc1", f"{key} acc1"))
+    return out
+
+
+def _headings(keys: list[str]) -> list[str]:
+    costs = ["examples seen", "examples trained", "TFLOPs", "TFLOPs, scoring reused", "seconds"]
+    return ["run", *(heading + " %" for _, _, heading in _columns(keys)), *costs]
+
+
+def _row(run: Finished, keys: list[str]) -> list[str]:
+    scores = []
+    for key, metric, _ in _columns(keys):
+        found = run.curve(key, metric)
+        scores.append(f"{100 * found[-1][1]:.1f}" if found else "")
+    manifest = run.manifest
+    costs = [
+        f"{manifest['examples_seen']:,}",
+        f"{manifest['examples_trained']:,}",
+        f"{manifest['steps'] * manifest['flops_step'] / 1e12:.1f}",
+        f"{manifest['steps'] * manifest['flops_step_with_reuse'] / 1e12:.1f}",
+        f"{manifest['seconds']:.0f}",
+    ]
+    return [run.name, *scores, *costs]
+
+
+def terminal_table(runs: list[Finished], keys: list[str]) -> Table:
+    """The same table for the terminal."""
+    table = Table(title="Scores in %, and what they cost (without the reference's own training, which has its row)")
+    for i, heading in enumerate(_headings(keys)):
+        table.add_column(heading.replace("/", "\n").replace(" acc", "\nacc").replace(" R@", "\nR@"), justify="right" if i else "left")
+    for run in runs:
+        table.add_row(*_row(run, keys))
+    return table
+
+
+def curves(runs: list[Finished], keys: list[str]) -> go.Figure:
+    """One row a score, one column a cost axis, one line a run."""
+    columns = _columns(keys)
+    axes = (("examples trained", "samples_trained"), ("examples seen", "samples_seen"), ("TFLOPs", ""))
+    figure = make_subplots(
+        rows=len(columns), cols=len(axes), subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(3)], vertical_spacing=0.25 / len(columns)
+    )
+    compared = [run for run in runs if not run.is_reference]
+    for r, (key, metric, _) in enumerate(columns, 1):
+        for c, (title, field) in enumerate(axes, 1):
+            for i, run in enumerate(compared):
+                found = run.curve(key, metric)
+                x = [line[field] if field else line["step"] * run.manifest["flops_step"] / 1e12 for line, _ in found]
+                y = [100 * value for _, value in found]
+                colour = _COLOURS[i % len(_COLOURS)]
+                figure.add_scatter(
+                    x=x, y=y, name=run.name, legendgroup=run.name, showlegend=r == c == 1, line={"color": colour}, mode="lines+markers", row=r, col=c
+                )
+            figure.update_xaxes(title_text=title, row=r, col=c)
+            figure.update_yaxes(title_text="%", rangemode="tozero", row=r, col=c)
+    figure.update_layout(height=280 * len(columns), legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    return figure
+
+
+def learnability_chart(runs: list[Finished]) -> go.Figure:
+    """Mean matched-pair score of the super-batch and of the sub-batch over steps."""
+    figure = go.Figure()
+    for i, run in enumerate(runs):
+        steps = selection_log.read_steps(run.directory)
+        for field, dash, label in (("sub_batch_matched_score", "solid", "selected"), ("super_batch_matched_score", "dot", "offered")):
+            line = {"color": _COLOURS[i % len(_COLOURS)], "dash": dash}
+            figure.add_scatter(x=steps["step"].to_numpy(), y=steps[field].to_numpy(), name=f"{run.name}, {label}", line=line)
+    figure.update_layout(height=420, xaxis_title="step", yaxis_title="nats per matched pair")
+    return figure
+
+
+def share_chart(run: Finished, n_bins: int = 20) -> go.Figure:
+    """Share of each kind (and noise) among the selected over time, with its share of the catalogue as a dotted line."""
+    labels, offered = _labels(run)
+    picks = run.picks.filter(run.picks["selected"])
+    steps = picks["step"].to_numpy()
+    names = np.array([labels[key] for key in zip(picks["shard"].to_pylist(), picks["row"].to_pylist(), strict=True)])
+    bins = np.minimum(steps * n_bins // max(1, run.run.n_steps), n_bins - 1)
+    figure = go.Figure()
+    for i, name in enumerate(sorted(offered, key=lambda n: -offered[n])):
+        used = np.unique(bins)
+        share = [100 * np.mean(names[bins == b] == name) for b in used]
+        x = [steps[bins == b].mean() for b in used]
+        colour = _COLOURS[i % len(_COLOURS)]
+        figure.add_scatter(x=x, y=share, name=name, line={"color": colour}, legendgroup=name)
+        figure.add_scatter(x=[x[0], x[-1]], y=[100 * offered[name]] * 2, line={"color": colour, "dash": "dot"}, legendgroup=name, showlegend=False, mode="lines")
+    figure.update_layout(height=420, xaxis_title="step", yaxis_title="% of the selected (dotted: of the catalogue)")
+    return figure
+
+
+def _labels(run: Finished) -> tuple[dict[tuple[int, int], str], dict[str, float]]:
+    """kind and noise of every row of the catalogue's shards, and the share of each among the kept rows."""
+    directory = run.run.path(run.run.data.catalogue)
+    listing = storage.finished(directory, "catalogue", "run `jest catalogue` first")
+    labels: dict[tuple[int, int], str] = {}
+    counts: dict[str, int] = {}
+    for number, entry in enumerate(listing["shards"]):
+        shard = Shard(entry["path"])
+        columns = [name for name in ("kind", "noise") if name in shard.columns]
+        table = shard.file.read(columns=columns)
+        kept = storage.open_parquet(f"{directory}/parts/{number:05d}.parquet").read(columns=["dropped_by"])["dropped_by"].is_null().to_pylist()
+        values = [" / ".join(v for v in parts if v) or "all" for parts in zip(*(table[c].to_pylist() for c in columns), strict=True)] or ["all"] * len(kept)
+        for row, value in enumerate(values):
+            labels[number, row] = value
+            counts[value] = counts.get(value, 0) + kept[row]
+    total = sum(counts.values())
+    return labels, {name: n / total for name, n in counts.items() if n}
+
+
+def grids(run: Finished) -> list[dict[str, Any]]:
+    """Thumbnails of selected and refused examples at the first, middle and last logged step."""
+    steps = np.unique(run.picks["step"].to_numpy())
+    out = []
+    for step in dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]):
+        rows = run.picks.filter(pa.compute.equal(run.picks["step"], int(step))).to_pylist()
+        selected = sorted((r for r in rows if r["selected"]), key=lambda r: -(r["learner_loss"] - r["reference_loss"]))
+        spread = [selected[i] for i in np.linspace(0, len(selected) - 1, min(_THUMBNAILS, len(selected))).astype(int)]
+        refused = [r for r in rows if not r["selected"]][:_THUMBNAILS]
+        out.append({"step": int(step), "rows": [("selected", _tiles(run, spread)), ("refused", _tiles(run, refused))]})
+    return out
+
+
+def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    listing = storage.finished(run.run.path(run.run.data.catalogue), "catalogue", "run `jest catalogue` first")
+    tiles = []
+    for row in rows:
+        shard = Shard(listing["shards"][row["shard"]]["path"])
+        group, inside = 0, row["row"]
+        while inside >= shard.row_group_sizes[group]:
+            inside -= shard.row_group_sizes[group]
+            group += 1
+        image, caption = shard.images(group)[inside].as_py(), shard.captions(group)[inside]
+        score = row["learner_loss"] - row["reference_loss"]
+        tiles.append({"image": _thumbnail(image), "caption": caption, "score": f"{score:.1f}" if score == score else ""})
+    return tiles
+
+
+def _thumbnail(data: bytes, side: int = 64) -> str:
+    """A data URL of a small picture, decoded and encoded again."""
+    with Image.open(io.BytesIO(data)) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((side, side))
+    sink = io.BytesIO()
+    picture.save(sink, "PNG")
+    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+
+
+def _html(figure: go.Figure) -> str:
+    figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 60, "b": 50})
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}))

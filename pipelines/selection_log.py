@@ -1,0 +1,64 @@
+"""The selection log: what was drawn at each step and its scores, in parts that become valid with a checkpoint.
+
+Parts are named by the steps they hold; a checkpoint lists those that are committed with it, and readers ignore the rest,
+so after any crash and resume the log holds each step once.
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from jest_core import tables
+from jest_core.train_step import StepResult
+from pipelines import checkpoints, storage
+
+
+class SelectionLog:
+    """Collects steps since the last checkpoint; the first learner writes them."""
+
+    def __init__(self, run_dir: str, committed: list[str]) -> None:
+        self.directory, self.committed = f"{run_dir}/selection", committed
+        self.picks: list[pa.Table] = []
+        self.steps: list[dict[str, float]] = []
+
+    def add(self, result: StepResult) -> None:
+        self.picks.append(result.picks)
+        self.steps.append(result.summary)
+
+    def commit(self) -> list[str]:
+        """Write the steps collected since the last call; returns the names of all parts so far, for the checkpoint."""
+        if self.steps:
+            first, last = int(self.steps[0]["step"]), int(self.steps[-1]["step"])
+            name = f"{first:08d}-{last:08d}.parquet"
+            storage.write_table(f"{self.directory}/{name}", pa.concat_tables(self.picks))
+            columns = {f.name: [row[f.name] for row in self.steps] for f in tables.STEPS}
+            storage.write_table(f"{self.directory}/steps-{name}", pa.table(columns, schema=tables.STEPS))
+            self.committed = [*self.committed, name]
+            self.picks, self.steps = [], []
+        return self.committed
+
+
+def committed(run_dir: str) -> list[str]:
+    """Names of the log parts that the newest checkpoint commits."""
+    parts: list[str] = checkpoints.read(run_dir)["jest"]["log_parts"]
+    return parts
+
+
+def read(run_dir: str) -> pa.Table:
+    """All committed rows, in the columns of tables.SELECTION."""
+    return _read(run_dir, "")
+
+
+def read_steps(run_dir: str) -> pa.Table:
+    """One row per committed step, in the columns of tables.STEPS."""
+    return _read(run_dir, "steps-")
+
+
+def _read(run_dir: str, prefix: str) -> pa.Table:
+    return pa.concat_tables([storage.open_parquet(f"{run_dir}/selection/{prefix}{name}").read() for name in committed(run_dir)])
+
+
+def read_metrics(run_dir: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in storage.read_bytes(f"{run_dir}/metrics.jsonl").decode().splitlines()]

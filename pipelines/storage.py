@@ -1,0 +1,170 @@
+"""Files on any storage that fsspec opens: whole-file reads, atomic writes, manifests."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
+
+from jest_core.config import join
+
+MANIFEST = "manifest.json"
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path within it. Listings are never cached: other processes write."""
+    options: dict[str, Any] = {"use_listings_cache": False} if path.startswith(("s3://", "gs://")) else {}
+    fs, inner = fsspec.url_to_fs(path, **options)
+    return fs, inner
+
+
+def exists(path: str) -> bool:
+    fs, inner = filesystem(path)
+    return bool(fs.exists(inner))
+
+
+def read_bytes(path: str) -> bytes:
+    fs, inner = filesystem(path)
+    data: bytes = fs.cat_file(inner)
+    return data
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Atomic: a reader sees the whole file or none. Object stores put whole objects; a local file is renamed in place."""
+    fs, inner = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(inner, data)
+        return
+    fs.makedirs(os.path.dirname(inner), exist_ok=True)
+    temporary = f"{inner}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, inner)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def names(directory: str, suffix: str = "") -> list[str]:
+    """Sorted names of the files directly in a directory; none where it does not exist."""
+    fs, inner = filesystem(directory)
+    try:
+        found = fs.ls(inner, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(name for path in found if (name := path.rstrip("/").rsplit("/", 1)[-1]).endswith(suffix))
+
+
+def remove(path: str) -> None:
+    fs, inner = filesystem(path)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(inner)
+
+
+def copy(source: str, target: str) -> None:
+    write_bytes(target, read_bytes(source))
+
+
+def expand(shards: str | Sequence[str], root: str) -> list[str]:
+    """Paths of shards from paths, globs and brace ranges, several joined by `::` as in open_clip; below root.
+
+    Raises FileNotFoundError where a pattern names no file.
+    """
+    out: list[str] = []
+    for source in [shards] if isinstance(shards, str) else shards:
+        for pattern in source.split("::"):
+            for path in braceexpand(pattern):
+                path = join(root, path)
+                fs, inner = filesystem(path)
+                if any(c in path for c in "*?["):
+                    found = sorted(fs.unstrip_protocol(p) if "://" in path else p for p in fs.glob(inner))
+                else:
+                    found = [path] if fs.exists(inner) else []
+                if not found:
+                    raise FileNotFoundError(f"no shard at {path}: correct data.shards, or root")
+                out += found
+    return out
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    fs, inner = filesystem(path)
+    return pq.ParquetFile(fs.open(inner, "rb"))
+
+
+def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:
+    """Atomic Parquet file; row_groups are the sizes of its row groups (one group where not given)."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        start = 0
+        for size in row_groups if row_groups is not None else [len(table)]:
+            writer.write_table(table.slice(start, size), row_group_size=max(1, size))
+            start += size
+    write_bytes(path, sink.getvalue())
+
+
+def read_json(path: str) -> Any:
+    return json.loads(read_bytes(path))
+
+
+def write_json(path: str, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def begin(directory: str, stage: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Claim a stage's output directory: its finished manifest where one with this configuration is there, else None.
+
+    Raises ValueError, naming the difference, where the directory was begun with another configuration.
+    """
+    path = f"{directory}/{MANIFEST}"
+    if exists(path):
+        manifest: dict[str, Any] = read_json(path)
+        if manifest["stage"] != stage or manifest["config"] != config:
+            old = manifest["config"]
+            differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
+            detail = "; ".join(f"{k}: there {_short(old.get(k))}, here {_short(config.get(k))}" for k in differing)
+            raise ValueError(f"{directory} was made by {manifest['stage']!r} with another configuration ({detail}); choose another directory, or remove it")
+        if manifest["complete"]:
+            return manifest
+    else:
+        write_json(path, {"stage": stage, "complete": False, "config": config})
+    return None
+
+
+def finish(directory: str, stage: str, config: dict[str, Any], **results: Any) -> dict[str, Any]:
+    """Write a stage's manifest: what it read, how, and what came of it."""
+    manifest = {"stage": stage, "complete": True, "config": config, **results}
+    manifest["fingerprint"] = fingerprint(manifest)
+    write_json(f"{directory}/{MANIFEST}", manifest)
+    return manifest
+
+
+def finished(directory: str, stage: str, remedy: str) -> dict[str, Any]:
+    """A stage's finished manifest. Raises FileNotFoundError, with the remedy, where there is none."""
+    path = f"{directory}/{MANIFEST}"
+    if not exists(path) or not (manifest := read_json(path))["complete"] or manifest["stage"] != stage:
+        raise FileNotFoundError(f"{directory} holds no finished {stage}: {remedy}")
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,222 @@
+"""Catalogue + score cache -> each learner's share of the super-batches, in the order of jest_core.order.
+
+Ray Data executes the order, it does not define it: each learner runs one small dataset of windows, read and decoded by
+tasks anywhere on the cluster and delivered in sequence. The learner itself opens no shard.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from jest_core import config as run_files
+from jest_core import tables
+from jest_core.config import Run
+from jest_core.examples import Examples
+from jest_core.order import Order, Window
+from jest_core.towers import Towers
+from pipelines import blocks, catalogue, cluster, reference_scores, storage
+from pipelines.shards import Shard, part_name
+
+_WINDOWS_PER_EXECUTION = 2048  # windows planned into one Ray dataset; the next follows on
+_DATA_CPUS = 2  # concurrent read tasks of one learner
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run's super-batches are made of: the catalogue and, unless nothing is scored, the reference's cache."""
+
+    order: Order
+    bad_rows: dict[str, list[int]]
+    shard_paths: list[str]
+    scale_and_bias: tuple[float, float] | None
+
+
+def open_source(run: Run) -> Source:
+    """Read the manifests. Raises where a stage has not run, or the cache belongs to another catalogue."""
+    listing = storage.finished(run.path(run.data.catalogue), "catalogue", "run `jest catalogue` first")
+    bad: dict[str, list[int]] = {}
+    scale_and_bias = None
+    if run.uses_reference:
+        assert run.reference is not None
+        directory = run.path(run.reference.scores)
+        scores = storage.finished(directory, "reference-scores", "run `jest reference-scores` first")
+        if scores["config"]["catalogue"] != listing["fingerprint"]:
+            raise ValueError(f"{directory} was scored for another catalogue than {run.data.catalogue}: run `jest reference-scores` into a new directory")
+        bad = reference_scores.bad_rows(scores)
+        scale_and_bias = (scores["config"]["logit_scale"], scores["config"]["logit_bias"])
+    return Source(catalogue.order(listing, run, bad), bad, [shard["path"] for shard in listing["shards"]], scale_and_bias)
+
+
+def stream(run: Run, source: Source, towers: Towers, *, rank: int, n_learners: int, first_step: int) -> Iterator[Examples]:
+    """Learner `rank`'s share of super-batch first_step, first_step + 1, ... to the end of the run.
+
+    The place in the stream is the number of the super-batch: super-batch k takes rows k m .. (k + 1) m of every
+    canonical stream, m = B / n_streams. A learner holds B / n_learners consecutive slots.
+    """
+    m = run.super_batch_size // run.data.n_streams
+    share = run.super_batch_size // n_learners
+    low, high = rank * share, (rank + 1) * share
+    mine = range(low // m, -(-high // m))  # streams whose slots this learner holds, in part or whole
+    buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
+    skip = {s: first_step * m for s in mine}  # rows of a stream that come before the first super-batch
+    blocks_in = _windows(run, source, mine, first_step, m)
+    for _ in range(first_step, run.n_steps):
+        parts = []
+        for s in mine:
+            while sum(map(len, buffers[s])) < m:
+                window, block = next(blocks_in)
+                late = max(0, skip[window.stream] - window.first_row)
+                buffers[window.stream].append(block.slice(late))
+            parts.append(_pop(buffers[s], m))
+        table = pa.concat_tables(parts).slice(low - mine.start * m, share)
+        yield _examples(table, towers, run.uses_reference)
+
+
+def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) -> Iterator[tuple[Window, pa.Table]]:
+    """Windows in the order in which super-batches first need them, each with its rows, through Ray Data."""
+    first, last = first_step * m, run.n_steps * m
+
+    def needed(s: int) -> Iterator[tuple[int, int, Window]]:
+        for window in source.order.windows(s, first):
+            if window.first_row >= last:
+                return
+            yield max(window.first_row, first) // m, s, window
+
+    planned = merge(*(needed(s) for s in streams), key=lambda item: item[:2])
+    cluster.data_context(_DATA_CPUS)
+    text = run_files.dump(run)
+    while some := [window for _, _, window in islice(planned, _WINDOWS_PER_EXECUTION)]:
+        items = [{"window": window, "paths": {p.shard: source.shard_paths[p.shard] for p in window.pieces}} for window in some]
+        items = [{**item, "bad_rows": {s: source.bad_rows.get(str(s), []) for s in item["paths"]}} for item in items]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _read_window, batch_size=1, batch_format="numpy", fn_kwargs={"run_text": text}
+        )
+        rows = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+        for window in some:
+            # Ray may split a window's block; order is preserved, so its parts follow each other
+            parts = [next(rows)]
+            while sum(map(len, parts)) < len(window):
+                parts.append(next(rows))
+            yield window, pa.concat_tables(parts)
+
+
+def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
+    """One window -> its rows in stream order: encoded and decoded images, tokens, cached reference embeddings."""
+    run = run_files.load(run_text)
+    window: Window = batch["window"][0]
+    paths, bad_rows = batch["paths"][0], batch["bad_rows"][0]
+    table = pa.concat_tables([_read_piece(run, piece, paths[piece.shard], bad_rows[piece.shard], window.epoch) for piece in window.pieces])
+    table = table.take(pa.array(window.permutation()))
+    inputs = learner_inputs(run)
+    pixels, valid = inputs.view.batch(table["image"].to_pylist())
+    tokens = inputs.tokens(table["caption"].to_pylist()).numpy()
+    return (
+        table.append_column("pixels", blocks.pack(pixels))
+        .append_column("tokens", blocks.pack(tokens))
+        .append_column("valid", pa.array(valid))
+    )
+
+
+def _read_piece(run: Run, piece: Any, path: str, bad_rows: list[int], epoch: int) -> pa.Table:
+    shard = Shard(path)
+    first_row = sum(shard.row_group_sizes[: piece.row_group])
+    kept, uids = catalogue.kept_rows(run.path(run.data.catalogue), piece.shard, piece.row_group)
+    kept = kept[~np.isin(kept + first_row, bad_rows)][piece.start : piece.stop]
+    rows = pa.array(kept)
+    if [uids[i] for i in kept] != [(found := shard.uids(piece.row_group))[i] for i in kept]:
+        raise ValueError(f"{path}, row group {piece.row_group}, changed since it was catalogued ({len(found)} rows now)")
+    high, low = tables.uid_from_hex([uids[i] for i in kept])
+    columns: dict[str, Any] = {
+        "uid_high": high,
+        "uid_low": low,
+        "occurrence": np.full(len(kept), epoch),
+        "shard": np.full(len(kept), piece.shard),
+        "row": kept + first_row,
+        "image": shard.images(piece.row_group).take(rows),
+        "caption": [shard_caption for shard_caption in np.array(shard.captions(piece.row_group), dtype=object)[kept]],
+    }
+    table = pa.table(columns).cast(tables.EXAMPLE)
+    if not run.uses_reference:
+        return table
+    assert run.reference is not None
+    cache = storage.open_parquet(f"{run.path(run.reference.scores)}/parts/{part_name(piece.shard)}")
+    cached = cache.read_row_group(piece.row_group, columns=["uid", "image_embedding", "text_embedding"]).take(rows)
+    if cached["uid"].to_pylist() != [uids[i] for i in kept]:
+        raise ValueError(f"the score cache does not line up with {path}, row group {piece.row_group}: score it again into a new directory")
+    return table.append_column("reference_image", cached["image_embedding"]).append_column("reference_text", cached["text_embedding"])
+
+
+_inputs: dict[str, Towers] = {}
+
+
+def learner_inputs(run: Run) -> Towers:
+    """The learner's view and tokenizer, made once in each worker process."""
+    from jest_core import towers
+
+    if run.model.name not in _inputs:
+        _inputs[run.model.name] = towers.create(run.model.name, seed=0)
+    return _inputs[run.model.name]
+
+
+def prepare(table: pa.Table, towers: Towers) -> Examples:
+    """Decode and tokenise encoded rows that came from another learner."""
+    pixels, valid = towers.view.batch(table["image"].to_pylist())
+    tokens = towers.tokens(table["caption"].to_pylist())
+    return Examples(table, torch.from_numpy(pixels), tokens, torch.from_numpy(valid))
+
+
+def _examples(table: pa.Table, towers: Towers, with_reference: bool) -> Examples:
+    size = towers.view.image_size
+    image, text = (
+        (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None) for name in ("reference_image", "reference_text")
+    )
+    return Examples(
+        table.select(tables.EXAMPLE.names),
+        torch.from_numpy(blocks.unpack(table["pixels"]).reshape(-1, 3, size, size).copy()),
+        torch.from_numpy(blocks.unpack(table["tokens"]).copy()),
+        torch.from_numpy(table["valid"].to_numpy().copy()),
+        image,
+        text,
+    )
+
+
+def _pop(buffer: deque[pa.Table], n: int) -> pa.Table:
+    """The first n rows of a buffer of blocks."""
+    out = []
+    while n:
+        block = buffer.popleft()
+        out.append(block.slice(0, n))
+        if len(block) > n:
+            buffer.appendleft(block.slice(n))
+        n -= len(out[-1])
+    return pa.concat_tables(out)
+
+
+def prefetch(items: Iterator[Examples], depth: int = 1) -> Iterator[Examples]:
+    """Draw from an iterator in a thread, `depth` items ahead: the next super-batch is put together during the step."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    done = object()
+
+    def run() -> None:
+        try:
+            for item in items:
+                ready.put(item)
+            ready.put(done)
+        except BaseException as error:
+            ready.put(error)
+
+    threading.Thread(target=run, daemon=True, name="super-batches").start()
+    while (item := ready.get()) is not done:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
