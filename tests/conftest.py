@@ -1,0 +1,152 @@
+"""Shared fixtures: one local Ray for the session, four small shards of real drawings, tiny towers."""
+
+import os
+
+os.environ.update(
+    {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+)
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jest_core import config as run_files
+from jest_core.config import Run
+
+POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fresh_import_cache() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests that need it; on this machine, whatever RAY_ADDRESS says."""
+    import ray
+
+    from pipelines import cluster
+
+    os.environ.pop("RAY_ADDRESS", None)
+    cluster.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four shards of 150 rows of the committed pool, in row groups of 50."""
+    folder = tmp_path_factory.mktemp("shards")
+    table = pq.read_table(POOL / "00000.parquet")
+    for i in range(4):
+        pq.write_table(table.slice(150 * i, 150), folder / f"{i:05d}.parquet", row_group_size=50)
+    return folder
+
+
+RUN = """
+root: {root}
+run_dir: {name}
+seed: 0
+data:
+  shards: "{shards}/*.parquet"
+  catalogue: catalogue
+  rules: [{{rule: status}}, {{rule: caption, min_words: 1, min_characters: 2}}]
+  n_streams: 4
+  window_rows: 100
+model: {{name: jest-tiny}}
+reference:
+  model: {{name: jest-tiny}}
+  checkpoint: reference
+  scores: scores
+selection: {{method: joint, filter_ratio: 0.5, n_chunks: 4}}
+training:
+  sub_batch_size: 32
+  examples_trained: 192
+  learning_rate: 1.0e-3
+  warmup_steps: 2
+  weight_decay: 0.1
+  checkpoint_every_steps: 2
+  max_failures: 2
+"""
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, shards: Path) -> MakeRun:
+    """make_run("joint", "selection.n_chunks=2", root=...): a run over the small shards."""
+
+    def make(name: str, *overrides: str, root: str | None = None, source: str | None = None) -> Run:
+        text = RUN.format(root=root or tmp_path, name=name, shards=source or shards)
+        return run_files.load(text, list(overrides))
+
+    return make
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server (SeaweedFS) with the bucket `jest`; yields s3://jest. Credentials go through the environment.
+
+    Must be set up before Ray, whose workers inherit the environment.
+    """
+    binary = shutil.which("weed") or str(Path(os.sys.executable).parent / "weed")  # type: ignore[attr-defined]
+    ports = [_free_port() for _ in range(10)]
+    names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"]
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret"}
+    command = [
+        binary,
+        "mini",
+        f"-dir={tmp_path_factory.mktemp('weed')}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+        *("-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-bucket=jest"),
+    ]
+    server = subprocess.Popen(command, env={**os.environ, **keys, "GOMEMLIMIT": "512MiB"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.environ.update(keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_DEFAULT_REGION": "us-east-1"})
+    try:
+        _wait_until_it_stores("s3://jest", server)
+        yield "s3://jest"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait_until_it_stores(bucket: str, server: subprocess.Popen[bytes]) -> None:
+    from pipelines import storage
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            storage.write_bytes(f"{bucket}/ready", b"1")  # listing answers earlier than storing works
+            return
+        except Exception:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)

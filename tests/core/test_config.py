@@ -1,0 +1,57 @@
+from importlib.resources import files
+
+import pytest
+
+from jest_core import config
+from tests.conftest import RUN
+
+TEXT = RUN.format(root="/data", name="joint", shards="pool")
+
+
+def test_a_dumped_run_loads_as_itself():
+    run = config.load(TEXT)
+    assert config.load(config.dump(run)) == run
+
+
+def test_derived_sizes():
+    run = config.load(TEXT, ["training.sub_batch_size=32768", "selection.filter_ratio=0.8", "training.examples_trained=65536", "selection.n_chunks=16"])
+    assert (run.super_batch_size, run.sub_batch_size, run.n_steps) == (163840, 32768, 2)
+    assert config.load(TEXT, ["selection.method=uniform"]).super_batch_size == 32
+
+
+def test_paths_lie_under_root_unless_absolute_or_urls():
+    assert config.join("/a", "b/c") == "/a/b/c"
+    assert config.join("s3://bucket/a/", "b") == "s3://bucket/a/b"
+    assert config.join("/a", "s3://bucket/b") == "s3://bucket/b"
+    assert config.join("s3://bucket", "/b") == "/b"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("selection.n_chunk=8", "selection.n_chunk is not a key of a run file"),
+        ("selection.filter_ratio=1.5", "selection.filter_ratio = 1.5"),
+        ("selection.method=jont", "selection.method = 'jont'"),
+        ("selection.n_chunks=5", "sub_batch_size 32 is not a multiple of selection.n_chunks 5"),
+        ("training.examples_trained=100", "use 96 or 128"),
+        ("training.n_learners=3", "not a multiple of training.n_learners 3"),
+        ("data.n_streams=5", "super-batch of 64 is not a multiple of data.n_streams 5"),
+        ("selection.filter_ratio=0.7", "not a multiple of data.n_streams"),
+        ("reference=null", "has no `reference` part"),
+        ("data.rules=[{rule: nonsense}]", "data.rules.0"),
+        ("seed", "has no '='"),
+    ],
+)
+def test_errors_name_field_value_and_remedy(override: str, message: str):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("[", r"\[")):
+        config.load(TEXT, [override])
+
+
+def test_missing_key_is_named():
+    with pytest.raises(ValueError, match="training is missing"):
+        config.load("\n".join(line for line in TEXT.splitlines() if not line.startswith(("training", "  "))) + "\ndata: {}")
+
+
+@pytest.mark.parametrize("path", sorted(p for d in (files("deploy") / "runs").iterdir() if d.is_dir() for p in d.iterdir()), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_run_file_loads(path):
+    config.load(path.read_text(), source=str(path))
