@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from jest_core.learnability import Criterion, Loss
 from jest_core.optim import Schedule
@@ -157,21 +166,38 @@ class Run(Part):
         found = []
         if training.examples_trained % b:
             low = training.examples_trained // b * b or b
-            found.append(f"training.examples_trained {training.examples_trained} is not a multiple of training.sub_batch_size {b}; use {low} or {low + b}")
+            found.append(
+                f"training.examples_trained {training.examples_trained} is not a multiple of "
+                f"training.sub_batch_size {b}; use {low} or {low + b}"
+            )
         if b % training.n_learners:
-            found.append(f"training.sub_batch_size {b} is not a multiple of training.n_learners {training.n_learners}; change either")
+            found.append(
+                f"training.sub_batch_size {b} is not a multiple of training.n_learners {training.n_learners}; "
+                "change either"
+            )
         if size % self.data.n_streams or size % training.n_learners:
             found.append(
-                f"the super-batch of {size} is not a multiple of data.n_streams {self.data.n_streams} and of training.n_learners "
-                f"{training.n_learners}; change training.sub_batch_size {b}, selection.filter_ratio {self.selection.filter_ratio}, or these"
+                f"the super-batch of {size} is not a multiple of data.n_streams {self.data.n_streams} and of "
+                "training.n_learners "
+                f"{training.n_learners}; change training.sub_batch_size {b}, selection.filter_ratio "
+                f"{self.selection.filter_ratio}, or these"
             )
         if self.selection.method != "uniform":
             if b % self.selection.n_chunks:
-                found.append(f"training.sub_batch_size {b} is not a multiple of selection.n_chunks {self.selection.n_chunks}; change either")
+                found.append(
+                    f"training.sub_batch_size {b} is not a multiple of selection.n_chunks "
+                    f"{self.selection.n_chunks}; change either"
+                )
             if round(size * (1 - self.selection.filter_ratio)) != b:
-                found.append(f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio {self.selection.filter_ratio}; change either")
+                found.append(
+                    f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
+                    f"{self.selection.filter_ratio}; change either"
+                )
         if self.uses_reference and self.reference is None:
-            found.append(f"selection.method {self.selection.method!r} scores with a reference, and the run file has no `reference` part; add one")
+            found.append(
+                f"selection.method {self.selection.method!r} scores with a reference, and the run file has no "
+                "`reference` part; add one"
+            )
         return found
 
 
@@ -185,7 +211,7 @@ def join(root: str, value: str) -> str:
 
 
 def load(text: str, overrides: list[str] | None = None, source: str = "run file") -> Run:
-    """Parse a run file's YAML text; overrides are `a.b=c` with c as YAML. Raises ValueError naming field, value, remedy."""
+    """Parse a run file's YAML text; overrides are `a.b=c`, c as YAML. Raises ValueError naming field, value, remedy."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -24,7 +24,9 @@ class ClassNames:
 def class_embeddings(towers: Towers, classes: ClassNames, batch_size: int = 512) -> Float[Tensor, "C D"]:
     """Per class the mean of its prompts' unit-norm embeddings, normalised again (paper section 9)."""
     prompts = [template.format(name) for names in classes.names for name in names for template in classes.templates]
-    owner = torch.tensor([i for i, names in enumerate(classes.names) for _ in range(len(names) * len(classes.templates))])
+    owner = torch.tensor(
+        [i for i, names in enumerate(classes.names) for _ in range(len(names) * len(classes.templates))]
+    )
     device = next(towers.model.parameters()).device
     was_training = towers.model.training
     towers.model.eval()
@@ -51,7 +53,10 @@ def zero_shot(image: Float[Tensor, "N D"], classes: Float[Tensor, "C D"], labels
 
 
 def retrieval(
-    image: Float[Tensor, "N D"], text: Float[Tensor, "M D"], matches: Bool[Tensor, "N M"], ks: Sequence[int] = (1, 5, 10)
+    image: Float[Tensor, "N D"],
+    text: Float[Tensor, "M D"],
+    matches: Bool[Tensor, "N M"],
+    ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
     """Recall at k both ways: some matching caption (or image) is among the k nearest; names as CLIP_benchmark's."""
     similarity = image @ text.T

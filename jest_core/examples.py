@@ -64,7 +64,9 @@ def exchange(examples: Examples, moves: list[Tensor], prepare: Prepare, learners
     kept = examples[moves[learners.rank]]
     if learners.size == 1:
         return kept
-    outgoing = [b"" if r == learners.rank else _to_bytes(examples.rows.take(pa.array(m.numpy()))) for r, m in enumerate(moves)]
+    outgoing = [
+        b"" if r == learners.rank else _to_bytes(examples.rows.take(pa.array(m.numpy()))) for r, m in enumerate(moves)
+    ]
     arrived = [_from_bytes(data) for data in learners.exchange(outgoing) if data]
     table = pa.concat_tables([t for t in arrived if len(t)] or [kept.rows.slice(0, 0)])
     if not len(table):

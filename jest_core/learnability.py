@@ -65,7 +65,7 @@ def matched_losses(model: Embeddings, loss: Loss = "sigmoid") -> Float[Tensor, "
 
 
 class ConditionalScores:
-    """What each example would add to the score of the examples taken so far: Algorithm 1's logits, kept as running sums.
+    """What each example would add to the score of those taken so far: Algorithm 1's logits, kept as running sums.
 
     sigmoid: S_ii + sum over taken k of (S_ik + S_ki), exactly the change of the set's score.
     softmax: the positive term plus half of the log-sum-exps over the taken texts and over the taken images; the
@@ -78,7 +78,9 @@ class ConditionalScores:
         own = [sign * matched_losses(model, loss) for sign, model in models]
         self.own: Float[Tensor, "B"] = torch.stack(own).sum(0)
         self.sums = torch.zeros(len(first), dtype=torch.float64, device=first.image.device)
-        self.log_sums = [torch.full((2, len(first)), -torch.inf, dtype=torch.float64, device=first.image.device) for _ in models]
+        self.log_sums = [
+            torch.full((2, len(first)), -torch.inf, dtype=torch.float64, device=first.image.device) for _ in models
+        ]
 
     def __call__(self) -> Float[Tensor, "B"]:
         """The scores given what was taken, float64."""

@@ -1,11 +1,12 @@
 """Contrastive losses of image and text embeddings."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from jest_core.collectives import Learners
 
@@ -50,7 +51,7 @@ class _SigmoidLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int, learners: Learners
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int, learners: Learners
     ) -> Tensor:
         counts = learners.counts(len(image), image.device)
         offset = sum(counts[: learners.rank])
@@ -73,7 +74,7 @@ class _SigmoidLoss(torch.autograd.Function):
             bias_gradient += slope.sum(dtype=torch.float64)
         n = sum(counts)
         text_gradient = learners.sum(text_gradient)[offset : offset + len(text)]
-        ctx.save_for_backward(  # type: ignore[attr-defined]
+        ctx.save_for_backward(
             (image_gradient * (scale / n)).to(image.dtype),
             (text_gradient * (scale / n)).to(text.dtype),
             (scale_gradient / n).to(scale.dtype),
@@ -82,5 +83,5 @@ class _SigmoidLoss(torch.autograd.Function):
         return (learners.sum(total) / n).float()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return (*(saved * gradient for saved in ctx.saved_tensors), None, None)  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(saved * gradient for saved in ctx.saved_tensors), None, None)

@@ -15,7 +15,7 @@ Uids = Tensor | NDArray[np.uint64] | Sequence[str]
 
 
 def uid_words(uids: Uids) -> Int[Tensor, "B 2"]:
-    """The two 64-bit halves of each uid, as int64 with the same bits. uids: (B, 2) uint64, or B strings of 32 hex digits."""
+    """The two 64-bit halves of each uid, as int64; from (B, 2) uint64, or B strings of 32 hex digits."""
     if isinstance(uids, Tensor):
         words = uids.view(torch.int64) if uids.dtype == torch.uint64 else uids
     elif isinstance(uids, np.ndarray) and uids.dtype.kind in "iu":
@@ -44,9 +44,9 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 def hashes(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Int[Tensor, "B"]:
     """64 hashed bits for each example; context is what the draw is for, such as (seed, step, chunk)."""
     state = torch.zeros_like(occurrences)
-    for value in (*context, uids[:, 0], uids[:, 1], occurrences):
-        if isinstance(value, int):
-            value = (value + 2**63) % 2**64 - 2**63  # any Python integer, wrapped to int64
+    wrapped = [(value + 2**63) % 2**64 - 2**63 for value in context]  # any Python integer as an int64
+    keys: list[int | Tensor] = [*wrapped, uids[:, 0], uids[:, 1], occurrences]
+    for value in keys:
         state = _mix((state ^ value) - 0x61C8864680B583EB)  # plus the golden-ratio increment of SplitMix64
     return state
 

@@ -1,8 +1,8 @@
 """The order of examples: a pure function of (catalogue, seed, epoch), cut into canonical streams.
 
 Each epoch, the row groups of the catalogue are permuted and their kept rows laid end to end; the sequence is cut into
-n_streams equal streams. A stream is read in windows of whole row groups, whose rows are shuffled together. Super-batch k
-is made of the next B / n_streams rows of every stream, so it holds the same examples on any number of learners.
+n_streams equal streams. A stream is read in windows of whole row groups, whose rows are shuffled together. Super-batch
+k is made of the next B / n_streams rows of every stream, so it holds the same examples on any number of learners.
 
 Where an epoch does not divide by n_streams, streams differ by one row, and each goes on into its own next epoch when it
 is through: no row is dropped, and every row comes once an epoch of its stream.
@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from jest_core import noise
 
 _ROW_GROUPS, _ROWS = 0, 1  # what a permutation is for: keeps the two families of random numbers apart
 
@@ -43,7 +46,13 @@ class Window:
 
     def permutation(self) -> NDArray[np.int64]:
         """The order in which the rows of the pieces, laid end to end, come in the stream."""
-        return np.random.default_rng([self.seed, _ROWS, self.epoch, self.stream, self.number]).permutation(len(self))
+        return _permutation(len(self), self.seed, _ROWS, self.epoch, self.stream, self.number)
+
+
+def _permutation(n: int, *context: int) -> NDArray[np.int64]:
+    """0 .. n - 1 in an order keyed by context; by our own hash, so that no release of NumPy can change a run's stream."""
+    counters = torch.arange(n)
+    return torch.argsort(noise.hashes(torch.stack([counters, counters], 1), counters, *context), stable=True).numpy()
 
 
 class Order:
@@ -67,7 +76,10 @@ class Order:
         self.seed, self.n_streams, self.window_rows = seed, n_streams, window_rows
         self.n_rows = int(self.n_kept.sum())
         if self.n_rows < n_streams:
-            raise ValueError(f"the catalogue keeps {self.n_rows} rows, fewer than n_streams {n_streams}: keep more, or lower data.n_streams")
+            raise ValueError(
+                f"the catalogue keeps {self.n_rows} rows, fewer than n_streams {n_streams}: keep more, or lower "
+                "data.n_streams"
+            )
         self.cuts = np.arange(n_streams + 1) * self.n_rows // n_streams
 
     def stream_length(self, stream: int) -> int:
@@ -85,7 +97,7 @@ class Order:
             epoch += 1
 
     def _epoch_windows(self, stream: int, epoch: int) -> Iterator[Window]:
-        groups = np.random.default_rng([self.seed, _ROW_GROUPS, epoch]).permutation(len(self.n_kept))
+        groups = _permutation(len(self.n_kept), self.seed, _ROW_GROUPS, epoch)
         ends = np.cumsum(self.n_kept[groups])
         low, high = int(self.cuts[stream]), int(self.cuts[stream + 1])
         first = int(np.searchsorted(ends, low, side="right"))
@@ -98,7 +110,12 @@ class Order:
         for number in np.unique(numbers):
             members = np.flatnonzero(numbers == number)
             pieces = tuple(
-                Piece(int(self.shards[groups[i]]), int(self.row_groups[groups[i]]), int(piece_starts[i] - starts[i]), int(piece_stops[i] - starts[i]))
+                Piece(
+                    int(self.shards[groups[i]]),
+                    int(self.row_groups[groups[i]]),
+                    int(piece_starts[i] - starts[i]),
+                    int(piece_stops[i] - starts[i]),
+                )
                 for i in members
             )
             first_row = epoch * (high - low) + int(piece_starts[members[0]] - low)

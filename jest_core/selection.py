@@ -106,7 +106,9 @@ def select(
         keys = gain * scores
         if draw == "sample":
             keys = keys + noise.gumbel(words, times, seed, step, chunk)
-        new = draw_top(keys.masked_fill(~available, -torch.inf), sub_batch_size // n_chunks, words, times, offsets, learners)
+        new = draw_top(
+            keys.masked_fill(~available, -torch.inf), sub_batch_size // n_chunks, words, times, offsets, learners
+        )
         mine = new[(new >= offsets[learners.rank]) & (new < offsets[learners.rank + 1])] - offsets[learners.rank]
         available[mine] = False
         indices.append(new)
@@ -117,7 +119,9 @@ def select(
 
     chosen = torch.cat(indices)
     own_losses = [
-        learners.take(matched_losses(m, "sigmoid"), chosen, offsets) if m is not None else torch.full_like(scores[:1], torch.nan).expand(len(chosen))
+        learners.take(matched_losses(m, "sigmoid"), chosen, offsets)
+        if m is not None
+        else torch.full_like(scores[:1], torch.nan).expand(len(chosen))
         for m in (learner, reference)
     ]
     return Selection(
@@ -164,7 +168,9 @@ def _take(model: Embeddings, positions: Tensor, offsets: Tensor, learners: Learn
     return Embeddings(image, text, model.logit_scale, model.logit_bias)
 
 
-def _score(models: list[tuple[int, Embeddings]], taken: list[list[Embeddings]], loss: Loss, tile: int, learners: Learners) -> float:
+def _score(
+    models: list[tuple[int, Embeddings]], taken: list[list[Embeddings]], loss: Loss, tile: int, learners: Learners
+) -> float:
     """Exact score of the selected set; each learner sums its share of the rows."""
     total = torch.zeros((), dtype=torch.float64, device=taken[0][0].image.device)
     for i, (sign, model) in enumerate(models):
@@ -199,11 +205,15 @@ def _check(
         raise ValueError(f"gain {gain} is not a finite number of at least 0")
     for _, model in models:
         if model.image.shape != model.text.shape or model.image.ndim != 2:
-            raise ValueError(f"image {tuple(model.image.shape)} and text {tuple(model.text.shape)} embeddings are not both (B, D)")
+            raise ValueError(
+                f"image {tuple(model.image.shape)} and text {tuple(model.text.shape)} embeddings are not both (B, D)"
+            )
         if not (model.image.is_floating_point() and model.text.is_floating_point()):
             raise ValueError(f"embeddings are {model.image.dtype} and {model.text.dtype}, not floating point")
         if model.image.device != uids.device or model.text.device != uids.device:
-            raise ValueError(f"embeddings lie on {model.image.device}, {model.text.device} and {uids.device}: put them on one")
+            raise ValueError(
+                f"embeddings lie on {model.image.device}, {model.text.device} and {uids.device}: put them on one"
+            )
         if len(model) != len(uids):
             raise ValueError(f"learner and reference embeddings differ in number: {len(model)} and {len(uids)}")
     if len(valid) != len(uids):

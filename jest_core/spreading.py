@@ -8,7 +8,11 @@ from jest_core import noise
 
 
 def spread(
-    indices: Int[Tensor, "b"], uids: Int[Tensor, "b 2"], occurrences: Int[Tensor, "b"], offsets: Int[Tensor, "R"], rank: int
+    indices: Int[Tensor, "b"],
+    uids: Int[Tensor, "b 2"],
+    occurrences: Int[Tensor, "b"],
+    offsets: Int[Tensor, "R"],
+    rank: int,
 ) -> list[Int[Tensor, "k"]]:
     """For learner `rank`, positions in its own share to send to each learner; its own entry is what it keeps.
 

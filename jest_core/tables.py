@@ -34,7 +34,10 @@ def score_cache(image_width: int, text_width: int) -> pa.Schema:
         [
             ("uid", pa.string()),
             ("row", pa.int32()),
-            ("status", pa.string()),  # ok | dropped (not kept by the catalogue) | undecodable; the rest is zero unless ok
+            (
+                "status",
+                pa.string(),
+            ),  # ok | dropped (not kept by the catalogue) | undecodable; the rest is zero unless ok
             ("image_embedding", pa.list_(pa.float16(), image_width)),  # unit norm
             ("text_embedding", pa.list_(pa.float16(), text_width)),
             ("matched_pair_loss", pa.float32()),  # sigmoid loss of the pair by the reference, nats

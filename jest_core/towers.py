@@ -24,7 +24,7 @@ open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
 @timm.models.register_model
 def convnext_drawings(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
     """timm's ConvNeXt cut down for 64-pixel drawings: the demonstration's image tower (layer norm throughout)."""
-    sizes = {"depths": (2, 2, 4, 2), "dims": (40, 80, 160, 320), "patch_size": 4}
+    sizes: dict[str, Any] = {"depths": (2, 2, 4, 2), "dims": (40, 80, 160, 320), "patch_size": 4}
     model: ConvNeXt = timm.models.build_model_with_cfg(ConvNeXt, "convnext_drawings", pretrained, **(sizes | kwargs))
     return model
 
@@ -33,7 +33,7 @@ def convnext_drawings(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
 class Towers:
     """An open_clip model with what its inputs need."""
 
-    model: nn.Module
+    model: Any  # an open_clip model: an nn.Module with encode_image, encode_text, logit_scale, logit_bias
     name: str
     view: View
     mean: tuple[float, float, float]
@@ -47,7 +47,7 @@ class Towers:
     def input_fingerprint(self) -> str:
         """What decides how images and captions are presented, in words."""
         tokenizer = type(self.tokenizer).__name__
-        return f"{self.view!r}; mean {self.mean}; std {self.std}; {tokenizer} {getattr(self.tokenizer, 'context_length', '')}"
+        return f"{self.view!r}; mean {self.mean}; std {self.std}; {tokenizer} {self.tokenizer.context_length}"
 
     @torch.no_grad()
     def embed(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: Int[Tensor, "B L"], *, batch_size: int) -> Embeddings:
@@ -75,7 +75,13 @@ class Towers:
         return float(self.model.logit_scale.exp()), 0.0 if bias is None else float(bias)
 
 
-def create(name: str, *, seed: int, mean: tuple[float, float, float] = (0.5, 0.5, 0.5), std: tuple[float, float, float] = (0.5, 0.5, 0.5)) -> Towers:
+def create(
+    name: str,
+    *,
+    seed: int,
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+) -> Towers:
     """An open_clip model by name with fresh weights from `seed`; refuses towers whose output depends on the batch."""
     if name not in open_clip.list_models():
         raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
@@ -92,7 +98,9 @@ def refuse_batch_norm(model: nn.Module) -> None:
     """Scores must not depend on which examples share a micro-batch (design: Views)."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(f"{name} is a {type(module).__name__}: its output depends on the batch; use layer or group norm")
+            raise ValueError(
+                f"{name} is a {type(module).__name__}: its output depends on the batch; use layer or group norm"
+            )
 
 
 def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:
@@ -112,7 +120,11 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in _sorted_state(model):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else repr(value.item()).encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if value.ndim
+            else repr(value.item()).encode()
+        )
     return digest.hexdigest()
 
 

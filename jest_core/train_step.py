@@ -44,7 +44,7 @@ class Learner:
 
 @dataclass
 class StepResult:
-    """What one step did; log rows are in the columns of tables.SELECTION and tables.STEPS, the same on every learner."""
+    """What one step did, in the columns of tables.SELECTION and tables.STEPS; the same on every learner."""
 
     picks: pa.Table
     summary: dict[str, float]
@@ -65,15 +65,21 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
         picks, summary = _uniform_log(super_batch, step, learners)
     else:
         with _timed(seconds, "score"):
-            scored = learner.towers.embed(super_batch.pixels, super_batch.tokens, batch_size=learner.run.training.score_batch_size)
+            scored = learner.towers.embed(
+                super_batch.pixels, super_batch.tokens, batch_size=learner.run.training.score_batch_size
+            )
         with _timed(seconds, "select"):
             reference = _reference(learner, super_batch)
             chosen = _select(learner, super_batch, scored, reference, uids, occurrences, step)
         with _timed(seconds, "log"):
             picks, summary = _selection_log(learner.run, super_batch, chosen, scored, reference, step, learners)
         with _timed(seconds, "exchange"):
-            identities = learners.take(torch.cat([uids, occurrences[:, None]], 1), chosen.indices.cpu(), chosen.offsets.cpu())
-            moves = spread(chosen.indices.cpu(), identities[:, :2], identities[:, 2], chosen.offsets.cpu(), learners.rank)
+            identities = learners.take(
+                torch.cat([uids, occurrences[:, None]], 1), chosen.indices.cpu(), chosen.offsets.cpu()
+            )
+            moves = spread(
+                chosen.indices.cpu(), identities[:, :2], identities[:, 2], chosen.offsets.cpu(), learners.rank
+            )
             sub_batch = exchange(super_batch, moves, learner.prepare, learners)
     with _timed(seconds, "train"):
         optimisation = _update(learner, sub_batch, step)
@@ -83,7 +89,11 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
 
 def _reference(learner: Learner, super_batch: Examples) -> Embeddings | None:
     """The cached reference embeddings of the super-batch; none for the hard-learner criterion."""
-    if super_batch.reference_image is None or super_batch.reference_text is None or learner.reference_scale_and_bias is None:
+    if (
+        super_batch.reference_image is None
+        or super_batch.reference_text is None
+        or learner.reference_scale_and_bias is None
+    ):
         return None
     image, text = super_batch.reference_image.to(learner.device), super_batch.reference_text.to(learner.device)
     return Embeddings(image, text, *learner.reference_scale_and_bias)
@@ -122,7 +132,11 @@ def _update(learner: Learner, sub_batch: Examples, step: int) -> dict[str, float
     """Forward, loss over all learners' shares, backward, AdamW."""
     config, device = learner.run.training, learner.device
     rate = optim.learning_rate(
-        step, peak=config.learning_rate, warmup_steps=config.warmup_steps, n_steps=learner.run.n_steps, schedule=config.schedule
+        step,
+        peak=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        n_steps=learner.run.n_steps,
+        schedule=config.schedule,
     )
     for parameters in learner.optimizer.param_groups:
         parameters["lr"] = rate
@@ -138,7 +152,12 @@ def _update(learner: Learner, sub_batch: Examples, step: int) -> dict[str, float
     learner.wrapped.train()
     out = learner.wrapped(learner.towers.normalise(pixels), sub_batch.tokens.to(device))
     loss = sigmoid_loss(
-        out["image_features"], out["text_features"], out["logit_scale"], out["logit_bias"], tile=config.loss_tile, group=learner.group
+        out["image_features"],
+        out["text_features"],
+        out["logit_scale"],
+        out["logit_bias"],
+        tile=config.loss_tile,
+        group=learner.group,
     )
     learner.optimizer.zero_grad(set_to_none=True)
     n_learners = Learners(learner.group).size
@@ -181,10 +200,14 @@ def _selection_log(
         "chunk": torch.cat([chosen.chunk.cpu(), torch.full((n_refused,), -1)]).numpy(),
         "learner_loss": learners.take(learner_loss, positions, offsets).numpy(),
         "reference_loss": learners.take(reference_loss, positions, offsets).numpy(),
-        "draw_score": torch.cat([chosen.draw_score.cpu(), learners.take(chosen.scores.cpu(), refused, offsets)]).numpy(),
+        "draw_score": torch.cat(
+            [chosen.draw_score.cpu(), learners.take(chosen.scores.cpu(), refused, offsets)]
+        ).numpy(),
         "selected": np.arange(len(positions)) < len(chosen.indices),
     }
-    own = {"learnability": learner_loss - reference_loss, "hard": learner_loss, "easy": -reference_loss}[run.selection.criterion]
+    own = {"learnability": learner_loss - reference_loss, "hard": learner_loss, "easy": -reference_loss}[
+        run.selection.criterion
+    ]
     summary = _summary(step, super_batch, len(chosen.indices), learners)
     summary["super_batch_matched_score"] = float(learners.sum(own[super_batch.valid].sum())) / n_valid
     summary["sub_batch_matched_score"] = learners.take(own, chosen.indices.cpu(), offsets).mean().item()

@@ -10,10 +10,18 @@ from jest_core import config as run_files
 from jest_core.config import Run
 from pipelines import progress
 
-app = typer.Typer(help="Joint example selection for CLIP/SigLIP training.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Joint example selection for CLIP/SigLIP training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", exists=False)]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the run file, such as selection.n_chunks=8.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the run file, such as selection.n_chunks=8."),
+]
 
 
 def _load(path: Path, overrides: list[str] | None) -> Run:
@@ -56,7 +64,9 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Run directories to compare, paths or URLs.")],
+    run_dirs: Annotated[
+        list[str], typer.Argument(metavar="RUN_DIR...", help="Run directories to compare, paths or URLs.")
+    ],
     output: Annotated[str, typer.Option(help="Where to write the page.")] = "report.html",
 ) -> None:
     """Compare runs on one page: curves, what was selected, and what it cost."""
@@ -69,7 +79,9 @@ def report(
 def demo(
     data: Annotated[str, typer.Option(help="small (in the package) or medium (built from npm packages).")] = "small",
     root: Annotated[str, typer.Option(help="Directory or URL for everything it writes.")] = "runs/demo",
-    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of everything, to see that it works; figures mean nothing.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A few steps of everything, to see that it works; figures mean nothing.")
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 1,
     n_learners: Annotated[int, typer.Option(min=1, help="Learners of each run.")] = 1,
 ) -> None:

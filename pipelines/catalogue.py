@@ -1,6 +1,7 @@
 """Image shards -> catalogue: which rows are kept, and the rule that dropped each of the others. No image is read."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,17 @@ def run_stage(run: Run) -> dict[str, Any]:
     if (manifest := storage.begin(directory, "catalogue", config)) is not None:
         progress.say("catalogue", f"already at {directory}: {audit(manifest)}")
         return manifest
-    progress.say("catalogue", f"{len(shards)} shards, rules {', '.join(rule.rule for rule in run.data.rules)}: reading metadata only")
+    progress.say(
+        "catalogue",
+        f"{len(shards)} shards, rules {', '.join(rule.rule for rule in run.data.rules)}: reading metadata only",
+    )
     cluster.connect()
     cluster.data_context()
     done = set(storage.names(f"{directory}/parts", ".parquet"))
     todo = [{"index": i, "path": path} for i, path in enumerate(shards) if part_name(i) not in done]
     if todo:
         stage = ray.data.from_items(todo, override_num_blocks=min(len(todo), 1000)).map(
-            _catalogue_shard, fn_kwargs={"directory": directory, "rules": run.data.rules}
+            partial(_catalogue_shard, directory=directory, rules=run.data.rules)
         )
         with progress.bar("catalogue", len(shards), "shards", start=len(done)) as advance:
             for _ in stage.iter_rows():
@@ -72,7 +76,10 @@ def _keeps(rule: Rule, shard: Shard, row_group: int) -> NDArray[np.bool_]:
             return pc.fill_null(pc.less(unsafe, rule.below), False).to_numpy()
         case CaptionRule():
             captions = shard.captions(row_group)
-            return np.array([len(c.split()) >= rule.min_words and len(c.strip()) >= rule.min_characters for c in captions], dtype=bool)
+            return np.array(
+                [len(c.split()) >= rule.min_words and len(c.strip()) >= rule.min_characters for c in captions],
+                dtype=bool,
+            )
 
 
 def _describe(directory: str, index: int, path: str) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def kept_rows(directory: str, shard: int, row_group: int) -> tuple[NDArray[np.in
 
 
 def order(manifest: dict[str, Any], run: Run, bad_rows: dict[str, list[int]] | None = None) -> Order:
-    """The order of the catalogue's kept rows; bad_rows (shard number -> rows of it) are left out where they are known."""
+    """The order of the catalogue's kept rows, without bad_rows (shard number -> rows of it) where they are known."""
     shards, groups, kept = [], [], []
     for index, shard in enumerate(manifest["shards"]):
         sizes = np.array([group["rows"] for group in shard["row_groups"]])
@@ -119,5 +126,10 @@ def order(manifest: dict[str, Any], run: Run, bad_rows: dict[str, list[int]] | N
             groups.append(i)
             kept.append(group["kept"] - int(n_bad[i]))
     return Order(
-        np.array(shards), np.array(groups), np.array(kept), seed=run.seed, n_streams=run.data.n_streams, window_rows=run.data.window_rows
+        np.array(shards),
+        np.array(groups),
+        np.array(kept),
+        seed=run.seed,
+        n_streams=run.data.n_streams,
+        window_rows=run.data.window_rows,
     )

@@ -33,6 +33,8 @@ def read(path: str) -> dict[str, Any]:
     if not path.endswith(_SUFFIX):
         found = steps(path)
         if not found:
-            raise FileNotFoundError(f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file")
+            raise FileNotFoundError(
+                f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file"
+            )
         path = path_of(path, found[-1])
     return towers.read_checkpoint(storage.read_bytes(path))

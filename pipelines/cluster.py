@@ -1,5 +1,6 @@
 """The Ray that stages run on: the cluster of RAY_ADDRESS where one is set, else one on this machine."""
 
+import logging
 import os
 from typing import Any
 
@@ -20,12 +21,13 @@ def connect() -> None:
         return
     cores = os.cpu_count() or 1
     ray.init(
-        # logical: an actor pool that takes every CPU would leave none to its readers, and the pipeline would never start
+        # logical: an actor pool that takes every CPU would leave none to its readers, and the pipeline would never
+        # start
         num_cpus=max(8, 2 * cores),
         include_dashboard=False,
         object_store_memory=int(min(2 * _GIB, 0.15 * psutil.virtual_memory().available)),
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
 
 

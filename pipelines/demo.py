@@ -35,7 +35,9 @@ def run_stage(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int)
     _place_data(data, root)
 
     run_dirs: list[str] = []
-    for name in sorted({REFERENCES.get(name, "reference") for name in runs if runs[name].reference}, key=lambda n: n != "reference"):
+    for name in sorted(
+        {REFERENCES.get(name, "reference") for name in runs if runs[name].reference}, key=lambda n: n != "reference"
+    ):
         train_and_evaluate(runs[name], name)
         run_dirs.append(runs[name].path(runs[name].run_dir))
     for run in runs.values():
@@ -63,7 +65,15 @@ def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict
     """The demonstration's run files by name; references first, then in the order of the table."""
     folder = files("deploy") / "runs" / f"demo-{data}"
     names = [p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")]
-    order = ["reference", "raw-reference", "uniform", "uniform-equal-flops", "independent", "joint", "joint-raw-reference"]
+    order = [
+        "reference",
+        "raw-reference",
+        "uniform",
+        "uniform-equal-flops",
+        "independent",
+        "joint",
+        "joint-raw-reference",
+    ]
     runs = {}
     for name in sorted(names, key=order.index):
         overrides = [f"root={root}", f"seed={seed}", f"training.n_learners={n_learners}", *(_SMOKE if smoke else [])]
@@ -83,7 +93,9 @@ def _place_data(data: str, root: str) -> None:
     else:
         from pipelines.drawings.build import build
 
-        progress.say("demo", f"builds the {data} tier of drawings from npm packages: about 300 MB to fetch, 2 to 5 minutes")
+        progress.say(
+            "demo", f"builds the {data} tier of drawings from npm packages: about 300 MB to fetch, 2 to 5 minutes"
+        )
         with tempfile.TemporaryDirectory() as scratch:
             build(data, Path(scratch) / data, raw=Path(scratch) / "raw")
             _copy_tree(Path(scratch) / data, target)

@@ -51,7 +51,9 @@ def run_stage(run: Run) -> list[dict[str, Any]]:
                             "samples_trained": step * run.sub_batch_size,
                         }
                     )
-                storage.write_bytes(f"{directory}/{RESULTS}", "".join(json.dumps(line) + "\n" for line in results).encode())
+                storage.write_bytes(
+                    f"{directory}/{RESULTS}", "".join(json.dumps(line) + "\n" for line in results).encode()
+                )
                 advance(1)
     last = [line for line in results if line["step"] == steps[-1]]
     shown = "; ".join(f"{line['key']} {100 * line['metrics']['main_metric']:.1f} %" for line in last)
@@ -80,7 +82,10 @@ def _evaluate(run: Run, pair: Towers, tasks: dict[str, Any]) -> Iterator[tuple[s
                 metrics["main_metric"] = (metrics["text_retrieval_recall@1"] + metrics["image_retrieval_recall@1"]) / 2
             else:
                 if task not in tasks:
-                    raise ValueError(f"evaluation task {task!r} is neither `retrieval` nor in {run.evaluation.classes}, which has {', '.join(tasks)}")
+                    raise ValueError(
+                        f"evaluation task {task!r} is neither `retrieval` nor in {run.evaluation.classes}, which "
+                        f"has {', '.join(tasks)}"
+                    )
                 if task not in class_cache:
                     class_cache[task] = class_embeddings(pair, _class_names(tasks[task]))
                 number = {c["id"]: i for i, c in enumerate(tasks[task]["classes"])}

@@ -18,7 +18,7 @@ from jest_core import config as run_files
 from jest_core import flops, optim, towers
 from jest_core.config import Run
 from jest_core.train_step import Learner, StepResult, train_step
-from pipelines import checkpoints, cluster, progress, reference_scores, storage, super_batches
+from pipelines import checkpoints, cluster, progress, storage, super_batches
 from pipelines.selection_log import SelectionLog
 
 
@@ -27,17 +27,25 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
     directory = run.path(run.run_dir)
     config = {"run": {k: v for k, v in run.model_dump(mode="json").items() if k != "evaluation"}}
     if (manifest := storage.begin(directory, "train", config)) is not None:
-        progress.say(label, f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s")
+        progress.say(
+            label,
+            f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
+        )
         return manifest
     source = super_batches.open_source(run)
     costs = step_costs(run)
     storage.write_bytes(f"{directory}/run.yaml", run_files.dump(run).encode())
     reached = (checkpoints.steps(directory) or [0])[-1]
     going = f"resumes after step {reached} of" if reached else "starts,"
-    method = run.selection.method if run.selection.method == "uniform" else f"{run.selection.method} selection by {run.selection.criterion}"
+    method = (
+        run.selection.method
+        if run.selection.method == "uniform"
+        else f"{run.selection.method} selection by {run.selection.criterion}"
+    )
     progress.say(
         label,
-        f"{method}: {going} {run.n_steps} steps of {run.sub_batch_size} from {run.super_batch_size} of {source.order.n_rows:,} pairs; "
+        f"{method}: {going} {run.n_steps} steps of {run.sub_batch_size} from {run.super_batch_size} of "
+        f"{source.order.n_rows:,} pairs; "
         f"{run.training.n_learners} learner(s), {costs['flops_step'] / 1e9:.1f} GFLOPs a step",
     )
     cluster.connect()
@@ -52,7 +60,11 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
         **costs,
     }
     manifest = storage.finish(directory, "train", config, **result)
-    progress.say(label, f"{result['examples_trained']:,} examples trained of {result['examples_seen']:,} seen, {seconds:.0f} s in steps")
+    progress.say(
+        label,
+        f"{result['examples_trained']:,} examples trained of {result['examples_seen']:,} seen, {seconds:.0f} s in "
+        "steps",
+    )
     return manifest
 
 
@@ -65,7 +77,11 @@ def step_costs(run: Run) -> dict[str, float]:
         widths = tuple(_embed_dim(name) for name in scorers)
     n_chunks = 1 if run.selection.method == "independent" else run.selection.n_chunks
     step = flops.training_flops(
-        forward=forward, sub_batch_size=run.sub_batch_size, super_batch_size=run.super_batch_size, n_chunks=n_chunks, widths=widths
+        forward=forward,
+        sub_batch_size=run.sub_batch_size,
+        super_batch_size=run.super_batch_size,
+        n_chunks=n_chunks,
+        widths=widths,
     )
     return {
         "flops_step": step.total,
@@ -101,11 +117,16 @@ def _fit(run: Run, directory: str, board: Any, label: str, reached: int) -> None
         _learn,
         train_loop_config={"run": run_files.dump(run), "board": board},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=run.training.n_learners, use_gpu=bool(gpus), resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})}
+            num_workers=run.training.n_learners,
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=ray.train.RunConfig(
-            name="learners", storage_path=inner, storage_filesystem=_arrow(fs), failure_config=ray.train.FailureConfig(max_failures=run.training.max_failures)
+            name="learners",
+            storage_path=inner,
+            storage_filesystem=_arrow(fs),
+            failure_config=ray.train.FailureConfig(max_failures=run.training.max_failures),
         ),
     )
     failure: list[BaseException] = []
@@ -127,7 +148,9 @@ def _fit(run: Run, directory: str, board: Any, label: str, reached: int) -> None
                 advance(step - shown, note=note)
                 shown = step
     if failure:
-        raise RuntimeError(f"the learners failed; {directory} keeps what they finished, and the same command goes on from there") from failure[0]
+        raise RuntimeError(
+            f"the learners failed; {directory} keeps what they finished, and the same command goes on from there"
+        ) from failure[0]
 
 
 def _learn(settings: dict[str, Any]) -> None:
@@ -173,7 +196,7 @@ def _create(run: Run, source: super_batches.Source, group: dist.ProcessGroup | N
     pair = towers.create(run.model.name, seed=run.seed, mean=run.model.image_mean, std=run.model.image_std)
     if config.gpus_per_learner:
         pair.model.cuda()
-    pair.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pair.model.to(memory_format=torch.channels_last)
     optimizer = optim.adamw(
         pair.model,
         learning_rate=config.learning_rate,
@@ -183,7 +206,15 @@ def _create(run: Run, source: super_batches.Source, group: dist.ProcessGroup | N
         weight_decay=config.weight_decay,
     )
     wrapped = pair.model if group is None else torch.nn.parallel.DistributedDataParallel(pair.model)
-    return Learner(run, pair, optimizer, wrapped, source.scale_and_bias, functools.partial(super_batches.prepare, towers=pair), group)
+    return Learner(
+        run,
+        pair,
+        optimizer,
+        wrapped,
+        source.scale_and_bias,
+        functools.partial(super_batches.prepare, towers=pair),
+        group,
+    )
 
 
 def _restore(learner: Learner, directory: str, n_steps: int) -> dict[str, Any]:
@@ -198,7 +229,9 @@ def _restore(learner: Learner, directory: str, n_steps: int) -> dict[str, Any]:
     return {**checkpoint["jest"], "metrics": lines[: checkpoint["jest"]["step"]]}
 
 
-def _checkpoint(learner: Learner, directory: str, step: int, log: SelectionLog, lines: list[str], seconds: float) -> None:
+def _checkpoint(
+    learner: Learner, directory: str, step: int, log: SelectionLog, lines: list[str], seconds: float
+) -> None:
     """Log parts and metrics first, then the checkpoint that commits them."""
     parts = log.commit()
     storage.write_bytes(f"{directory}/metrics.jsonl", ("\n".join(lines) + "\n").encode())
@@ -212,7 +245,9 @@ def _checkpoint(learner: Learner, directory: str, step: int, log: SelectionLog, 
     checkpoints.write(directory, step, content)
 
 
-def _metrics(run: Run, result: StepResult, step: int, seconds: float, waited: float, costs: dict[str, float]) -> dict[str, Any]:
+def _metrics(
+    run: Run, result: StepResult, step: int, seconds: float, waited: float, costs: dict[str, float]
+) -> dict[str, Any]:
     """One line of metrics.jsonl, in open_clip's names and jest's; `step` counts finished updates."""
     optimisation, summary = result.optimisation, result.summary
     line = {

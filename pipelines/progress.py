@@ -15,7 +15,10 @@ _LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
 
 def say(stage: str, text: str) -> None:
     """One line on what a stage does or found."""
-    console.print(f"[bold cyan]{stage}[/] {escape(text)}" if console.is_terminal else f"{stage}: {text}", markup=console.is_terminal)
+    console.print(
+        f"[bold cyan]{stage}[/] {escape(text)}" if console.is_terminal else f"{stage}: {text}",
+        markup=console.is_terminal,
+    )
     sys.stdout.flush()
 
 

@@ -1,8 +1,8 @@
 """Catalogue + reference model -> score cache: every kept pair embedded once, one part per shard.
 
-Ray Data reads and decodes in tasks, embeds in an actor pool, and stores fragments; when a shard's fragments are complete
-they become its part, row for row beside the shard. What is cached are embeddings, because the loss of a pair depends
-on which others are in the batch.
+Ray Data reads and decodes in tasks, embeds in an actor pool, and stores fragments; when a shard's fragments are
+complete they become its part, row for row beside the shard. What is cached are embeddings, because the loss of a pair
+depends on which others are in the batch.
 """
 
 from collections import defaultdict
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 
 from jest_core import config as run_files
 from jest_core import tables, towers
@@ -51,7 +52,10 @@ def run_stage(run: Run) -> dict[str, Any]:
         return manifest
     done = set(storage.names(f"{directory}/parts", ".parquet"))
     todo = [i for i in range(len(listing["shards"])) if part_name(i) not in done]
-    progress.say("reference-scores", f"{reference.name} embeds the kept pairs of {len(listing['shards'])} shards ({len(done)} done)")
+    progress.say(
+        "reference-scores",
+        f"{reference.name} embeds the kept pairs of {len(listing['shards'])} shards ({len(done)} done)",
+    )
     if todo:
         cluster.connect()
         cluster.data_context()
@@ -86,7 +90,7 @@ def _embed_shards(run: Run, listing: dict[str, Any], todo: list[int], directory:
     text = run_files.dump(run)
     stage = (
         ray.data.from_items(units, override_num_blocks=len(units))
-        .map_batches(_read_and_decode, batch_size=1, batch_format="numpy", fn_kwargs={"run_text": text})
+        .map_batches(_read_and_decode, batch_size=1, batch_format="numpy", fn_kwargs={"run_text": text})  # type: ignore[arg-type]
         .map_batches(
             _Embedder,
             fn_constructor_args=(text, directory),
@@ -120,13 +124,18 @@ def _read_and_decode(unit: dict[str, np.ndarray], run_text: str) -> Iterator[pa.
     source = Shard(str(unit["path"][0]))
     kept, uids = catalogue.kept_rows(run.path(run.data.catalogue), shard, row_group)
     if uids != source.uids(row_group):
-        raise ValueError(f"{source.path}, row group {row_group}, changed since it was catalogued: run `jest catalogue` into a new directory")
+        raise ValueError(
+            f"{source.path}, row group {row_group}, changed since it was catalogued: run `jest catalogue` into a "
+            "new directory"
+        )
     is_kept = np.isin(np.arange(len(uids)), kept)
     captions, images = source.captions(row_group), source.images(row_group)
     for start in range(0, len(uids), _BLOCK_ROWS):
         part = slice(start, min(start + _BLOCK_ROWS, len(uids)))
         encoded = images.slice(part.start, part.stop - part.start).to_pylist()
-        pixels, decoded = size.view.batch([data if keep else None for data, keep in zip(encoded, is_kept[part], strict=True)])
+        pixels, decoded = size.view.batch(
+            [data if keep else None for data, keep in zip(encoded, is_kept[part], strict=True)]
+        )
         status = np.where(~is_kept[part], "dropped", np.where(decoded, "ok", "undecodable"))
         yield pa.table(
             {
@@ -163,52 +172,29 @@ class _Embedder:
             self.reference.model.cuda()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if not len(block):  # Ray Data asks with no rows for the schema
-            return pa.table({"shard": pa.array([], pa.int64()), "rows": pa.array([], pa.int64()), "fragment": pa.array([], pa.string())})
-        import torch
-
         size = self.reference.view.image_size
         ok = np.flatnonzero(np.array(block["status"].to_pylist()) == "ok")
-        pixels = torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size))
-        tokens = torch.from_numpy(blocks.unpack(block["tokens"])[ok].copy())
-        columns: dict[str, np.ndarray] = {}
-        if len(ok):
-            found = self.reference.embed(pixels, tokens, batch_size=self.batch_size)
-            loss = matched_losses(found).cpu().numpy()
-            cosine = (found.image * found.text).sum(1).cpu().numpy()
-            values = {"image_embedding": found.image.cpu().numpy(), "text_embedding": found.text.cpu().numpy(), "matched_pair_loss": loss, "cosine": cosine}
-            width = found.image.shape[1]
-        else:
-            width = _width(self.reference)
-            empty = np.zeros((0, width))
-            values = {"image_embedding": empty, "text_embedding": empty, "matched_pair_loss": empty[:, 0], "cosine": empty[:, 0]}
-        schema = tables.score_cache(width, width)
-        for name, found_values in values.items():
-            dtype = np.float16 if name.endswith("embedding") else np.float32
-            columns[name] = np.zeros((len(block), *found_values.shape[1:]), dtype=dtype)
-            columns[name][ok] = found_values
-        table = pa.table(
-            {
-                "uid": block["uid"],
-                "row": block["row"],
-                "status": block["status"],
-                "image_embedding": blocks.pack(columns["image_embedding"]),
-                "text_embedding": blocks.pack(columns["text_embedding"]),
-                "matched_pair_loss": columns["matched_pair_loss"],
-                "cosine": columns["cosine"],
-            }
-        ).cast(schema)
+        found = self.reference.embed(
+            torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size)),
+            torch.from_numpy(blocks.unpack(block["tokens"])[ok]),
+            batch_size=self.batch_size,
+        )
+        values = {
+            "image_embedding": found.image.half(),
+            "text_embedding": found.text.half(),
+            "matched_pair_loss": matched_losses(found).float(),
+            "cosine": (found.image * found.text).sum(1),
+        }
+        columns: dict[str, Any] = {name: block[name] for name in ("uid", "row", "status")}
+        for name, value in values.items():
+            rows = np.zeros((len(block), *value.shape[1:]), dtype=value.cpu().numpy().dtype)
+            rows[ok] = value.cpu().numpy()
+            columns[name] = blocks.pack(rows) if rows.ndim > 1 else rows
+        table = pa.table(columns).cast(tables.score_cache(found.image.shape[1], found.text.shape[1]))
         shard, row = block["shard"][0].as_py(), block["row"][0].as_py()
         fragment = f"{self.directory}/fragments/{shard:05d}-{row:09d}.parquet"
         storage.write_table(fragment, table)
         return pa.table({"shard": [shard], "rows": [len(table)], "fragment": [fragment]})
-
-
-def _width(reference: Towers) -> int:
-    import torch
-
-    size = reference.view.image_size
-    return reference.embed(torch.zeros(1, 3, size, size, dtype=torch.uint8), reference.tokens([""]), batch_size=1).image.shape[1]
 
 
 @ray.remote(num_cpus=1)
@@ -220,7 +206,8 @@ def _merge(directory: str, shard: int, fragments: list[str], row_groups: list[in
     n_bad, n_kept = int((status == "undecodable").sum()), int((status != "dropped").sum())
     if n_bad > max_bad_share * n_kept:
         raise ValueError(
-            f"shard {shard}: {n_bad} of {n_kept} kept rows do not decode, more than data.max_bad_share {max_bad_share}; "
+            f"shard {shard}: {n_bad} of {n_kept} kept rows do not decode, more than data.max_bad_share "
+            f"{max_bad_share}; "
             "drop them with a rule of the catalogue, or raise the share"
         )
     storage.write_table(f"{directory}/parts/{part_name(shard)}", table, row_groups)
@@ -249,4 +236,5 @@ def _summary(manifest: dict[str, Any]) -> str:
     ok = sum(shard["ok"] for shard in manifest["shards"])
     bad = sum(len(shard["bad_rows"]) for shard in manifest["shards"])
     config = manifest["config"]
-    return f"{ok:,} pairs scored, {bad:,} undecodable; logit_scale {config['logit_scale']:.2f}, logit_bias {config['logit_bias']:.2f}"
+    temperature = f"logit_scale {config['logit_scale']:.2f}, logit_bias {config['logit_bias']:.2f}"
+    return f"{ok:,} pairs scored, {bad:,} undecodable; {temperature}"

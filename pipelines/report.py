@@ -22,7 +22,18 @@ from jest_core.config import Run
 from pipelines import evaluation, progress, selection_log, storage
 from pipelines.shards import Shard
 
-_COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
+_COLOURS = (
+    "#4269d0",
+    "#efb118",
+    "#ff725c",
+    "#6cc5b0",
+    "#3ca951",
+    "#ff8ab7",
+    "#a463f2",
+    "#97bbf5",
+    "#9c6b4e",
+    "#9498a0",
+)
 _THUMBNAILS = 12  # in each row of the grids
 
 
@@ -65,7 +76,11 @@ def run_stage(run_dirs: list[str], output: str) -> None:
         rows=[_row(run, keys) for run in runs],
         charts=[
             ("Scores against examples trained, examples seen and FLOPs", _html(curves(runs, keys))),
-            *([("Learnability of what was offered and of what was selected", _html(learnability_chart(selecting)))] if selecting else []),
+            *(
+                [("Learnability of what was offered and of what was selected", _html(learnability_chart(selecting)))]
+                if selecting
+                else []
+            ),
             *((f"What {run.name} selected: share of each kind", _html(share_chart(run))) for run in selecting),
         ],
         grids=[(run.name, grids(run)) for run in selecting],
@@ -119,7 +134,9 @@ def terminal_table(runs: list[Finished], keys: list[str]) -> Table:
     """The same table for the terminal."""
     table = Table(title="Scores in %, and what they cost (without the reference's own training, which has its row)")
     for i, heading in enumerate(_headings(keys)):
-        table.add_column(heading.replace("/", "\n").replace(" acc", "\nacc").replace(" R@", "\nR@"), justify="right" if i else "left")
+        table.add_column(
+            heading.replace("/", "\n").replace(" acc", "\nacc").replace(" R@", "\nR@"), justify="right" if i else "left"
+        )
     for run in runs:
         table.add_row(*_row(run, keys))
     return table
@@ -130,7 +147,10 @@ def curves(runs: list[Finished], keys: list[str]) -> go.Figure:
     columns = _columns(keys)
     axes = (("examples trained", "samples_trained"), ("examples seen", "samples_seen"), ("TFLOPs", ""))
     figure = make_subplots(
-        rows=len(columns), cols=len(axes), subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(3)], vertical_spacing=0.25 / len(columns)
+        rows=len(columns),
+        cols=len(axes),
+        subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(3)],
+        vertical_spacing=0.25 / len(columns),
     )
     compared = [run for run in runs if not run.is_reference]
     for r, (key, metric, _) in enumerate(columns, 1):
@@ -141,7 +161,15 @@ def curves(runs: list[Finished], keys: list[str]) -> go.Figure:
                 y = [100 * value for _, value in found]
                 colour = _COLOURS[i % len(_COLOURS)]
                 figure.add_scatter(
-                    x=x, y=y, name=run.name, legendgroup=run.name, showlegend=r == c == 1, line={"color": colour}, mode="lines+markers", row=r, col=c
+                    x=x,
+                    y=y,
+                    name=run.name,
+                    legendgroup=run.name,
+                    showlegend=r == c == 1,
+                    line={"color": colour},
+                    mode="lines+markers",
+                    row=r,
+                    col=c,
                 )
             figure.update_xaxes(title_text=title, row=r, col=c)
             figure.update_yaxes(title_text="%", rangemode="tozero", row=r, col=c)
@@ -154,9 +182,14 @@ def learnability_chart(runs: list[Finished]) -> go.Figure:
     figure = go.Figure()
     for i, run in enumerate(runs):
         steps = selection_log.read_steps(run.directory)
-        for field, dash, label in (("sub_batch_matched_score", "solid", "selected"), ("super_batch_matched_score", "dot", "offered")):
+        for field, dash, label in (
+            ("sub_batch_matched_score", "solid", "selected"),
+            ("super_batch_matched_score", "dot", "offered"),
+        ):
             line = {"color": _COLOURS[i % len(_COLOURS)], "dash": dash}
-            figure.add_scatter(x=steps["step"].to_numpy(), y=steps[field].to_numpy(), name=f"{run.name}, {label}", line=line)
+            figure.add_scatter(
+                x=steps["step"].to_numpy(), y=steps[field].to_numpy(), name=f"{run.name}, {label}", line=line
+            )
     figure.update_layout(height=420, xaxis_title="step", yaxis_title="nats per matched pair")
     return figure
 
@@ -175,7 +208,14 @@ def share_chart(run: Finished, n_bins: int = 20) -> go.Figure:
         x = [steps[bins == b].mean() for b in used]
         colour = _COLOURS[i % len(_COLOURS)]
         figure.add_scatter(x=x, y=share, name=name, line={"color": colour}, legendgroup=name)
-        figure.add_scatter(x=[x[0], x[-1]], y=[100 * offered[name]] * 2, line={"color": colour, "dash": "dot"}, legendgroup=name, showlegend=False, mode="lines")
+        figure.add_scatter(
+            x=[x[0], x[-1]],
+            y=[100 * offered[name]] * 2,
+            line={"color": colour, "dash": "dot"},
+            legendgroup=name,
+            showlegend=False,
+            mode="lines",
+        )
     figure.update_layout(height=420, xaxis_title="step", yaxis_title="% of the selected (dotted: of the catalogue)")
     return figure
 
@@ -190,8 +230,16 @@ def _labels(run: Finished) -> tuple[dict[tuple[int, int], str], dict[str, float]
         shard = Shard(entry["path"])
         columns = [name for name in ("kind", "noise") if name in shard.columns]
         table = shard.file.read(columns=columns)
-        kept = storage.open_parquet(f"{directory}/parts/{number:05d}.parquet").read(columns=["dropped_by"])["dropped_by"].is_null().to_pylist()
-        values = [" / ".join(v for v in parts if v) or "all" for parts in zip(*(table[c].to_pylist() for c in columns), strict=True)] or ["all"] * len(kept)
+        kept = (
+            storage.open_parquet(f"{directory}/parts/{number:05d}.parquet")
+            .read(columns=["dropped_by"])["dropped_by"]
+            .is_null()
+            .to_pylist()
+        )
+        values = [
+            " / ".join(v for v in parts if v) or "all"
+            for parts in zip(*(table[c].to_pylist() for c in columns), strict=True)
+        ] or ["all"] * len(kept)
         for row, value in enumerate(values):
             labels[number, row] = value
             counts[value] = counts.get(value, 0) + kept[row]
@@ -223,7 +271,9 @@ def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             group += 1
         image, caption = shard.images(group)[inside].as_py(), shard.captions(group)[inside]
         score = row["learner_loss"] - row["reference_loss"]
-        tiles.append({"image": _thumbnail(image), "caption": caption, "score": f"{score:.1f}" if score == score else ""})
+        tiles.append(
+            {"image": _thumbnail(image), "caption": caption, "score": f"{score:.1f}" if score == score else ""}
+        )
     return tiles
 
 
@@ -239,4 +289,6 @@ def _thumbnail(data: bytes, side: int = 64) -> str:
 
 def _html(figure: go.Figure) -> str:
     figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 60, "b": 50})
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}))
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False})
+    )

@@ -1,7 +1,7 @@
 """The selection log: what was drawn at each step and its scores, in parts that become valid with a checkpoint.
 
-Parts are named by the steps they hold; a checkpoint lists those that are committed with it, and readers ignore the rest,
-so after any crash and resume the log holds each step once.
+Parts are named by the steps they hold; a checkpoint lists those that are committed with it, and readers ignore the
+rest, so after any crash and resume the log holds each step once.
 """
 
 import json
@@ -56,7 +56,9 @@ def read_steps(run_dir: str) -> pa.Table:
 
 
 def _read(run_dir: str, prefix: str) -> pa.Table:
-    return pa.concat_tables([storage.open_parquet(f"{run_dir}/selection/{prefix}{name}").read() for name in committed(run_dir)])
+    return pa.concat_tables(
+        [storage.open_parquet(f"{run_dir}/selection/{prefix}{name}").read() for name in committed(run_dir)]
+    )
 
 
 def read_metrics(run_dir: str) -> list[dict[str, Any]]:

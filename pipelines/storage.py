@@ -39,7 +39,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Atomic: a reader sees the whole file or none. Object stores put whole objects; a local file is renamed in place."""
+    """Atomic: a reader sees the whole file or none. Object stores put whole objects; a local file is renamed."""
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(inner, data)
@@ -140,7 +140,10 @@ def begin(directory: str, stage: str, config: dict[str, Any]) -> dict[str, Any] 
             old = manifest["config"]
             differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
             detail = "; ".join(f"{k}: there {_short(old.get(k))}, here {_short(config.get(k))}" for k in differing)
-            raise ValueError(f"{directory} was made by {manifest['stage']!r} with another configuration ({detail}); choose another directory, or remove it")
+            raise ValueError(
+                f"{directory} was made by {manifest['stage']!r} with another configuration ({detail}); choose "
+                "another directory, or remove it"
+            )
         if manifest["complete"]:
             return manifest
     else:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,20 @@ def open_source(run: Run) -> Source:
         directory = run.path(run.reference.scores)
         scores = storage.finished(directory, "reference-scores", "run `jest reference-scores` first")
         if scores["config"]["catalogue"] != listing["fingerprint"]:
-            raise ValueError(f"{directory} was scored for another catalogue than {run.data.catalogue}: run `jest reference-scores` into a new directory")
+            raise ValueError(
+                f"{directory} was scored for another catalogue than {run.data.catalogue}: run `jest "
+                "reference-scores` into a new directory"
+            )
         bad = reference_scores.bad_rows(scores)
         scale_and_bias = (scores["config"]["logit_scale"], scores["config"]["logit_bias"])
-    return Source(catalogue.order(listing, run, bad), bad, [shard["path"] for shard in listing["shards"]], scale_and_bias)
+    return Source(
+        catalogue.order(listing, run, bad), bad, [shard["path"] for shard in listing["shards"]], scale_and_bias
+    )
 
 
-def stream(run: Run, source: Source, towers: Towers, *, rank: int, n_learners: int, first_step: int) -> Iterator[Examples]:
+def stream(
+    run: Run, source: Source, towers: Towers, *, rank: int, n_learners: int, first_step: int
+) -> Iterator[Examples]:
     """Learner `rank`'s share of super-batch first_step, first_step + 1, ... to the end of the run.
 
     The place in the stream is the number of the super-batch: super-batch k takes rows k m .. (k + 1) m of every
@@ -68,7 +76,7 @@ def stream(run: Run, source: Source, towers: Towers, *, rank: int, n_learners: i
     low, high = rank * share, (rank + 1) * share
     mine = range(low // m, -(-high // m))  # streams whose slots this learner holds, in part or whole
     buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
-    skip = {s: first_step * m for s in mine}  # rows of a stream that come before the first super-batch
+    skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
     blocks_in = _windows(run, source, mine, first_step, m)
     for _ in range(first_step, run.n_steps):
         parts = []
@@ -86,20 +94,22 @@ def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) 
     """Windows in the order in which super-batches first need them, each with its rows, through Ray Data."""
     first, last = first_step * m, run.n_steps * m
 
-    def needed(s: int) -> Iterator[tuple[int, int, Window]]:
+    def needed(s: int) -> Iterator[tuple[tuple[int, int], Window]]:
         for window in source.order.windows(s, first):
             if window.first_row >= last:
                 return
-            yield max(window.first_row, first) // m, s, window
+            yield (max(window.first_row, first) // m, s), window
 
-    planned = merge(*(needed(s) for s in streams), key=lambda item: item[:2])
+    planned = merge(*(needed(s) for s in streams), key=itemgetter(0))
     cluster.data_context(_DATA_CPUS)
     text = run_files.dump(run)
-    while some := [window for _, _, window in islice(planned, _WINDOWS_PER_EXECUTION)]:
-        items = [{"window": window, "paths": {p.shard: source.shard_paths[p.shard] for p in window.pieces}} for window in some]
-        items = [{**item, "bad_rows": {s: source.bad_rows.get(str(s), []) for s in item["paths"]}} for item in items]
+    while some := [window for _, window in islice(planned, _WINDOWS_PER_EXECUTION)]:
+        items = [{"task": _ReadTask(window, source)} for window in some]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _read_window, batch_size=1, batch_format="numpy", fn_kwargs={"run_text": text}
+            _read_window,  # type: ignore[arg-type]
+            batch_size=1,
+            batch_format="numpy",
+            fn_kwargs={"run_text": text},
         )
         rows = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
         for window in some:
@@ -110,13 +120,23 @@ def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) 
             yield window, pa.concat_tables(parts)
 
 
+class _ReadTask:
+    """A window with what a worker needs to read it: the paths and the bad rows of its shards alone."""
+
+    def __init__(self, window: Window, source: Source) -> None:
+        self.window = window
+        self.paths = {piece.shard: source.shard_paths[piece.shard] for piece in window.pieces}
+        self.bad_rows = {shard: source.bad_rows.get(str(shard), []) for shard in self.paths}
+
+
 def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
     """One window -> its rows in stream order: encoded and decoded images, tokens, cached reference embeddings."""
-    run = run_files.load(run_text)
-    window: Window = batch["window"][0]
-    paths, bad_rows = batch["paths"][0], batch["bad_rows"][0]
-    table = pa.concat_tables([_read_piece(run, piece, paths[piece.shard], bad_rows[piece.shard], window.epoch) for piece in window.pieces])
-    table = table.take(pa.array(window.permutation()))
+    run, task = run_files.load(run_text), batch["task"][0]
+    pieces = [
+        _read_piece(run, piece, task.paths[piece.shard], task.bad_rows[piece.shard], task.window.epoch)
+        for piece in task.window.pieces
+    ]
+    table = pa.concat_tables(pieces).take(pa.array(task.window.permutation()))
     inputs = learner_inputs(run)
     pixels, valid = inputs.view.batch(table["image"].to_pylist())
     tokens = inputs.tokens(table["caption"].to_pylist()).numpy()
@@ -134,7 +154,10 @@ def _read_piece(run: Run, piece: Any, path: str, bad_rows: list[int], epoch: int
     kept = kept[~np.isin(kept + first_row, bad_rows)][piece.start : piece.stop]
     rows = pa.array(kept)
     if [uids[i] for i in kept] != [(found := shard.uids(piece.row_group))[i] for i in kept]:
-        raise ValueError(f"{path}, row group {piece.row_group}, changed since it was catalogued ({len(found)} rows now)")
+        raise ValueError(
+            f"{path}, row group {piece.row_group}, changed since it was catalogued ({len(found)} rows now)"
+        )
+    captions = shard.captions(piece.row_group)
     high, low = tables.uid_from_hex([uids[i] for i in kept])
     columns: dict[str, Any] = {
         "uid_high": high,
@@ -143,7 +166,7 @@ def _read_piece(run: Run, piece: Any, path: str, bad_rows: list[int], epoch: int
         "shard": np.full(len(kept), piece.shard),
         "row": kept + first_row,
         "image": shard.images(piece.row_group).take(rows),
-        "caption": [shard_caption for shard_caption in np.array(shard.captions(piece.row_group), dtype=object)[kept]],
+        "caption": [captions[i] for i in kept],
     }
     table = pa.table(columns).cast(tables.EXAMPLE)
     if not run.uses_reference:
@@ -152,8 +175,13 @@ def _read_piece(run: Run, piece: Any, path: str, bad_rows: list[int], epoch: int
     cache = storage.open_parquet(f"{run.path(run.reference.scores)}/parts/{part_name(piece.shard)}")
     cached = cache.read_row_group(piece.row_group, columns=["uid", "image_embedding", "text_embedding"]).take(rows)
     if cached["uid"].to_pylist() != [uids[i] for i in kept]:
-        raise ValueError(f"the score cache does not line up with {path}, row group {piece.row_group}: score it again into a new directory")
-    return table.append_column("reference_image", cached["image_embedding"]).append_column("reference_text", cached["text_embedding"])
+        raise ValueError(
+            f"the score cache does not line up with {path}, row group {piece.row_group}: score it again into a "
+            "new directory"
+        )
+    return table.append_column("reference_image", cached["image_embedding"]).append_column(
+        "reference_text", cached["text_embedding"]
+    )
 
 
 _inputs: dict[str, Towers] = {}
@@ -178,7 +206,8 @@ def prepare(table: pa.Table, towers: Towers) -> Examples:
 def _examples(table: pa.Table, towers: Towers, with_reference: bool) -> Examples:
     size = towers.view.image_size
     image, text = (
-        (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None) for name in ("reference_image", "reference_text")
+        (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None)
+        for name in ("reference_image", "reference_text")
     )
     return Examples(
         table.select(tables.EXAMPLE.names),

@@ -117,7 +117,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     binary = shutil.which("weed") or str(Path(os.sys.executable).parent / "weed")  # type: ignore[attr-defined]
     ports = [_free_port() for _ in range(10)]
-    names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"]
+    names = [
+        "s3.port",
+        "s3.port.grpc",
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
+        "admin.port",
+        "admin.port.grpc",
+    ]
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret"}
     command = [
         binary,
@@ -126,9 +137,21 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
         *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-        *("-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-bucket=jest"),
+        *(
+            "-admin.ui=false",
+            "-webdav=false",
+            "-master.telemetry=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-bucket=jest",
+        ),
     ]
-    server = subprocess.Popen(command, env={**os.environ, **keys, "GOMEMLIMIT": "512MiB"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command,
+        env={**os.environ, **keys, "GOMEMLIMIT": "512MiB"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     os.environ.update(keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_DEFAULT_REGION": "us-east-1"})
     try:
         _wait_until_it_stores("s3://jest", server)

@@ -12,7 +12,9 @@ import torch.multiprocessing as mp
 def run_learners(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
     """function(rank, size, group, *arguments) on `size` processes; their results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.start_processes(_run, (function, size, folder, arguments), nprocs=size, start_method="fork", join=False)
+        context = mp.start_processes(
+            _run, (function, size, folder, arguments), nprocs=size, start_method="fork", join=False
+        )
         while not context.join():
             pass
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(size)]

@@ -194,4 +194,3 @@ def main(
     """Build a tier of drawing and caption pairs out of published packages."""
     build(tier, out, raw=raw, seed=seed, n_workers=n_workers)
     sys.stdout.write((out / "manifest.json").read_text(encoding="utf-8"))
-

@@ -14,7 +14,15 @@ def test_a_dumped_run_loads_as_itself():
 
 
 def test_derived_sizes():
-    run = config.load(TEXT, ["training.sub_batch_size=32768", "selection.filter_ratio=0.8", "training.examples_trained=65536", "selection.n_chunks=16"])
+    run = config.load(
+        TEXT,
+        [
+            "training.sub_batch_size=32768",
+            "selection.filter_ratio=0.8",
+            "training.examples_trained=65536",
+            "selection.n_chunks=16",
+        ],
+    )
     assert (run.super_batch_size, run.sub_batch_size, run.n_steps) == (163840, 32768, 2)
     assert config.load(TEXT, ["selection.method=uniform"]).super_batch_size == 32
 
@@ -49,9 +57,15 @@ def test_errors_name_field_value_and_remedy(override: str, message: str):
 
 def test_missing_key_is_named():
     with pytest.raises(ValueError, match="training is missing"):
-        config.load("\n".join(line for line in TEXT.splitlines() if not line.startswith(("training", "  "))) + "\ndata: {}")
+        config.load(
+            "\n".join(line for line in TEXT.splitlines() if not line.startswith(("training", "  "))) + "\ndata: {}"
+        )
 
 
-@pytest.mark.parametrize("path", sorted(p for d in (files("deploy") / "runs").iterdir() if d.is_dir() for p in d.iterdir()), ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for d in (files("deploy") / "runs").iterdir() if d.is_dir() for p in d.iterdir()),
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
 def test_every_run_file_loads(path):
     config.load(path.read_text(), source=str(path))

@@ -7,7 +7,9 @@ from jest_core.evaluation import ClassNames, class_embeddings, retrieval, zero_s
 
 def test_zero_shot_on_a_hand_made_matrix():
     classes = torch.eye(6)
-    image = torch.tensor([[1, 0, 0, 0, 0, 0.0], [0.9, 1, 0, 0, 0, 0], [1, 0.5, 0, 0, 0, 0.0], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]])
+    image = torch.tensor(
+        [[1, 0, 0, 0, 0, 0.0], [0.9, 1, 0, 0, 0, 0], [1, 0.5, 0, 0, 0, 0.0], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]]
+    )
     found = zero_shot(image, classes, torch.tensor([0, 1, 1, 5]))
     assert found["acc1"] == pytest.approx(2 / 4)
     assert found["acc5"] == pytest.approx(3 / 4)

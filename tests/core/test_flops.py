@@ -5,7 +5,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from jest_core import flops, towers
 
 
-@pytest.mark.parametrize(("ratio", "reused", "not_reused", "online"), [(0.5, 1.33, 1.67, 2.00), (0.8, 2.33, 2.67, 4.00), (0.9, 4.00, 4.33, 7.33)])
+@pytest.mark.parametrize(
+    ("ratio", "reused", "not_reused", "online"),
+    [(0.5, 1.33, 1.67, 2.00), (0.8, 2.33, 2.67, 4.00), (0.9, 4.00, 4.33, 7.33)],
+)
 def test_the_papers_table_of_cost_ratios(ratio: float, reused: float, not_reused: float, online: float):
     """Section 7 of the fact sheet; the third column has the reference scored online and the forward reused."""
     forward, b = 1e9, 32768

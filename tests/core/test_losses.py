@@ -15,7 +15,9 @@ def embeddings(n: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.T
 def test_pair_losses_match_the_double_loop():
     image, text = embeddings(5, 3)
     slow = oracles.sigmoid_pair_losses(image.tolist(), text.tolist(), 10.0, -10.0)
-    torch.testing.assert_close(sigmoid_pair_losses(image, text, torch.tensor(10.0), torch.tensor(-10.0)), torch.tensor(slow))
+    torch.testing.assert_close(
+        sigmoid_pair_losses(image, text, torch.tensor(10.0), torch.tensor(-10.0)), torch.tensor(slow)
+    )
 
 
 @pytest.mark.parametrize("tile", [1, 7, 64])
@@ -35,8 +37,13 @@ def test_tiled_loss_and_gradients_equal_the_dense_ones(tile: int):
 def test_gradients_pass_autograds_own_check():
     image, text = (x.double().requires_grad_() for x in embeddings(6, 4))
     # the loss works in float32, so the check's steps and tolerances are wider than its float64 defaults
-    scale, bias = torch.tensor(5.0, dtype=torch.float64, requires_grad=True), torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: sigmoid_loss(*x, tile=4).double(), (image, text, scale, bias), eps=1e-2, atol=2e-3, rtol=2e-2)
+    scale, bias = (
+        torch.tensor(5.0, dtype=torch.float64, requires_grad=True),
+        torch.tensor(-2.0, dtype=torch.float64, requires_grad=True),
+    )
+    assert torch.autograd.gradcheck(
+        lambda *x: sigmoid_loss(*x, tile=4).double(), (image, text, scale, bias), eps=1e-2, atol=2e-3, rtol=2e-2
+    )
 
 
 def _shared_loss(rank: int, size: int, group) -> list[torch.Tensor]:

@@ -10,7 +10,9 @@ from jest_core.order import Order
 
 def make(kept: list[int], n_streams: int, window_rows: int, seed: int = 0) -> Order:
     n = np.array(kept)
-    return Order(np.arange(len(n)) // 3, np.arange(len(n)) % 3, n, seed=seed, n_streams=n_streams, window_rows=window_rows)
+    return Order(
+        np.arange(len(n)) // 3, np.arange(len(n)) % 3, n, seed=seed, n_streams=n_streams, window_rows=window_rows
+    )
 
 
 def rows(order: Order, stream: int, first: int, n: int) -> list[tuple[int, int, int]]:
@@ -72,3 +74,8 @@ def test_each_row_group_is_read_by_one_window_but_at_the_cuts():
 def test_too_few_rows_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"keeps 2 rows, fewer than n_streams 4.*lower data\.n_streams"):
         make([2], 4, 10)
+
+
+def test_the_order_is_pinned():
+    """A change here means that no run begun with an earlier version resumes on its own stream."""
+    assert rows(make([4] * 5, 2, 8), 0, 7, 6) == [(1, 0, 3), (0, 0, 1), (0, 0, 0), (0, 0, 1), (0, 0, 3), (0, 2, 2)]

@@ -72,5 +72,13 @@ def test_shift_moves_the_picture_and_repeats_its_edge():
 
 def test_no_augmentation_changes_nothing():
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    out = augment(pixels, torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), shift_pixels=0, colour=0.0, seed=0, step=0)
+    out = augment(
+        pixels,
+        torch.zeros(2, 2, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int64),
+        shift_pixels=0,
+        colour=0.0,
+        seed=0,
+        step=0,
+    )
     assert torch.equal(out, pixels.float())

@@ -43,9 +43,13 @@ def test_draw_scores_match_algorithm_1_as_plain_loops(criterion: str):
     for chunk in range(4):
         expected = oracles.conditional_scores(matrix, found.indices[: 4 * chunk].tolist())
         drawn = found.indices[4 * chunk : 4 * chunk + 4]
-        torch.testing.assert_close(found.draw_score[4 * chunk : 4 * chunk + 4], torch.tensor(expected).double()[drawn], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found.draw_score[4 * chunk : 4 * chunk + 4], torch.tensor(expected).double()[drawn], rtol=1e-4, atol=1e-4
+        )
     assert found.sub_batch_score == pytest.approx(oracles.set_score(matrix, found.indices.tolist()), rel=1e-4)
-    assert batch_score(learner, reference, found.indices, criterion).item() == pytest.approx(found.sub_batch_score, rel=1e-6)
+    assert batch_score(learner, reference, found.indices, criterion).item() == pytest.approx(
+        found.sub_batch_score, rel=1e-6
+    )
 
 
 def test_softmax_scores_match_plain_loops():
@@ -54,13 +58,18 @@ def test_softmax_scores_match_plain_loops():
     slow = [(sign, m.image.tolist(), m.text.tolist(), m.logit_scale) for sign, m in models]
     scores = ConditionalScores(models, "softmax", tile=7)
     taken = [3, 8, 11]
-    torch.testing.assert_close(scores(), torch.tensor(oracles.softmax_conditional_scores(slow, [])).double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        scores(), torch.tensor(oracles.softmax_conditional_scores(slow, [])).double(), rtol=1e-5, atol=1e-5
+    )
     for some in (taken[:1], taken[1:]):
         scores.take([m[torch.tensor(some)] for _, m in models])
-    torch.testing.assert_close(scores(), torch.tensor(oracles.softmax_conditional_scores(slow, taken)).double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        scores(), torch.tensor(oracles.softmax_conditional_scores(slow, taken)).double(), rtol=1e-5, atol=1e-5
+    )
     members = torch.tensor([2, 5, 7, 9])
     expected = sum(
-        sign * sum(oracles.softmax_losses(m.image[members].tolist(), m.text[members].tolist(), m.logit_scale)) for sign, m in models
+        sign * sum(oracles.softmax_losses(m.image[members].tolist(), m.text[members].tolist(), m.logit_scale))
+        for sign, m in models
     )
     assert batch_score(learner, reference, members, loss="softmax").item() == pytest.approx(expected, rel=1e-5)
 
@@ -77,7 +86,8 @@ def test_exactly_b_distinct_at_the_papers_ratios(super_batch: int, ratio: float)
 
 @settings(max_examples=25, deadline=None)
 @given(
-    n=st.integers(8, 60), n_chunks=st.integers(1, 4), per_chunk=st.integers(1, 2), dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    n=st.integers(8, 60), n_chunks=st.integers(1, 4), per_chunk=st.integers(1, 2),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
     draw=st.sampled_from(["sample", "top_k"]), loss=st.sampled_from(["sigmoid", "softmax"]),
 )  # fmt: skip
 def test_distinct_and_valid_for_all_sizes(n, n_chunks, per_chunk, dtype, draw, loss):
@@ -134,7 +144,9 @@ def test_distribution_of_a_small_draw_equals_enumeration():
     learner, reference = model(4, 3, 0), model(4, 3, 1)
     scores = pair_scores(learner, reference).double()
     n_draws = 4000
-    counts = Counter(tuple(pick(learner, reference, 2, n_chunks=2, step=step).indices.tolist()) for step in range(n_draws))
+    counts = Counter(
+        tuple(pick(learner, reference, 2, n_chunks=2, step=step).indices.tolist()) for step in range(n_draws)
+    )
     first = torch.softmax(scores.diagonal(), 0)
     for i, j in permutations(range(4), 2):
         conditional = scores.diagonal() + scores[i] + scores[:, i]
@@ -157,7 +169,9 @@ def test_selection_depends_on_the_reference():
     assert pick(learner, model(60, 8, 1), 16).indices.tolist() != pick(learner, model(60, 8, 2), 16).indices.tolist()
 
 
-def _shared_selection(rank: int, size: int, group, cuts: list[int], draw: str, loss: str) -> tuple[list[int], list[int], float]:
+def _shared_selection(
+    rank: int, size: int, group, cuts: list[int], draw: str, loss: str
+) -> tuple[list[int], list[int], float]:
     learner, reference = model(96, 8, 0), model(96, 6, 1)
     share = slice(cuts[rank], cuts[rank + 1])
     valid = torch.arange(96) % 7 != 0
@@ -169,7 +183,8 @@ def _shared_selection(rank: int, size: int, group, cuts: list[int], draw: str, l
 
 
 @pytest.mark.parametrize(("cuts", "draw", "loss"), [
-    ([0, 48, 96], "sample", "sigmoid"), ([0, 24, 48, 72, 96], "sample", "sigmoid"), ([0, 3, 3, 90, 96], "sample", "sigmoid"),
+    ([0, 48, 96], "sample", "sigmoid"), ([0, 24, 48, 72, 96], "sample", "sigmoid"),
+    ([0, 3, 3, 90, 96], "sample", "sigmoid"),
     ([0, 10, 96], "top_k", "sigmoid"), ([0, 10, 96], "sample", "softmax"),
 ])  # fmt: skip
 def test_the_same_set_is_selected_on_any_number_of_learners(cuts: list[int], draw: str, loss: str):
@@ -195,14 +210,28 @@ def test_the_same_set_is_selected_on_any_number_of_learners(cuts: list[int], dra
         ({"uids": ["abc"] * 40}, "does not have 32 hex digits"),
         ({"gain": math.nan}, "gain"),
         ({"method": "uniform"}, "neither 'joint' nor 'independent'"),
-        ({"learner": Embeddings(torch.full((40, 8), torch.nan), torch.ones(40, 8), 10.0, 0.0)}, "40 examples have NaN or infinite"),
-        ({"learner": Embeddings(torch.ones(40, 8, dtype=torch.int64), torch.ones(40, 8), 10.0, 0.0)}, "not floating point"),
+        (
+            {"learner": Embeddings(torch.full((40, 8), torch.nan), torch.ones(40, 8), 10.0, 0.0)},
+            "40 examples have NaN or infinite",
+        ),
+        (
+            {"learner": Embeddings(torch.ones(40, 8, dtype=torch.int64), torch.ones(40, 8), 10.0, 0.0)},
+            "not floating point",
+        ),
     ],
 )
 def test_impossible_selections_are_refused_with_the_reason(settings: dict, message: str):
     if settings.get("reference", 0) is not None and len(settings.get("reference", range(40))) == 39:
         message = "differ in number"
-    arguments = {"learner": model(40, 8, 0), "reference": model(40, 8, 1), "sub_batch_size": 16, "n_chunks": 4, "uids": uids(40), "seed": 0, "step": 0}
+    arguments = {
+        "learner": model(40, 8, 0),
+        "reference": model(40, 8, 1),
+        "sub_batch_size": 16,
+        "n_chunks": 4,
+        "uids": uids(40),
+        "seed": 0,
+        "step": 0,
+    }
     arguments |= settings
     with pytest.raises(ValueError, match=message):
         select(arguments.pop("learner"), arguments.pop("reference"), **arguments)

@@ -16,7 +16,9 @@ def test_every_learner_ends_with_its_quota_and_only_the_surplus_moves(shares, qu
     indices = torch.randperm(total, generator=generator)[:b]
     uids = torch.randint(-(2**62), 2**62, (b, 2), generator=generator)
     plans = [spread(indices, uids, torch.zeros(b, dtype=torch.int64), offsets, rank) for rank in range(len(shares))]
-    received = [torch.cat([plans[sender][r] + offsets[sender] for sender in range(len(shares))]) for r in range(len(shares))]
+    received = [
+        torch.cat([plans[sender][r] + offsets[sender] for sender in range(len(shares))]) for r in range(len(shares))
+    ]
     assert all(len(x) == quota for x in received)
     assert sorted(torch.cat(received).tolist()) == sorted(indices.tolist())
     held = [((indices >= offsets[r]) & (indices < offsets[r + 1])).sum().item() for r in range(len(shares))]

@@ -38,7 +38,12 @@ def test_unknown_model_is_named():
 
 def test_weights_round_trip_through_an_open_clip_checkpoint(tmp_path):
     ours, other = towers.create("jest-tiny", seed=1), towers.create("jest-tiny", seed=2)
-    content = {"epoch": 1, "name": "x", "state_dict": {f"module.{k}": v for k, v in ours.model.state_dict().items()}, "jest": {"step": 1}}
+    content = {
+        "epoch": 1,
+        "name": "x",
+        "state_dict": {f"module.{k}": v for k, v in ours.model.state_dict().items()},
+        "jest": {"step": 1},
+    }
     torch.save(content, tmp_path / "epoch_1.pt")
     towers.load_weights(other, towers.read_checkpoint((tmp_path / "epoch_1.pt").read_bytes()))
     assert towers.weights_hash(other.model) == towers.weights_hash(ours.model)

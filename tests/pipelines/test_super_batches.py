@@ -1,0 +1,98 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jest_core import towers
+from pipelines import catalogue, super_batches
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def uids_of(run, rank: int, n_learners: int, first_step: int = 0) -> list[list[tuple[int, int]]]:
+    """(high half of the uid, occurrence) of each slot of each super-batch share."""
+    pair = towers.create("jest-tiny", seed=0)
+    source = super_batches.open_source(run)
+    shares = super_batches.stream(run, source, pair, rank=rank, n_learners=n_learners, first_step=first_step)
+    return [list(zip(s.rows["uid_high"].to_pylist(), s.rows["occurrence"].to_pylist(), strict=True)) for s in shares]
+
+
+@pytest.fixture
+def run(make_run):
+    run = make_run("uniform", "selection.method=uniform", "training.sub_batch_size=48", "training.examples_trained=672")
+    catalogue.run_stage(run)
+    return run
+
+
+def test_the_same_super_batches_on_any_number_of_learners(run):
+    whole = uids_of(run, 0, 1)
+    assert len(whole) == 14
+    for n_learners in (2, 3):
+        shares = [uids_of(run, rank, n_learners) for rank in range(n_learners)]
+        together = [[x for share in shares for x in share[k]] for k in range(14)]
+        assert together == whole
+
+
+def test_an_epoch_holds_each_kept_row_once_and_then_starts_again(run):
+    listing = catalogue.storage.finished(run.path("catalogue"), "catalogue", "")
+    n_kept = sum(shard["counts"]["kept"] for shard in listing["shards"])
+    slots = [x for batch in uids_of(run, 0, 1) for x in batch]
+    first_epoch = [x for x in slots if x[1] == 0]
+    assert len(slots) == 672 > n_kept
+    assert len(first_epoch) == len(set(first_epoch)) == n_kept
+    assert {x[1] for x in slots} == {0, 1}
+
+
+def test_the_tail_after_a_resume_is_the_rest(run):
+    assert uids_of(run, 1, 2, first_step=9) == uids_of(run, 1, 2)[9:]
+
+
+def test_captions_and_pictures_arrive_whole(run):
+    pair = towers.create("jest-tiny", seed=0)
+    batch = next(super_batches.stream(run, super_batches.open_source(run), pair, rank=0, n_learners=1, first_step=0))
+    paths = super_batches.open_source(run).shard_paths
+    for slot in (0, 17, 47):
+        row = batch.rows.slice(slot, 1).to_pylist()[0]
+        expected = pq.read_table(paths[row["shard"]]).slice(row["row"], 1).to_pylist()[0]
+        assert expected["uid"] == f"{row['uid_high']:016x}{row['uid_low']:016x}"
+        assert (expected["caption"], expected["webp"]) == (row["caption"], row["image"])
+        pixels, _ = pair.view.batch([expected["webp"]])
+        assert (batch.pixels[slot].numpy() == pixels[0]).all()
+        assert batch.tokens[slot].tolist() == pair.tokens([expected["caption"]])[0].tolist()
+
+
+def test_a_row_that_fails_later_keeps_its_slot_and_is_masked(make_run, shards, tmp_path):
+    """Catalogued whole, then one image is damaged: the stream does not shift, the slot is not valid."""
+    source = tmp_path / "damaged"
+    source.mkdir()
+    for path in sorted(shards.iterdir()):
+        (source / path.name).write_bytes(path.read_bytes())
+    overrides = ["selection.method=uniform", "training.sub_batch_size=48", "training.examples_trained=48"]
+    run = make_run("uniform", *overrides, source=str(source))
+    catalogue.run_stage(run)
+    before = uids_of(run, 0, 1)
+    pair = towers.create("jest-tiny", seed=0)
+    first = next(super_batches.stream(run, super_batches.open_source(run), pair, rank=0, n_learners=1, first_step=0))
+    shard, row = first.rows["shard"][5].as_py(), first.rows["row"][5].as_py()
+    path = source / f"{shard:05d}.parquet"
+    table = pq.read_table(path)
+    images = table["webp"].to_pylist()
+    images[row] = images[row][:20]
+    index = table.schema.get_field_index("webp")
+    pq.write_table(table.set_column(index, "webp", pa.array(images, pa.binary())), path, row_group_size=50)
+    batch = next(super_batches.stream(run, super_batches.open_source(run), pair, rank=0, n_learners=1, first_step=0))
+    assert uids_of(run, 0, 1) == before
+    assert batch.valid.tolist() == [slot != 5 for slot in range(48)]
+
+
+def test_a_shard_that_changed_under_the_run_is_an_error(make_run, shards, tmp_path):
+    source = tmp_path / "changing"
+    source.mkdir()
+    for path in sorted(shards.iterdir()):
+        (source / path.name).write_bytes(path.read_bytes())
+    run = make_run("uniform", "selection.method=uniform", source=str(source))
+    catalogue.run_stage(run)
+    for i in range(4):
+        table = pq.read_table(source / f"{i:05d}.parquet")
+        pq.write_table(table.take(list(reversed(range(len(table))))), source / f"{i:05d}.parquet", row_group_size=50)
+    with pytest.raises(Exception, match="changed since it was catalogued"):
+        uids_of(run, 0, 1)
