@@ -50,7 +50,7 @@ class Window:
 
 
 def _permutation(n: int, *context: int) -> NDArray[np.int64]:
-    """0 .. n - 1 in an order keyed by context; by our own hash, so that no release of NumPy can change a run's stream."""
+    """0 .. n - 1, shuffled by our own hash of the context: no release of NumPy can change a run's stream."""
     counters = torch.arange(n)
     return torch.argsort(noise.hashes(torch.stack([counters, counters], 1), counters, *context), stable=True).numpy()
 

@@ -1,0 +1,135 @@
+"""Whole runs of Ray Train on real shards: they resume exactly, and learners agree."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import open_clip
+import psutil
+import pytest
+import torch
+
+from jest_core import config as run_files
+from jest_core import towers
+from pipelines import catalogue, checkpoints, learner, reference_scores, selection_log, storage
+from tests.pipelines.test_reference_scores import make_reference
+
+
+@pytest.fixture
+def prepared(ray_session, make_run):
+    run = make_run("joint")
+    make_reference(run)
+    catalogue.run_stage(run)
+    reference_scores.run_stage(run)
+    return run
+
+
+def other_dir(run, name: str, *overrides: str):
+    return run_files.load(run_files.dump(run), [f"run_dir={name}", *overrides])
+
+
+@pytest.mark.slow
+def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
+    run = prepared
+    manifest = learner.run_stage(run)
+    directory = run.path("joint")
+    assert manifest["examples_trained"] == 192
+    assert manifest["examples_seen"] == 384
+    assert checkpoints.steps(directory) == [2, 4, 6]
+
+    picks, steps = selection_log.read(directory), selection_log.read_steps(directory)
+    selected = picks.filter(picks["selected"])
+    assert steps["step"].to_pylist() == list(range(6))
+    for step in range(6):
+        rows = selected.filter(np.array(selected["step"]) == step)
+        assert len(set(rows["position"].to_pylist())) == len(rows) == 32
+        assert sorted(set(rows["chunk"].to_pylist())) == [0, 1, 2, 3]
+    refused = picks.filter(np.array([not s for s in picks["selected"].to_pylist()]))
+    assert len(refused) == 6 * 16
+    assert np.isfinite(refused["learner_loss"].to_numpy()).all()
+    assert (steps["sub_batch_matched_score"].to_numpy() > steps["super_batch_matched_score"].to_numpy()).mean() > 0.5
+
+    metrics = selection_log.read_metrics(directory)
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    assert metrics[-1]["jest/samples_seen"] == 384
+    assert all(np.isfinite(line["train/loss"]) for line in metrics)
+
+    model = open_clip.create_model("jest-tiny", pretrained=checkpoints.path_of(directory, 6))
+    final = towers.weights_hash(model)
+
+    # a crash after step 4, with a log part that no checkpoint commits
+    resumed = other_dir(run, "resumed")
+    again = resumed.path("resumed")
+    for name in ("run.yaml", *[f"checkpoints/{n}" for n in storage.names(f"{directory}/checkpoints")[:2]]):
+        storage.copy(f"{directory}/{name}", f"{again}/{name}")
+    for name in storage.names(f"{directory}/selection"):
+        storage.copy(f"{directory}/selection/{name}", f"{again}/selection/{name}")
+    storage.write_bytes(f"{again}/selection/00000004-00000005.parquet", b"cut short")
+    storage.copy(f"{directory}/metrics.jsonl", f"{again}/metrics.jsonl")
+    learner.run_stage(resumed)
+    assert selection_log.read(again).equals(picks)
+    assert selection_log.read_steps(again).equals(steps)
+    towers.load_weights(pair := towers.create("jest-tiny", seed=9), checkpoints.read(again))
+    assert towers.weights_hash(pair.model) == final
+    assert [line["step"] for line in selection_log.read_metrics(again)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_two_learners_draw_the_same_first_sub_batch_and_train_alike(prepared):
+    run = prepared
+    one = other_dir(run, "one", "training.examples_trained=64")
+    two = other_dir(run, "two", "training.examples_trained=64", "training.n_learners=2")
+    for each in (one, two):
+        learner.run_stage(each)
+    logs = [selection_log.read(each.path(each.run_dir)) for each in (one, two)]
+    first = [log.filter(np.array(log["step"]) == 0) for log in logs]
+    assert first[0]["uid"].to_pylist() == first[1]["uid"].to_pylist()
+    assert first[0]["chunk"].to_pylist() == first[1]["chunk"].to_pylist()
+    losses = [[line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in (one, two)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    weights = [checkpoints.read(checkpoints.path_of(each.path(each.run_dir), 2))["state_dict"] for each in (one, two)]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["learner", "driver"])
+def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, victim: str):
+    """SIGKILL in mid-run: Ray Train restarts a learner by itself; a driver is started again with the same command."""
+    quiet = other_dir(prepared, "quiet", "training.examples_trained=640", "training.checkpoint_every_steps=5")
+    killed = other_dir(prepared, "killed", "training.examples_trained=640", "training.checkpoint_every_steps=5")
+    run_file = tmp_path / "killed.yaml"
+    run_file.write_text(run_files.dump(killed))
+    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    directory = killed.path("killed")
+    deadline = time.monotonic() + 200
+    while not checkpoints.steps(directory):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.05)
+    if victim == "learner":
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())]
+        assert workers, "no learner process found"
+        workers[0].send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=250)
+        assert process.returncode == 0, output
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert checkpoints.steps(directory)[-1] < killed.n_steps
+        again = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "resumes after step" in again.stdout
+    learner.run_stage(quiet)
+    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
+    assert json.loads(storage.read_bytes(f"{directory}/manifest.json"))["complete"]
+
+
+def test_a_run_without_its_inputs_says_what_to_run_first(make_run):
+    with pytest.raises(FileNotFoundError, match="run `jest catalogue` first"):
+        learner.run_stage(make_run("joint"))

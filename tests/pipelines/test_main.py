@@ -1,0 +1,45 @@
+"""The command line as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import RUN
+
+
+def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def run_file(tmp_path, shards):
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.format(root=tmp_path, name="joint", shards=shards))
+    return str(path)
+
+
+def test_help_names_every_stage():
+    out = jest("--help")
+    assert out.returncode == 0
+    for stage in ("catalogue", "reference-scores", "train", "evaluate", "report", "demo"):
+        assert stage in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere.yaml"], "no run file at nowhere.yaml"),
+        (["train", "RUN", "--set", "selection.n_chunks=5"], "not a multiple of selection.n_chunks 5"),
+        (["train", "RUN", "--set", "selection.nchunks=4"], "selection.nchunks is not a key"),
+        (["catalogue", "RUN", "--set", "data.shards=nothing/*.parquet"], "no shard at"),
+        (["reference-scores", "RUN"], "run `jest catalogue` first"),
+        (["evaluate", "RUN"], "no `evaluation` part"),
+        (["report", "nowhere"], "no finished train"),
+    ],
+)
+def test_errors_are_one_clear_line_and_a_status(run_file: str, arguments: list[str], message: str):
+    out = jest(*(run_file if a == "RUN" else a for a in arguments))
+    assert out.returncode == 1
+    assert message in out.stderr
+    assert "Traceback" not in out.stderr

@@ -1,0 +1,104 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from jest_core import towers
+from pipelines import blocks, catalogue, checkpoints, reference_scores, storage, super_batches
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def make_reference(run, seed: int = 5) -> towers.Towers:
+    pair = towers.create("jest-tiny", seed=seed)
+    content = {"epoch": 1, "name": "jest-tiny", "state_dict": pair.model.state_dict(), "jest": {"step": 1}}
+    checkpoints.write(run.path("reference"), 1, content)
+    return pair
+
+
+def test_cache_holds_every_kept_pair_beside_its_shard(make_run, shards):
+    run = make_run("joint")
+    pair = make_reference(run)
+    listing = catalogue.run_stage(run)
+    manifest = reference_scores.run_stage(run)
+    assert manifest["config"]["weights"] == towers.weights_hash(pair.model)
+    assert storage.names(f"{run.path('scores')}/fragments") == []
+    for i, path in enumerate(sorted(shards.iterdir())):
+        part = storage.open_parquet(f"{run.path('scores')}/parts/{i:05d}.parquet")
+        assert [part.metadata.row_group(g).num_rows for g in range(part.num_row_groups)] == [50, 50, 50]
+        table, shard = part.read(), pq.read_table(path)
+        assert table["uid"].to_pylist() == shard["uid"].to_pylist()
+        assert table["row"].to_pylist() == list(range(150))
+        assert (np.array(table["status"].to_pylist()) == "ok").sum() == listing["shards"][i]["counts"]["kept"]
+        pixels, _ = pair.view.batch(shard["webp"].to_pylist())
+        expected = pair.embed(torch.from_numpy(pixels), pair.tokens(shard["caption"].to_pylist()), batch_size=50)
+        ok = np.array(table["status"].to_pylist()) == "ok"
+        image = torch.from_numpy(blocks.unpack(table["image_embedding"]).astype(np.float32))
+        torch.testing.assert_close(image[ok], expected.image[ok], atol=1e-3, rtol=1e-3)
+        cosines = (expected.image * expected.text).sum(1)
+        losses = F.softplus(-(expected.logit_scale * cosines + expected.logit_bias))
+        torch.testing.assert_close(torch.from_numpy(table["matched_pair_loss"].to_numpy())[ok], losses[ok], atol=1e-4, rtol=1e-4)
+
+
+def test_a_second_run_does_what_is_missing_and_another_reference_is_refused(make_run, capsys):
+    run = make_run("joint")
+    make_reference(run)
+    catalogue.run_stage(run)
+    whole = reference_scores.run_stage(run)
+    directory = run.path("scores")
+    before = storage.read_bytes(f"{directory}/parts/00002.parquet")
+    storage.write_json(f"{directory}/manifest.json", {"stage": "reference-scores", "complete": False, "config": whole["config"]})
+    storage.remove(f"{directory}/parts/00002.parquet")
+    storage.write_bytes(f"{directory}/fragments/00002-000000000.parquet", b"left by a crash")
+    assert reference_scores.run_stage(run) == whole
+    assert storage.open_parquet(f"{directory}/parts/00002.parquet").read().equals(pq.read_table(pa.BufferReader(before)))
+    make_reference(run, seed=6)
+    with pytest.raises(ValueError, match=r"another configuration \(weights: there"):
+        reference_scores.run_stage(run)
+
+
+def damaged(shards, folder, rows: int) -> str:
+    folder.mkdir()
+    for path in sorted(shards.iterdir()):
+        table = pq.read_table(path)
+        images = [data[:20] if data and i < rows else data for i, data in enumerate(table["webp"].to_pylist())]
+        index = table.schema.get_field_index("webp")
+        pq.write_table(table.set_column(index, "webp", pa.array(images, pa.binary())), folder / path.name, row_group_size=50)
+    return str(folder)
+
+
+def test_rows_that_do_not_decode_are_counted_and_leave_the_order(make_run, shards, tmp_path):
+    run = make_run("joint", "data.max_bad_share=0.05", "training.sub_batch_size=16", "training.examples_trained=16", source=damaged(shards, tmp_path / "d", 2))
+    pair = make_reference(run)
+    catalogue.run_stage(run)
+    manifest = reference_scores.run_stage(run)
+    bad = {(i, row) for i, shard in enumerate(manifest["shards"]) for row in shard["bad_rows"]}
+    assert len(bad) >= 6
+    source = super_batches.open_source(run)
+    assert source.order.n_rows == sum(shard["ok"] for shard in manifest["shards"])
+    batch = next(super_batches.stream(run, source, pair, rank=0, n_learners=1, first_step=0))
+    assert batch.valid.all()
+    assert not bad & set(zip(batch.rows["shard"].to_pylist(), batch.rows["row"].to_pylist(), strict=True))
+    norms = batch.reference_image.float().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(len(norms)), atol=2e-3, rtol=0)
+
+
+def test_too_many_bad_rows_fail_with_the_counts(make_run, shards, tmp_path):
+    run = make_run("joint", "data.max_bad_share=0.05", source=damaged(shards, tmp_path / "d", 30))
+    make_reference(run)
+    catalogue.run_stage(run)
+    with pytest.raises(Exception, match=r"kept rows do not decode, more than data\.max_bad_share 0\.05"):
+        reference_scores.run_stage(run)
+
+
+def test_a_cache_of_another_catalogue_is_refused_by_training(make_run):
+    run = make_run("joint")
+    make_reference(run)
+    catalogue.run_stage(run)
+    reference_scores.run_stage(run)
+    other = make_run("joint", "data.rules=[{rule: status}]", "data.catalogue=other")
+    catalogue.run_stage(other)
+    with pytest.raises(ValueError, match="scored for another catalogue"):
+        super_batches.open_source(other)
