@@ -88,7 +88,7 @@ class Towers:
     def scale_and_bias(self) -> tuple[float, float]:
         """logit_scale (the multiplier) and logit_bias; a softmax model has no bias, and 0 stands for it."""
         bias = self.model.logit_bias
-        return float(self.model.logit_scale.exp()), 0.0 if bias is None else float(bias)
+        return float(self.model.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach())
 
 
 def create(

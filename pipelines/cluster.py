@@ -13,7 +13,8 @@ _GIB = 1 << 30
 def connect() -> None:
     """Start or join Ray; a second call does nothing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ layer writes to the terminal otherwise
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):

@@ -2,9 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -15,11 +12,10 @@ from jinja2 import Environment
 from PIL import Image
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
-from rich.table import Table
 
 from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import evaluation, progress, selection_log, storage
+from pipelines import comparison, progress, selection_log, storage
+from pipelines.comparison import Finished
 from pipelines.shards import Shard
 
 _COLOURS = (
@@ -37,114 +33,34 @@ _COLOURS = (
 _THUMBNAILS = 12  # in each row of the grids
 
 
-@dataclass(frozen=True)
-class Finished:
-    """One run directory, read."""
-
-    directory: str
-    run: Run
-    manifest: dict[str, Any]
-    results: list[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        return self.directory.rstrip("/").rsplit("/", 1)[-1]
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether it trained on its own data, uniformly, for others to score with."""
-        return "reference" in self.name and self.run.selection.method == "uniform"
-
-    def curve(self, key: str, metric: str) -> list[tuple[dict[str, Any], float]]:
-        return [(line, line["metrics"][metric]) for line in self.results if line["key"] == key]
-
-    @cached_property
-    def picks(self) -> pa.Table:
-        return selection_log.read(self.directory)
-
-
 def run_stage(run_dirs: list[str], output: str) -> None:
-    """Read the runs, print the table, and write the page."""
-    runs = [read_run(run_files.join("", directory)) for directory in run_dirs]
-    keys = list(dict.fromkeys(line["key"] for run in runs for line in run.results))
-    progress.console.print(terminal_table(runs, keys))
+    """Read the runs, print the table, and write the page, with the table as Markdown beside it."""
+    runs = [comparison.read_run(run_files.join("", directory)) for directory in run_dirs]
+    table = comparison.compare(runs)
+    progress.console.print(comparison.terminal(table))
     template = Environment(autoescape=True).from_string((files("pipelines") / "report.html.j2").read_text())
     selecting = [run for run in runs if run.run.selection.method != "uniform"]
+    charts = [("Scores against examples trained, examples seen and FLOPs", curves(runs))]
+    if selecting:
+        charts.append(("Learnability of what was offered and of what was selected", learnability_chart(selecting)))
+    charts += [(f"What {run.name} selected: share of each kind", share_chart(run)) for run in selecting]
     page = template.render(
         plotly=get_plotlyjs(),
-        headings=_headings(keys),
-        rows=[_row(run, keys) for run in runs],
-        charts=[
-            ("Scores against examples trained, examples seen and FLOPs", _html(curves(runs, keys))),
-            *(
-                [("Learnability of what was offered and of what was selected", _html(learnability_chart(selecting)))]
-                if selecting
-                else []
-            ),
-            *((f"What {run.name} selected: share of each kind", _html(share_chart(run))) for run in selecting),
-        ],
+        note=comparison.NOTE,
+        columns=table.columns,
+        rows=table.rows,
+        charts=[(title, _html(chart)) for title, chart in charts],
         grids=[(run.name, grids(run)) for run in selecting],
     )
-    storage.write_bytes(run_files.join("", output), page.encode())
+    output = run_files.join("", output)
+    storage.write_bytes(output, page.encode())
+    storage.write_bytes(output.removesuffix(".html") + ".md", comparison.markdown(table).encode())
     progress.say("report", f"written to {output}")
 
 
-def read_run(directory: str) -> Finished:
-    """A finished run. Raises FileNotFoundError where it is not."""
-    manifest = storage.finished(directory, "train", "train it first")
-    run = run_files.load(storage.read_bytes(f"{directory}/run.yaml").decode())
-    return Finished(directory, run, manifest, evaluation.read_results(directory))
-
-
-def _columns(keys: Iterable[str]) -> list[tuple[str, str, str]]:
-    """(key, metric, heading) of the scores in the table."""
-    out = []
-    for key in keys:
-        if key.endswith("/retrieval"):
-            out.append((key, "text_retrieval_recall@10", f"{key} R@10"))
-        elif key.endswith("/emoji_name"):
-            out += [(key, "acc1", f"{key} acc1"), (key, "acc5", f"{key} acc5")]
-        elif key.endswith("/group"):
-            out.append((key, "acc1", f"{key} acc1"))
-    return out
-
-
-def _headings(keys: list[str]) -> list[str]:
-    costs = ["examples seen", "examples trained", "TFLOPs", "TFLOPs, scoring reused", "seconds"]
-    return ["run", *(heading + " %" for _, _, heading in _columns(keys)), *costs]
-
-
-def _row(run: Finished, keys: list[str]) -> list[str]:
-    scores = []
-    for key, metric, _ in _columns(keys):
-        found = run.curve(key, metric)
-        scores.append(f"{100 * found[-1][1]:.1f}" if found else "")
-    manifest = run.manifest
-    costs = [
-        f"{manifest['examples_seen']:,}",
-        f"{manifest['examples_trained']:,}",
-        f"{manifest['steps'] * manifest['flops_step'] / 1e12:.1f}",
-        f"{manifest['steps'] * manifest['flops_step_with_reuse'] / 1e12:.1f}",
-        f"{manifest['seconds']:.0f}",
-    ]
-    return [run.name, *scores, *costs]
-
-
-def terminal_table(runs: list[Finished], keys: list[str]) -> Table:
-    """The same table for the terminal."""
-    table = Table(title="Scores in %, and what they cost (without the reference's own training, which has its row)")
-    for i, heading in enumerate(_headings(keys)):
-        table.add_column(
-            heading.replace("/", "\n").replace(" acc", "\nacc").replace(" R@", "\nR@"), justify="right" if i else "left"
-        )
-    for run in runs:
-        table.add_row(*_row(run, keys))
-    return table
-
-
-def curves(runs: list[Finished], keys: list[str]) -> go.Figure:
-    """One row a score, one column a cost axis, one line a run."""
-    columns = _columns(keys)
+def curves(runs: list[Finished]) -> go.Figure:
+    """One row a score, one column a cost axis, one line a run; references are left out."""
+    columns = comparison.scores(runs)
     axes = (("examples trained", "samples_trained"), ("examples seen", "samples_seen"), ("TFLOPs", ""))
     figure = make_subplots(
         rows=len(columns),
@@ -152,7 +68,8 @@ def curves(runs: list[Finished], keys: list[str]) -> go.Figure:
         subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(3)],
         vertical_spacing=0.25 / len(columns),
     )
-    compared = [run for run in runs if not run.is_reference]
+    used = {run.run.path(run.run.reference.checkpoint) for run in runs if run.run.reference}
+    compared = [run for run in runs if run.directory not in used]
     for r, (key, metric, _) in enumerate(columns, 1):
         for c, (title, field) in enumerate(axes, 1):
             for i, run in enumerate(compared):

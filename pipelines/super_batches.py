@@ -1,13 +1,14 @@
 """Catalogue + score cache -> each learner's share of the super-batches, in the order of jest_core.order.
 
-Ray Data executes the order, it does not define it: each learner runs one small dataset of windows, read and decoded by
-tasks anywhere on the cluster and delivered in sequence. The learner itself opens no shard.
+Ray Data executes the order, it does not define it: each learner runs one small dataset of windows after the other, read
+and decoded by tasks anywhere on the cluster and delivered in sequence. The learner itself opens no shard.
 """
 
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 
@@ -28,7 +30,7 @@ from jest_core.towers import Towers
 from pipelines import blocks, catalogue, cluster, reference_scores, storage
 from pipelines.shards import Shard, part_name
 
-_WINDOWS_PER_EXECUTION = 2048  # windows planned into one Ray dataset; the next follows on
+_WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
 _DATA_CPUS = 2  # concurrent read tasks of one learner
 
 
@@ -103,21 +105,38 @@ def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) 
     planned = merge(*(needed(s) for s in streams), key=itemgetter(0))
     cluster.data_context(_DATA_CPUS)
     text = run_files.dump(run)
-    while some := [window for _, window in islice(planned, _WINDOWS_PER_EXECUTION)]:
-        items = [{"task": _ReadTask(window, source)} for window in some]
+
+    def read(windows: list[Window]) -> list[Any]:
+        """One Ray dataset: a few windows of each stream -> references to their blocks, in order."""
+        items = [{"task": _ReadTask(window, source)} for window in windows]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read_window,  # type: ignore[arg-type]
             batch_size=1,
             batch_format="numpy",
             fn_kwargs={"run_text": text},
         )
-        rows = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
-        for window in some:
-            # Ray may split a window's block; order is preserved, so its parts follow each other
-            parts = [next(rows)]
-            while sum(map(len, parts)) < len(window):
-                parts.append(next(rows))
-            yield window, pa.concat_tables(parts)
+        return dataset.to_arrow_refs()
+
+    def next_windows() -> list[Window]:
+        return [window for _, window in islice(planned, _WINDOWS_AHEAD * len(streams))]
+
+    # One dataset at a time, and the next while this one is consumed. A dataset over the whole run would leave its
+    # bound to Ray Data's backpressure, whose scheduler then spins in the learner's process and takes its interpreter.
+    with ThreadPoolExecutor(1, "read-windows") as reader:
+        windows = next_windows()
+        reading = reader.submit(read, windows)
+        while windows:
+            blocks_in = iter(reading.result())
+            coming = next_windows()
+            if coming:
+                reading = reader.submit(read, coming)
+            for window in windows:
+                # Ray may split a window's block; order is preserved, so its parts follow each other
+                parts: list[pa.Table] = []
+                while sum(map(len, parts)) < len(window):
+                    parts.append(ray.get(next(blocks_in)))
+                yield window, pa.concat_tables(parts)
+            windows = coming
 
 
 class _ReadTask:
@@ -153,10 +172,8 @@ def _read_piece(run: Run, piece: Any, path: str, bad_rows: list[int], epoch: int
     kept, uids = catalogue.kept_rows(run.path(run.data.catalogue), piece.shard, piece.row_group)
     kept = kept[~np.isin(kept + first_row, bad_rows)][piece.start : piece.stop]
     rows = pa.array(kept)
-    if [uids[i] for i in kept] != [(found := shard.uids(piece.row_group))[i] for i in kept]:
-        raise ValueError(
-            f"{path}, row group {piece.row_group}, changed since it was catalogued ({len(found)} rows now)"
-        )
+    if shard.uids(piece.row_group) != uids:
+        raise ValueError(f"{path}, row group {piece.row_group}, changed since it was catalogued")
     captions = shard.captions(piece.row_group)
     high, low = tables.uid_from_hex([uids[i] for i in kept])
     columns: dict[str, Any] = {

@@ -40,7 +40,13 @@ def test_every_module_of_the_method_has_its_test():
 def test_the_method_imports_no_ray_and_no_pipeline():
     for path in (ROOT / "jest_core").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not [n for n in names if n.split(".")[0] in {"ray", "pipelines"}], path.name
 
 

@@ -28,7 +28,11 @@ def dropped(shard: Shard, *rules) -> list[str | None]:
 
 
 def test_each_row_is_charged_to_the_first_rule_that_drops_it(laion):
-    rules = (StatusRule(rule="status"), UnsafeRule(rule="unsafe"), CaptionRule(rule="caption", min_words=2, min_characters=3))
+    rules = (
+        StatusRule(rule="status"),
+        UnsafeRule(rule="unsafe"),
+        CaptionRule(rule="caption", min_words=2, min_characters=3),
+    )
     assert dropped(laion, *rules) == [None, "caption", "caption", "unsafe", "unsafe", "status"]
     assert dropped(laion, *rules[::-1]) == [None, "caption", "caption", "caption", "unsafe", "unsafe"]
 
@@ -66,7 +70,9 @@ def test_a_catalogue_cut_short_is_completed(ray_session, make_run):
     run = make_run("joint")
     whole = catalogue.run_stage(run)
     directory = run.path("catalogue")
-    storage.write_json(f"{directory}/manifest.json", {"stage": "catalogue", "complete": False, "config": whole["config"]})
+    storage.write_json(
+        f"{directory}/manifest.json", {"stage": "catalogue", "complete": False, "config": whole["config"]}
+    )
     storage.remove(f"{directory}/parts/00002.parquet")
     kept = storage.filesystem(f"{directory}/parts/00001.parquet")[0].modified(f"{directory}/parts/00001.parquet")
     assert catalogue.run_stage(run) == whole

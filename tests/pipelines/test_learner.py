@@ -89,7 +89,9 @@ def test_two_learners_draw_the_same_first_sub_batch_and_train_alike(prepared):
     first = [log.filter(np.array(log["step"]) == 0) for log in logs]
     assert first[0]["uid"].to_pylist() == first[1]["uid"].to_pylist()
     assert first[0]["chunk"].to_pylist() == first[1]["chunk"].to_pylist()
-    losses = [[line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in (one, two)]
+    losses = [
+        [line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in (one, two)
+    ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     weights = [checkpoints.read(checkpoints.path_of(each.path(each.run_dir), 2))["state_dict"] for each in (one, two)]
     for name in weights[0]:
@@ -105,7 +107,9 @@ def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, v
     run_file = tmp_path / "killed.yaml"
     run_file.write_text(run_files.dump(killed))
     command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     directory = killed.path("killed")
     deadline = time.monotonic() + 200
     while not checkpoints.steps(directory):
@@ -113,7 +117,11 @@ def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, v
         assert time.monotonic() < deadline, "no checkpoint in time"
         time.sleep(0.05)
     if victim == "learner":
-        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())]
+        workers = [
+            p
+            for p in psutil.Process(process.pid).children(recursive=True)
+            if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())
+        ]
         assert workers, "no learner process found"
         workers[0].send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=250)

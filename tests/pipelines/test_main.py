@@ -9,7 +9,9 @@ from tests.conftest import RUN
 
 
 def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.fixture

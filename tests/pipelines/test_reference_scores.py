@@ -39,7 +39,9 @@ def test_cache_holds_every_kept_pair_beside_its_shard(make_run, shards):
         torch.testing.assert_close(image[ok], expected.image[ok], atol=1e-3, rtol=1e-3)
         cosines = (expected.image * expected.text).sum(1)
         losses = F.softplus(-(expected.logit_scale * cosines + expected.logit_bias))
-        torch.testing.assert_close(torch.from_numpy(table["matched_pair_loss"].to_numpy())[ok], losses[ok], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.from_numpy(table["matched_pair_loss"].to_numpy())[ok], losses[ok], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_second_run_does_what_is_missing_and_another_reference_is_refused(make_run, capsys):
@@ -49,11 +51,15 @@ def test_a_second_run_does_what_is_missing_and_another_reference_is_refused(make
     whole = reference_scores.run_stage(run)
     directory = run.path("scores")
     before = storage.read_bytes(f"{directory}/parts/00002.parquet")
-    storage.write_json(f"{directory}/manifest.json", {"stage": "reference-scores", "complete": False, "config": whole["config"]})
+    storage.write_json(
+        f"{directory}/manifest.json", {"stage": "reference-scores", "complete": False, "config": whole["config"]}
+    )
     storage.remove(f"{directory}/parts/00002.parquet")
     storage.write_bytes(f"{directory}/fragments/00002-000000000.parquet", b"left by a crash")
     assert reference_scores.run_stage(run) == whole
-    assert storage.open_parquet(f"{directory}/parts/00002.parquet").read().equals(pq.read_table(pa.BufferReader(before)))
+    assert (
+        storage.open_parquet(f"{directory}/parts/00002.parquet").read().equals(pq.read_table(pa.BufferReader(before)))
+    )
     make_reference(run, seed=6)
     with pytest.raises(ValueError, match=r"another configuration \(weights: there"):
         reference_scores.run_stage(run)
@@ -65,12 +71,20 @@ def damaged(shards, folder, rows: int) -> str:
         table = pq.read_table(path)
         images = [data[:20] if data and i < rows else data for i, data in enumerate(table["webp"].to_pylist())]
         index = table.schema.get_field_index("webp")
-        pq.write_table(table.set_column(index, "webp", pa.array(images, pa.binary())), folder / path.name, row_group_size=50)
+        pq.write_table(
+            table.set_column(index, "webp", pa.array(images, pa.binary())), folder / path.name, row_group_size=50
+        )
     return str(folder)
 
 
 def test_rows_that_do_not_decode_are_counted_and_leave_the_order(make_run, shards, tmp_path):
-    run = make_run("joint", "data.max_bad_share=0.05", "training.sub_batch_size=16", "training.examples_trained=16", source=damaged(shards, tmp_path / "d", 2))
+    run = make_run(
+        "joint",
+        "data.max_bad_share=0.05",
+        "training.sub_batch_size=16",
+        "training.examples_trained=16",
+        source=damaged(shards, tmp_path / "d", 2),
+    )
     pair = make_reference(run)
     catalogue.run_stage(run)
     manifest = reference_scores.run_stage(run)

@@ -1,6 +1,6 @@
-from jinja2 import Environment
-
 from importlib.resources import files
+
+from jinja2 import Environment
 
 
 def test_captions_stay_text():

@@ -1,0 +1,64 @@
+# make demo: the main job on this machine.   make test: the whole suite.   make help: the rest.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCK   := deploy/requirements.lock.txt
+JEST   := $(BIN)/jest
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo smoke test test-fast test-slow lint format types check bench lock clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# Every release is named in the lock, so nothing needs resolving, and pip must not try. Both environments are one:
+# the demonstration's plus the tools of the tests.
+$(VENV)/.run: $(LOCK) pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "jest needs Python 3.11 or 3.12; this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	sed '/^# --- tests/,$$d' $(LOCK) > $(VENV)/run.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/run.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
+	touch $@
+
+install: $(VENV)/.run ## the environment of the demonstration, in .venv
+install-dev: $(VENV)/.dev ## the same with the tools of the tests
+
+demo: install ## the main job end to end: about 10 minutes on 2 cores; again resumes. ARGS="--data medium --seeds 2"
+	$(JEST) demo $(ARGS)
+
+smoke: install ## a few steps of everything
+	$(JEST) demo --smoke --root runs/smoke $(ARGS)
+
+test: install-dev ## the whole suite
+	$(BIN)/python -m pytest --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+
+test-fast: install-dev ## without the tests that take longer than ten seconds
+	$(BIN)/python -m pytest -m "not slow" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+
+test-slow: install-dev ## only those
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: install-dev ## ruff
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: install-dev ## ruff, writing
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: install-dev ## mypy
+	$(BIN)/mypy
+
+check: format lint types test ## before a commit
+
+bench: install-dev ## benchmarks: ratios with sizes, versions and peak memory
+	for f in tests/benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+clean: ## remove the environment and caches, not runs/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

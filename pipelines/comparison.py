@@ -1,0 +1,152 @@
+"""Finished runs -> the table that compares them: scores, examples, FLOPs and time, with seeds put together."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean
+from typing import Any
+
+import pyarrow as pa
+from rich.table import Table
+
+from jest_core import config as run_files
+from jest_core.config import Run
+from pipelines import evaluation, selection_log, storage
+
+NOTE = (
+    "Scores in %. FLOPs as executed, and with the scoring forward of the selected examples counted as reused (the "
+    "convention of the paper's Table 1); the reference's training and scoring are counted only in the row that says so."
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run directory, read."""
+
+    directory: str
+    run: Run
+    manifest: dict[str, Any]
+    results: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.directory.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def method(self) -> str:
+        """Its name without the seed."""
+        return re.sub(r"-seed\d+$", "", self.name)
+
+    def curve(self, key: str, metric: str) -> list[tuple[dict[str, Any], float]]:
+        """A score over the run's checkpoints."""
+        return [(line, line["metrics"][metric]) for line in self.results if line["key"] == key]
+
+    @property
+    def teraflops(self) -> float:
+        """As executed, the whole run."""
+        return float(self.manifest["steps"] * self.manifest["flops_step"] / 1e12)
+
+    @cached_property
+    def picks(self) -> pa.Table:
+        return selection_log.read(self.directory)
+
+
+def read_run(directory: str) -> Finished:
+    """A finished run. Raises FileNotFoundError where it is not."""
+    manifest = storage.finished(directory, "train", "train it first")
+    run = run_files.load(storage.read_bytes(f"{directory}/run.yaml").decode())
+    return Finished(directory, run, manifest, evaluation.read_results(directory))
+
+
+def scores(runs: Iterable[Finished]) -> list[tuple[str, str, str]]:
+    """(key, metric, label) of the scores worth a row, in the order in which the runs have them."""
+    out = []
+    for key in dict.fromkeys(line["key"] for run in runs for line in run.results):
+        if key.endswith("/retrieval"):
+            out.append((key, "text_retrieval_recall@10", f"{key}, image to text R@10"))
+        elif key.endswith("/emoji_name"):
+            out += [(key, "acc1", f"{key}, acc@1"), (key, "acc5", f"{key}, acc@5")]
+        else:
+            out.append((key, "acc1", f"{key}, acc@1"))
+    return out
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A column for each method, a row for each score and cost; cells are the mean over seeds, with their range."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def compare(runs: list[Finished]) -> Comparison:
+    methods: dict[str, list[Finished]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    by_directory = {run.directory: run for run in runs}
+
+    def row(label: str, value: Callable[[Finished], float | None], form: str) -> tuple[str, list[str]]:
+        return label, [_cell([v for run in group if (v := value(run)) is not None], form) for group in methods.values()]
+
+    def score(key: str, metric: str) -> Callable[[Finished], float | None]:
+        return lambda run: 100 * run.curve(key, metric)[-1][1] if run.curve(key, metric) else None
+
+    rows = [row(label, score(key, metric), "{:.1f}") for key, metric, label in scores(runs)]
+    rows += [
+        row("examples trained", lambda run: run.manifest["examples_trained"], "{:,.0f}"),
+        row("examples seen", lambda run: run.manifest["examples_seen"], "{:,.0f}"),
+        row("TFLOPs", lambda run: run.teraflops, "{:.2f}"),
+        row(
+            "TFLOPs, scoring reused",
+            lambda run: run.manifest["steps"] * run.manifest["flops_step_with_reuse"] / 1e12,
+            "{:.2f}",
+        ),
+        row(
+            "TFLOPs, with the reference's",
+            lambda run: run.teraflops + _reference_teraflops(run, by_directory),
+            "{:.2f}",
+        ),
+        row("wall-clock of the steps, s", lambda run: run.manifest["seconds"], "{:.0f}"),
+    ]
+    n_seeds = {name: len(group) for name, group in methods.items()}
+    return Comparison([name + (f", {n} seeds" if n > 1 else "") for name, n in n_seeds.items()], rows)
+
+
+def _cell(values: list[float], form: str) -> str:
+    if not values:
+        return ""
+    text = form.format(mean(values))
+    spread = [form.format(min(values)), form.format(max(values))]
+    return text if spread[0] == spread[1] else f"{text} ({spread[0]} to {spread[1]})"
+
+
+def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
+    """What the reference's training, and its one pass over the catalogue, cost; where it is among the runs."""
+    if run.run.reference is None or run.run.selection.method == "uniform":
+        return 0.0
+    reference = runs.get(run.run.path(run.run.reference.checkpoint))
+    if reference is None:
+        return float("nan")
+    cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")
+    forward = reference.manifest["flops_train"] / (3 * reference.run.sub_batch_size)
+    return reference.teraflops + sum(shard["ok"] for shard in cache["shards"]) * forward / 1e12
+
+
+def terminal(table: Comparison) -> Table:
+    out = Table(caption=NOTE, caption_justify="left")
+    out.add_column("")
+    for column in table.columns:
+        out.add_column(column.replace("-", " "), justify="right")
+    for label, cells in table.rows:
+        out.add_row(label, *cells)
+    return out
+
+
+def markdown(table: Comparison) -> str:
+    lines = [
+        ["", *table.columns],
+        ["---", *["---:"] * len(table.columns)],
+        *([label, *cells] for label, cells in table.rows),
+    ]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
