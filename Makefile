@@ -7,13 +7,13 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo smoke test test-fast test-slow lint format types check bench lock clean
+.PHONY: help install install-dev demo smoke test test-fast test-slow lint format types check clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-# Every release is named in the lock, so nothing needs resolving, and pip must not try. Both environments are one:
-# the demonstration's plus the tools of the tests.
+# Every release is named in the lock, so nothing needs resolving, and pip must not try. make test adds its
+# tools to the environment of make demo.
 $(VENV)/.run: $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "jest needs Python 3.11 or 3.12; this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -56,9 +56,6 @@ types: install-dev ## mypy
 	$(BIN)/mypy
 
 check: format lint types test ## before a commit
-
-bench: install-dev ## benchmarks: ratios with sizes, versions and peak memory
-	for f in tests/benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
 clean: ## remove the environment and caches, not runs/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

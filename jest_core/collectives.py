@@ -17,12 +17,14 @@ class Learners:
         self.group = group
         self.rank = dist.get_rank(group) if group is not None else 0
         self.size = dist.get_world_size(group) if group is not None else 1
+        # NCCL speaks of device memory only; tensors travel through it and come back to where they were
+        self.device = "cuda" if group is not None and dist.get_backend(group) == "nccl" else "cpu"
 
-    def counts(self, n: int, device: torch.device | str = "cpu") -> list[int]:
+    def counts(self, n: int) -> list[int]:
         """Every learner's n, in rank order."""
         if self.group is None:
             return [n]
-        out = torch.zeros(self.size, dtype=torch.int64, device=device)
+        out = torch.zeros(self.size, dtype=torch.int64, device=self.device)
         out[self.rank] = n
         dist.all_reduce(out, group=self.group)
         return [int(x) for x in out.tolist()]
@@ -31,19 +33,19 @@ class Learners:
         """The sum over learners, on all of them."""
         if self.group is None:
             return x
-        x = x.clone()
-        dist.all_reduce(x, group=self.group)
-        return x
+        out = x.to(self.device, copy=True)
+        dist.all_reduce(out, group=self.group)
+        return out.to(x.device)
 
     def gather(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """All learners' rows in rank order; counts are the numbers of rows, which may differ."""
         if self.group is None:
             return x
-        padded = x.new_zeros((max(counts), *x.shape[1:]))
+        padded = x.new_zeros((max(counts), *x.shape[1:]), device=self.device)
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded, group=self.group)
-        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(x.device)
 
     def take(self, x: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
         """Rows of a tensor whose shares lie on the learners: x is this learner's, positions are global.
@@ -62,12 +64,11 @@ class Learners:
         """Send outgoing[r] to learner r; returns what each learner sent here, in rank order."""
         if self.group is None:
             return list(outgoing)
-        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
-        sizes_out = torch.tensor([len(x) for x in outgoing], dtype=torch.int64, device=device)
+        sizes_out = torch.tensor([len(x) for x in outgoing], dtype=torch.int64, device=self.device)
         sizes_in = torch.empty_like(sizes_out)
         dist.all_to_all_single(sizes_in, sizes_out, group=self.group)
         data_out = torch.frombuffer(bytearray(b"".join(outgoing)) or bytearray(1), dtype=torch.uint8)
-        data_out = data_out[: int(sizes_out.sum())].to(device)
-        data_in = torch.empty(int(sizes_in.sum()), dtype=torch.uint8, device=device)
+        data_out = data_out[: int(sizes_out.sum())].to(self.device)
+        data_in = torch.empty(int(sizes_in.sum()), dtype=torch.uint8, device=self.device)
         dist.all_to_all_single(data_in, data_out, sizes_in.tolist(), sizes_out.tolist(), group=self.group)
         return [part.cpu().numpy().tobytes() for part in data_in.split(sizes_in.tolist())]

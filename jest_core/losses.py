@@ -53,7 +53,7 @@ class _SigmoidLoss(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int, learners: Learners
     ) -> Tensor:
-        counts = learners.counts(len(image), image.device)
+        counts = learners.counts(len(image))
         offset = sum(counts[: learners.rank])
         texts = learners.gather(text, counts).float()
         image_gradient = torch.empty_like(image, dtype=torch.float32)

@@ -94,7 +94,7 @@ def select(
     elif method != "joint":
         raise ValueError(f"method {method!r} is neither 'joint' nor 'independent'; uniform batches need no selection")
 
-    counts = learners.counts(len(words), device)
+    counts = learners.counts(len(words))
     offsets = torch.tensor([0, *np.cumsum(counts)], device=device)
     conditional = ConditionalScores(models, loss, tile)
     available = valid.clone()
@@ -150,7 +150,7 @@ def draw_top(
     """
     ties = noise.hashes(uids, occurrences)
     best = _order(keys, ties)[:n]
-    offered = learners.counts(len(best), keys.device)
+    offered = learners.counts(len(best))
     all_keys = learners.gather(keys[best], offered)
     all_ties = learners.gather(ties[best], offered)
     positions = learners.gather(best + offsets[learners.rank], offered)

@@ -64,11 +64,11 @@ def scores(runs: Iterable[Finished]) -> list[tuple[str, str, str]]:
     out = []
     for key in dict.fromkeys(line["key"] for run in runs for line in run.results):
         if key.endswith("/retrieval"):
-            out.append((key, "text_retrieval_recall@10", f"{key}, image to text R@10"))
+            out.append((key, "text_retrieval_recall@10", f"{key} R@10, image to text"))
         elif key.endswith("/emoji_name"):
-            out += [(key, "acc1", f"{key}, acc@1"), (key, "acc5", f"{key}, acc@5")]
+            out += [(key, "acc1", f"{key} @1"), (key, "acc5", f"{key} @5")]
         else:
-            out.append((key, "acc1", f"{key}, acc@1"))
+            out.append((key, "acc1", f"{key} @1"))
     return out
 
 

@@ -25,7 +25,7 @@ from pipelines.selection_log import SelectionLog
 def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
     """Train to the run's budget, or go on from its newest checkpoint; returns the manifest."""
     directory = run.path(run.run_dir)
-    config = {"run": {k: v for k, v in run.model_dump(mode="json").items() if k != "evaluation"}}
+    config = _identity(run)
     if (manifest := storage.begin(directory, "train", config)) is not None:
         progress.say(
             label,
@@ -66,6 +66,20 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
         "steps",
     )
     return manifest
+
+
+# What may change between a run and its resume: where and how it runs, not what it computes
+_CIRCUMSTANCES = {"n_learners", "gpus_per_learner", "max_failures", "score_batch_size", "loss_tile"}
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """The values that make a run this run, flat, so that a difference can be named."""
+    flat = {}
+    for part, values in run.model_dump(mode="json", exclude={"evaluation"}).items():
+        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+            if not (part == "training" and key in _CIRCUMSTANCES):
+                flat[f"{part}.{key}".rstrip(".")] = value
+    return flat
 
 
 def step_costs(run: Run) -> dict[str, float]:
@@ -155,7 +169,7 @@ def _fit(run: Run, directory: str, board: Any, label: str, reached: int) -> None
 
 def _learn(settings: dict[str, Any]) -> None:
     """One learner: from the newest checkpoint to the end of the run."""
-    import ray.train
+    import ray.train.torch
 
     run, board = run_files.load(settings["run"]), settings["board"]
     context = ray.train.get_context()
@@ -165,7 +179,7 @@ def _learn(settings: dict[str, Any]) -> None:
     if not run.training.gpus_per_learner:
         torch.set_num_threads(max(1, (torch.multiprocessing.cpu_count() or 1) // size))
     source = super_batches.open_source(run)
-    learner = _create(run, source, group)
+    learner = _create(run, source, ray.train.torch.get_device(), group)
     done = _restore(learner, directory, run.n_steps)
     log = SelectionLog(directory, done["log_parts"])
     lines: list[str] = done["metrics"]
@@ -191,12 +205,10 @@ def _learn(settings: dict[str, Any]) -> None:
                 dist.barrier(group)
 
 
-def _create(run: Run, source: super_batches.Source, group: dist.ProcessGroup | None) -> Learner:
+def _create(run: Run, source: super_batches.Source, device: torch.device, group: dist.ProcessGroup | None) -> Learner:
     config = run.training
     pair = towers.create(run.model.name, seed=run.seed, mean=run.model.image_mean, std=run.model.image_std)
-    if config.gpus_per_learner:
-        pair.model.cuda()
-    pair.model.to(memory_format=torch.channels_last)
+    pair.model.to(device=device, memory_format=torch.channels_last)
     optimizer = optim.adamw(
         pair.model,
         learning_rate=config.learning_rate,

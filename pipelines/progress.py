@@ -9,16 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=False, soft_wrap=True, highlight=False)
+console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=132)  # a log has no width of its own
 _LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
 
 
 def say(stage: str, text: str) -> None:
     """One line on what a stage does or found."""
-    console.print(
-        f"[bold cyan]{stage}[/] {escape(text)}" if console.is_terminal else f"{stage}: {text}",
-        markup=console.is_terminal,
-    )
+    console.print(f"[bold cyan]{stage}:[/] {escape(text)}", soft_wrap=True)
     sys.stdout.flush()
 
 
