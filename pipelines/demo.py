@@ -13,6 +13,7 @@ REFERENCES = {"joint-raw-reference": "raw-reference"}  # runs with another refer
 
 # Sizes at which every stage still does all that it does, and no figure means anything
 _SMOKE = [
+    "model.name=jest-tiny",
     "training.sub_batch_size=64",
     "training.examples_trained=256",
     "training.warmup_steps=1",
@@ -79,6 +80,8 @@ def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict
         overrides = [f"root={root}", f"seed={seed}", f"training.n_learners={n_learners}", *(_SMOKE if smoke else [])]
         if name not in {"reference", "raw-reference"}:
             overrides.append(f"run_dir={name}-seed{seed}")
+        if smoke and name in {"independent", "joint", "joint-raw-reference"}:
+            overrides.append("reference.model.name=jest-tiny")
         runs[name] = run_files.load((folder / f"{name}.yaml").read_text(), overrides, f"{name}.yaml")
     return runs
 

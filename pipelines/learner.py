@@ -25,6 +25,7 @@ from pipelines.selection_log import SelectionLog
 def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
     """Train to the run's budget, or go on from its newest checkpoint; returns the manifest."""
     directory = run.path(run.run_dir)
+    source = super_batches.open_source(run)  # first, so that a run without its inputs claims no directory
     config = _identity(run)
     if (manifest := storage.begin(directory, "train", config)) is not None:
         progress.say(
@@ -32,7 +33,6 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
         )
         return manifest
-    source = super_batches.open_source(run)
     costs = step_costs(run)
     storage.write_bytes(f"{directory}/run.yaml", run_files.dump(run).encode())
     reached = (checkpoints.steps(directory) or [0])[-1]

@@ -41,16 +41,20 @@ def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
             task = live.add_task(stage, total=total, completed=start, note="")
             yield lambda n, note="": live.update(task, advance=n, note=escape(note))
         return
-    state = {"done": start, "said": time.monotonic()}
-    began = time.monotonic()
+    done, first, began, said = start, start, 0.0, time.monotonic()
 
     def advance(n: int, note: str = "") -> None:
-        state["done"] += n
+        nonlocal done, first, began, said
+        done += n
         now = time.monotonic()
-        if now - state["said"] >= _LINE_SECONDS:
-            rate = (state["done"] - start) / (now - began)
-            left = (total - state["done"]) / rate if rate else float("inf")
-            say(stage, f"{state['done']:,} of {total:,} {unit}, {rate:.3g}/s, {left:.0f} s left {note}".rstrip())
-            state["said"] = now
+        if not began:  # the rate is that of the work: what came before the first report was starting up
+            first, began = done, now
+        if now - said >= _LINE_SECONDS:
+            said = now
+            pace = ""
+            if done > first:
+                rate = (done - first) / (now - began)
+                pace = f", {rate:.3g}/s, {(total - done) / rate:.0f} s left"
+            say(stage, f"{done:,} of {total:,} {unit}{pace} {note}".rstrip())
 
     yield advance

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines import demo, report, selection_log, storage
+from pipelines import comparison, demo, selection_log, storage
 
 
 @pytest.mark.slow
@@ -13,12 +13,12 @@ def test_smoke_demo_on_s3_with_two_learners(s3, ray_session, capsys):
     demo.run_stage(data="small", root=root, smoke=True, seeds=1, n_learners=2)
     out = capsys.readouterr().out
     for name in ("reference", "uniform-seed0", "independent-seed0", "joint-seed0"):
-        run = report.read_run(f"{root}/{name}")
+        run = comparison.read_run(f"{root}/{name}")
         assert run.manifest["complete"]
         assert run.run.training.n_learners == 2
         assert {line["key"] for line in run.results} >= {"fluent-flat/emoji_name", "clipart/retrieval"}
-    joint = report.read_run(f"{root}/joint-seed0").manifest
-    uniform = report.read_run(f"{root}/uniform-seed0").manifest
+    joint = comparison.read_run(f"{root}/joint-seed0").manifest
+    uniform = comparison.read_run(f"{root}/uniform-seed0").manifest
     assert joint["examples_trained"] == uniform["examples_trained"]
     assert joint["flops_step"] / uniform["flops_step"] == pytest.approx(8 / 3, rel=0.02)
     assert len(selection_log.read(f"{root}/joint-seed0")) > 0

@@ -40,7 +40,7 @@ def test_cache_holds_every_kept_pair_beside_its_shard(make_run, shards):
         cosines = (expected.image * expected.text).sum(1)
         losses = F.softplus(-(expected.logit_scale * cosines + expected.logit_bias))
         torch.testing.assert_close(
-            torch.from_numpy(table["matched_pair_loss"].to_numpy())[ok], losses[ok], atol=1e-4, rtol=1e-4
+            torch.tensor(table["matched_pair_loss"].to_pylist())[ok], losses[ok], atol=1e-4, rtol=1e-4
         )
 
 
