@@ -224,6 +224,7 @@ def load(text: str, overrides: list[str] | None = None, source: str = "run file"
         run = Run.model_validate(values)
     except ValidationError as error:
         raise ValueError(f"{source}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
+    run = run.model_copy(update={"root": join("", run.root)})  # workers have other working directories
     if problems := run.problems():
         raise ValueError(f"{source}:\n" + "\n".join(f"  {line}" for line in problems))
     return run

@@ -60,9 +60,9 @@ def training_flops(
     reference, 0 where its scores are cached. The matrix products of selection are 2 directions x 2 B n D a model and
     chunk, for all chunks but the last.
     """
-    train = 3 * forward * sub_batch_size
+    train = 3.0 * forward * sub_batch_size
     if super_batch_size == sub_batch_size:
         return StepFlops(0.0, 0.0, 0.0, train)
     taken = sub_batch_size - sub_batch_size // n_chunks
-    select = sum(4.0 * super_batch_size * taken * width for width in widths)
+    select = 4.0 * super_batch_size * taken * sum(widths)
     return StepFlops(forward * super_batch_size, reference_forward * super_batch_size, select, train)

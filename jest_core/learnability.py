@@ -27,8 +27,8 @@ class Embeddings:
     logit_bias is added to the logits; the softmax loss does not use it.
     """
 
-    image: Float[Tensor, "B D"]
-    text: Float[Tensor, "B D"]
+    image: Tensor  # (B, D); `select` checks what it is given, with messages of its own
+    text: Tensor
     logit_scale: float | Tensor
     logit_bias: float | Tensor = 0.0
 

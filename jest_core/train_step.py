@@ -47,7 +47,7 @@ class StepResult:
     """What one step did, in the columns of tables.SELECTION and tables.STEPS; the same on every learner."""
 
     picks: pa.Table
-    summary: dict[str, float]
+    summary: dict[str, int | float]
     optimisation: dict[str, float]  # loss, learning rate, gradient norm, logit_scale, logit_bias
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -182,7 +182,7 @@ def _selection_log(
     reference: Embeddings | None,
     step: int,
     learners: Learners,
-) -> tuple[pa.Table, dict[str, float]]:
+) -> tuple[pa.Table, dict[str, int | float]]:
     """Rows of the selected in the order drawn, then of a keyed sample of the refused; and the step's summary."""
     uids, occurrences, offsets = super_batch.uids, super_batch.column("occurrence"), chosen.offsets.cpu()
     missing = torch.full((len(super_batch),), torch.nan, dtype=torch.float64)
@@ -215,7 +215,7 @@ def _selection_log(
     return _picks(step, columns), summary
 
 
-def _uniform_log(super_batch: Examples, step: int, learners: Learners) -> tuple[pa.Table, dict[str, float]]:
+def _uniform_log(super_batch: Examples, step: int, learners: Learners) -> tuple[pa.Table, dict[str, int | float]]:
     counts = learners.counts(len(super_batch))
     offsets = torch.tensor([0, *np.cumsum(counts)])
     valid = learners.gather(super_batch.valid.to(torch.uint8), counts)
@@ -246,10 +246,10 @@ def _picks(step: int, columns: dict[str, np.ndarray | list[str]]) -> pa.Table:
     return pa.table({f.name: pa.array(columns[f.name]).cast(f.type) for f in tables.SELECTION}, schema=tables.SELECTION)
 
 
-def _summary(step: int, super_batch: Examples, n_selected: int, learners: Learners) -> dict[str, float]:
+def _summary(step: int, super_batch: Examples, n_selected: int, learners: Learners) -> dict[str, int | float]:
     n_valid = int(learners.sum(super_batch.valid.sum()))
     n_slots = sum(learners.counts(len(super_batch)))
-    missing = {f.name: float("nan") for f in tables.STEPS}
+    missing: dict[str, int | float] = {f.name: float("nan") for f in tables.STEPS}
     return missing | {"step": step, "n_offered": n_valid, "n_selected": n_selected, "n_bad": n_slots - n_valid}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from ray.exceptions import RayError
 
 from jest_core import config as run_files
 from jest_core.config import Run
@@ -95,9 +96,10 @@ def main() -> None:
     """Run the command line; an expected error is one clear line and exit status 1."""
     try:
         app()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        cause = f"\n  {_last_line(error.__cause__)}" if error.__cause__ else ""
-        print(f"jest: {error}{cause}", file=sys.stderr)
+    except (ValueError, FileNotFoundError, RuntimeError, RayError) as error:
+        told = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
+        why = f"\n  {_last_line(error.__cause__)}" if error.__cause__ and told is error else ""
+        print(f"jest: {told}{why}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         progress.say("jest", "stopped; the same command goes on from what is done")

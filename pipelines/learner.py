@@ -75,7 +75,7 @@ _CIRCUMSTANCES = {"n_learners", "gpus_per_learner", "max_failures", "score_batch
 def _identity(run: Run) -> dict[str, Any]:
     """The values that make a run this run, flat, so that a difference can be named."""
     flat = {}
-    for part, values in run.model_dump(mode="json", exclude={"evaluation"}).items():
+    for part, values in run.model_dump(mode="json", exclude={"evaluation", "root", "run_dir"}).items():
         for key, value in values.items() if isinstance(values, dict) else [("", values)]:
             if not (part == "training" and key in _CIRCUMSTANCES):
                 flat[f"{part}.{key}".rstrip(".")] = value

@@ -20,7 +20,7 @@ class SelectionLog:
     def __init__(self, run_dir: str, committed: list[str]) -> None:
         self.directory, self.committed = f"{run_dir}/selection", committed
         self.picks: list[pa.Table] = []
-        self.steps: list[dict[str, float]] = []
+        self.steps: list[dict[str, int | float]] = []
 
     def add(self, result: StepResult) -> None:
         self.picks.append(result.picks)

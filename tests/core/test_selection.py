@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch.nn.functional import normalize
 
 from jest_core.learnability import ConditionalScores, batch_score, pair_scores, signed_models
@@ -209,7 +210,6 @@ def test_the_same_set_is_selected_on_any_number_of_learners(cuts: list[int], dra
         ({"uids": uids(39)}, "40 embeddings, 39 uids"),
         ({"uids": ["abc"] * 40}, "does not have 32 hex digits"),
         ({"gain": math.nan}, "gain"),
-        ({"method": "uniform"}, "neither 'joint' nor 'independent'"),
         (
             {"learner": Embeddings(torch.full((40, 8), torch.nan), torch.ones(40, 8), 10.0, 0.0)},
             "40 examples have NaN or infinite",
@@ -235,6 +235,12 @@ def test_impossible_selections_are_refused_with_the_reason(settings: dict, messa
     arguments |= settings
     with pytest.raises(ValueError, match=message):
         select(arguments.pop("learner"), arguments.pop("reference"), **arguments)
+
+
+def test_uniform_is_not_a_selection():
+    """Refused by select, or by the shape checks before it where they are on."""
+    with pytest.raises((ValueError, TypeCheckError), match="uniform"):
+        pick(model(40, 8, 0), model(40, 8, 1), 16, method="uniform")
 
 
 def test_nothing_of_size_b_by_b_is_built():
