@@ -41,8 +41,8 @@ def _fresh_import_cache() -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray for all tests that need it; on this machine, whatever RAY_ADDRESS says."""
+def ray_session(s3: str) -> Iterator[None]:
+    """One Ray for all tests that need it, on this machine; after the S3 server, whose address its workers inherit."""
     import ray
 
     from pipelines import cluster
