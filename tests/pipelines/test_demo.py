@@ -8,6 +8,7 @@ from pipelines import comparison, demo, selection_log, storage
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smoke_demo_on_s3_with_two_learners(s3, ray_session, capsys):
     root = f"{s3}/demo"
     demo.run_stage(data="small", root=root, smoke=True, seeds=1, n_learners=2)
