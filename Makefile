@@ -33,7 +33,7 @@ demo: install ## the main job end to end: about 10 minutes on 2 cores; again res
 	$(JEST) demo $(ARGS)
 
 smoke: install ## a few steps of everything
-	$(JEST) demo --smoke --root runs/smoke $(ARGS)
+	$(JEST) demo --smoke $(ARGS)
 
 test: install-dev ## the whole suite
 	$(BIN)/python -m pytest --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)

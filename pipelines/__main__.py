@@ -79,7 +79,7 @@ def report(
 @app.command()
 def demo(
     data: Annotated[str, typer.Option(help="small (in the package) or medium (built from npm packages).")] = "small",
-    root: Annotated[str, typer.Option(help="Directory or URL for everything it writes.")] = "runs/demo",
+    root: Annotated[str, typer.Option(help="Directory or URL for everything it writes; runs/demo if not given.")] = "",
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A few steps of everything, to see that it works; figures mean nothing.")
     ] = False,

@@ -26,11 +26,15 @@ _SMOKE = [
 def run_stage(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int) -> None:
     """Reference, score cache, and each method for each seed; ends with a table and report.html.
 
-    Everything lies below root (a directory or URL); what is there already is not done again.
+    Everything lies below root (a directory or URL); what is there already is not done again. Without a root it is
+    runs/demo, and runs/demo-medium or runs/demo-smoke where that is what runs.
     """
     if data not in TIERS:
         raise ValueError(f"--data {data!r} is not one of {', '.join(TIERS)}")
-    root = run_files.join("", root)
+    # tiers and smoke runs have other settings, so each has a directory of its own unless one is named
+    root = run_files.join(
+        "", root or "-".join(["runs/demo", *(["smoke"] if smoke else []), *([data] if data != "small" else [])])
+    )
     runs = _load(data, root, smoke, n_learners, seed=0)
     progress.say("demo", f"everything goes to {root}; the same command resumes, or says what is there")
     _place_data(data, root)
