@@ -1,5 +1,6 @@
 """The command line: jest STAGE RUN.yaml [--set selection.n_chunks=8]."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +99,7 @@ def main() -> None:
         app()
     except (ValueError, FileNotFoundError, RuntimeError, RayError) as error:
         told = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
-        why = f"\n  {_last_line(error.__cause__)}" if error.__cause__ and told is error else ""
+        why = f"\n  {_reason(error.__cause__)}" if error.__cause__ and told is error else ""
         print(f"jest: {told}{why}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -106,8 +107,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """What is at the root of an error of the learners, which Ray tells as text: the first line that names an error
+    that is not Ray's own, else the last line."""
+    failures = getattr(error, "worker_failures", {})  # of Ray Train: rank -> what that learner raised
+    text = "\n".join(str(e) for e in [*failures.values(), error])
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    named = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
+    return named[0] if named else lines[-1]
 
 
 if __name__ == "__main__":
