@@ -92,6 +92,10 @@ def _evaluate(run: Run, pair: Towers, tasks: dict[str, Any]) -> Iterator[tuple[s
                 labels = [number.get(value) for value in held.columns[tasks[task]["label"]]]
                 rows = torch.tensor([i for i, label in enumerate(labels) if label is not None])
                 truth = torch.tensor([label for label in labels if label is not None])
+                if not len(rows):
+                    raise ValueError(
+                        f"evaluation set {spec.name!r} has no row of a class of {task!r}; take the task off"
+                    )
                 metrics = zero_shot(image[rows], class_cache[task], truth)
                 metrics["main_metric"] = metrics["acc1"]
             yield f"{spec.name}/{task}", spec.name, metrics

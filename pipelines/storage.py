@@ -74,10 +74,6 @@ def remove(path: str) -> None:
         fs.rm(inner)
 
 
-def copy(source: str, target: str) -> None:
-    write_bytes(target, read_bytes(source))
-
-
 def expand(shards: str | Sequence[str], root: str) -> list[str]:
     """Paths of shards from paths, globs and brace ranges, several joined by `::` as in open_clip; below root.
 

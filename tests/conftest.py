@@ -36,7 +36,7 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fresh_import_cache() -> None:
+def _two_threads() -> None:
     torch.set_num_threads(2)
 
 

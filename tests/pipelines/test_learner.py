@@ -28,6 +28,10 @@ def prepared(ray_session, make_run):
     return run
 
 
+def copy(source: str, target: str) -> None:
+    storage.write_bytes(target, storage.read_bytes(source))
+
+
 def other_dir(run, name: str, *overrides: str):
     return run_files.load(run_files.dump(run), [f"run_dir={name}", *overrides])
 
@@ -65,11 +69,11 @@ def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
     resumed = other_dir(run, "resumed")
     again = resumed.path("resumed")
     for name in ("run.yaml", *[f"checkpoints/{n}" for n in storage.names(f"{directory}/checkpoints")[:2]]):
-        storage.copy(f"{directory}/{name}", f"{again}/{name}")
+        copy(f"{directory}/{name}", f"{again}/{name}")
     for name in storage.names(f"{directory}/selection"):
-        storage.copy(f"{directory}/selection/{name}", f"{again}/selection/{name}")
+        copy(f"{directory}/selection/{name}", f"{again}/selection/{name}")
     storage.write_bytes(f"{again}/selection/00000004-00000005.parquet", b"cut short")
-    storage.copy(f"{directory}/metrics.jsonl", f"{again}/metrics.jsonl")
+    copy(f"{directory}/metrics.jsonl", f"{again}/metrics.jsonl")
     learner.run_stage(resumed)
     assert selection_log.read(again).equals(picks)
     assert selection_log.read_steps(again).equals(steps)
