@@ -4,7 +4,9 @@ A score is a sum over pairs, never a mean, and no (B, B) matrix is built: what a
 already taken needs its own row and column against those alone.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -12,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jest_core.losses import sigmoid_pair_losses
+from jest_core.losses import TILE, logit_tiles, sigmoid_pair_losses, softplus_sums
 
 Criterion = Literal["learnability", "hard", "easy"]
 Loss = Literal["sigmoid", "softmax"]
-TILE = 1024  # rows of logits held at once
+Precision = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,21 @@ class Embeddings:
         return Embeddings(self.image[rows], self.text[rows], self.logit_scale, self.logit_bias)
 
     def matched_logits(self) -> Float[Tensor, "B"]:
-        """The logit of every example's own pair, float32."""
-        return self.logit_scale * (self.image.float() * self.text.float()).sum(1) + self.logit_bias
+        """The logit of every example's own pair, float32; NaN or infinite where an embedding is."""
+        tiles = zip(self.image.split(TILE), self.text.split(TILE), strict=True)
+        cosines = torch.cat([torch.linalg.vecdot(image.float(), text.float()) for image, text in tiles])
+        return self.logit_scale * cosines + self.logit_bias
 
 
 def signed_models(
     learner: Embeddings | None, reference: Embeddings | None, criterion: Criterion
 ) -> list[tuple[int, Embeddings]]:
     """The models whose losses make up the criterion, with their signs: learner +, reference -."""
-    wanted = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}[criterion]
+    signs = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}
+    if criterion not in signs:
+        raise ValueError(f"criterion {criterion!r} is none of {', '.join(signs)}")
     models: list[tuple[int, Embeddings]] = []
-    for name, sign, model in zip(("learner", "reference"), wanted, (learner, reference), strict=True):
+    for name, sign, model in zip(("learner", "reference"), signs[criterion], (learner, reference), strict=True):
         if sign and model is None:
             raise ValueError(f"criterion {criterion!r} needs the {name}'s embeddings, which are None")
         if sign and model is not None:
@@ -57,11 +63,9 @@ def signed_models(
     return models
 
 
-def matched_losses(model: Embeddings, loss: Loss = "sigmoid") -> Float[Tensor, "B"]:
-    """What each example costs by itself, float64: its matched pair's sigmoid loss, or softmax's positive term."""
-    if loss == "sigmoid":
-        return F.softplus(-model.matched_logits()).double()
-    return -replace(model, logit_bias=0.0).matched_logits().double()
+def matched_losses(model: Embeddings) -> Float[Tensor, "B"]:
+    """The sigmoid loss of each example's matched pair, float64."""
+    return F.softplus(-model.matched_logits()).double()
 
 
 class ConditionalScores:
@@ -72,80 +76,104 @@ class ConditionalScores:
     log-sum-exp is not additive, so it is carried as such (paper section 2.5, as adapted by DRRho-CLIP).
     """
 
-    def __init__(self, models: list[tuple[int, Embeddings]], loss: Loss, tile: int = TILE) -> None:
-        self.models, self.loss, self.tile = models, loss, tile
-        first = models[0][1]
-        own = [sign * matched_losses(model, loss) for sign, model in models]
-        self.own: Float[Tensor, "B"] = torch.stack(own).sum(0)
-        self.sums = torch.zeros(len(first), dtype=torch.float64, device=first.image.device)
-        self.log_sums = [
-            torch.full((2, len(first)), -torch.inf, dtype=torch.float64, device=first.image.device) for _ in models
-        ]
+    def __init__(
+        self,
+        models: list[tuple[int, Embeddings]],
+        loss: Loss = "sigmoid",
+        tile: int = TILE,
+        precision: Precision = "exact",
+    ) -> None:
+        self.models, self.loss, self.tile, self.precision = models, loss, tile, precision
+        shape, device = (len(models[0][1]),), models[0][1].image.device
+        self.own = torch.zeros(shape, dtype=torch.float64, device=device)  # (B,) scores before anything is taken
+        self.matched = torch.zeros_like(self.own)  # (B,) matched-pair logits, learner minus reference
+        for sign, model in models:
+            logits = model.matched_logits().double()
+            if loss == "sigmoid":
+                self.matched += sign * logits
+                self.own += sign * F.softplus(-logits)
+            else:
+                self.matched += sign * (logits - model.logit_bias)  # the softmax is blind to it
+                self.own -= sign * (logits - model.logit_bias)
+        self.sums = torch.zeros_like(self.own)  # (B,) what pairs with the taken examples add
+        self.log_sums = [torch.full((2, *shape), -torch.inf, dtype=torch.float64, device=device) for _ in models]
 
     def __call__(self) -> Float[Tensor, "B"]:
         """The scores given what was taken, float64."""
         return self.own + self.sums
 
-    def take(self, taken: list[Embeddings]) -> None:
-        """Add newly taken examples (their embeddings by each of the models, in the models' order)."""
+    def take(self, taken: list[Embeddings], rows: Tensor | slice = slice(None)) -> None:
+        """Add newly taken examples (their embeddings by each of the models, in the models' order).
+
+        rows: the examples whose scores are still needed; the others' are left behind.
+        """
         if self.loss == "sigmoid":
-            for (sign, model), new in zip(self.models, taken, strict=True):
-                self.sums += sign * cross_losses(model, new, self.tile)
+            self.sums[rows] += self._mismatches(taken, rows)
         else:
-            self.sums.zero_()
-            for i, ((sign, model), new) in enumerate(zip(self.models, taken, strict=True)):
-                self.log_sums[i] = torch.logaddexp(self.log_sums[i], _cross_log_sums(model, new, self.tile))
-                self.sums += sign * 0.5 * self.log_sums[i].sum(0)
+            self.sums[rows] = 0.0
+            for (sign, model), new, log_sums in zip(self.models, taken, self.log_sums, strict=True):
+                added = _cross_log_sums(model[rows], new, self.tile, self.precision)
+                log_sums[:, rows] = torch.logaddexp(log_sums[:, rows], added)
+                self.sums[rows] += sign * 0.5 * log_sums[:, rows].sum(0)
+
+    def drop(self, taken: list[Embeddings]) -> None:
+        """Take examples back out; of the sigmoid loss only, as a log-sum-exp cannot be subtracted from safely."""
+        self.sums -= self._mismatches(taken, slice(None))
+
+    def set_score(self, members: Int[Tensor, "k"]) -> Float[Tensor, ""]:
+        """What these members contribute to the score of the set of all examples taken; summed over the set, its score.
+
+        A member is among the taken: its sums hold its own pair as a mismatch, for the sigmoid loss once each way, and
+        every pair of two members appears in the sums of both.
+        """
+        share = 0.5 if self.loss == "sigmoid" else 1.0
+        # softplus(l) - l = softplus(-l): with its logit subtracted the own pair counts as the match that it is
+        return (share * self.sums[members] - self.matched[members]).sum()
+
+    def _mismatches(self, taken: list[Embeddings], rows: Tensor | slice) -> Tensor:
+        losses = (
+            sign * cross_losses(model[rows], new, self.tile, self.precision)
+            for (sign, model), new in zip(self.models, taken, strict=True)
+        )
+        return torch.stack(list(losses)).sum(0)
 
 
-def cross_losses(model: Embeddings, taken: Embeddings, tile: int = TILE) -> Float[Tensor, "B"]:
+def cross_losses(
+    model: Embeddings, taken: Embeddings, tile: int = TILE, precision: Precision = "exact"
+) -> Float[Tensor, "B"]:
     """Sigmoid losses of each example as a mismatch of every taken one, both ways round, summed; float64.
 
     For example i: sum over taken k of softplus(logit of image i, text k) + softplus(logit of image k, text i).
     """
-    out = torch.empty(len(model), dtype=torch.float64, device=model.image.device)
-    taken_image, taken_text = taken.image.float(), taken.text.float()
-    for start in range(0, len(model), tile):
-        rows = model[slice(start, start + tile)]
-        as_image = model.logit_scale * (rows.image.float() @ taken_text.T) + model.logit_bias
-        as_text = model.logit_scale * (rows.text.float() @ taken_image.T) + model.logit_bias
-        out[start : start + tile] = (F.softplus(as_image) + F.softplus(as_text)).sum(1)
+    if model.image.is_cuda and find_spec("triton"):
+        from jest_core import kernels
+
+        sides = (model.image, model.text, taken.image, taken.text)
+        return kernels.cross_losses(*sides, model.logit_scale, model.logit_bias, fast=precision == "fast")
+    out = torch.zeros(len(model), dtype=torch.float64, device=model.image.device)
+    for _, rows, logits in _cross_tiles(model, taken, tile, precision):
+        out[rows] += softplus_sums(logits.add_(model.logit_bias))
     return out
 
 
-def _cross_log_sums(model: Embeddings, taken: Embeddings, tile: int) -> Float[Tensor, "2 B"]:
+def _cross_log_sums(model: Embeddings, taken: Embeddings, tile: int, precision: Precision) -> Float[Tensor, "2 B"]:
     """log sum exp of each image's logits over the taken texts, and of each text's over the taken images; float64."""
-    out = torch.empty(2, len(model), dtype=torch.float64, device=model.image.device)
-    taken_image, taken_text = taken.image.float(), taken.text.float()
-    for start in range(0, len(model), tile):
-        rows = model[slice(start, start + tile)]
-        out[0, start : start + tile] = (model.logit_scale * (rows.image.float() @ taken_text.T)).logsumexp(1)
-        out[1, start : start + tile] = (model.logit_scale * (rows.text.float() @ taken_image.T)).logsumexp(1)
+    out = torch.full((2, len(model)), -torch.inf, dtype=torch.float64, device=model.image.device)
+    for side, rows, logits in _cross_tiles(model, taken, tile, precision):
+        out[side, rows] = torch.logaddexp(out[side, rows], logits.logsumexp(1).double())
     return out
 
 
-def set_loss(model: Embeddings, loss: Loss = "sigmoid", rows: slice = slice(None), tile: int = TILE) -> Tensor:
-    """Sum over a set's examples (those of `rows`) of their losses within the whole set, float64.
-
-    sigmoid: all pairs of an image of `rows` with any text. softmax: both directions, halved (Eq. 1, 2).
-    """
-    if loss == "softmax":
-        model = replace(model, logit_bias=0.0)  # the softmax is blind to it
-    start_all, stop_all, _ = rows.indices(len(model))
-    total = torch.zeros((), dtype=torch.float64, device=model.image.device)
-    image, text = model.image.float(), model.text.float()
-    matched = model.matched_logits()[rows].double()
-    for start in range(start_all, stop_all, tile):
-        part = slice(start, min(start + tile, stop_all))
-        logits = model.logit_scale * (image[part] @ text.T) + model.logit_bias
-        if loss == "sigmoid":
-            total += F.softplus(logits).sum(dtype=torch.float64)
-        else:
-            back = model.logit_scale * (text[part] @ image.T) + model.logit_bias
-            total += 0.5 * (logits.logsumexp(1).double() + back.logsumexp(1).double()).sum()
-    return total - matched.sum()  # sigmoid: softplus(-l) = softplus(l) - l on the diagonal; softmax: the positive term
+def _cross_tiles(
+    model: Embeddings, taken: Embeddings, tile: int, precision: Precision
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """Logits, without bias, of each image with the taken texts (side 0) and of each text with the taken images (1)."""
+    for side, (rows, columns) in enumerate(((model.image, taken.text), (model.text, taken.image))):
+        for part, logits in logit_tiles(rows, columns, model.logit_scale, tile, fast=precision == "fast"):
+            yield side, part, logits
 
 
+@torch.no_grad()
 def batch_score(
     learner: Embeddings | None,
     reference: Embeddings | None,
@@ -155,8 +183,10 @@ def batch_score(
     tile: int = TILE,
 ) -> Float[Tensor, ""]:
     """The exact score of a set of examples, in nats, summed over its pairs; divide by b for a mean per example."""
-    models = signed_models(learner, reference, criterion)
-    return torch.stack([sign * set_loss(model[indices], loss, tile=tile) for sign, model in models]).sum()
+    members = [(sign, model[indices]) for sign, model in signed_models(learner, reference, criterion)]
+    scores = ConditionalScores(members, loss, tile)
+    scores.take([model for _, model in members])
+    return scores.set_score(torch.arange(len(indices), device=indices.device))
 
 
 def pair_scores(

@@ -1,5 +1,7 @@
-"""Contrastive losses of image and text embeddings."""
+"""Contrastive losses of image and text embeddings, over the whole global batch, in O(tile * B) memory."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jest_core.collectives import Learners
+
+TILE = 1024  # rows and columns of logits held at once
+_LOG2E = math.log2(math.e)
 
 
 def sigmoid_pair_losses(
@@ -27,13 +32,58 @@ def sigmoid_pair_losses(
     return -F.logsigmoid(signs * logits)
 
 
+def softplus_sums(logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows"]:
+    """The sum over each row of softplus(l) = log(1 + exp(l)), to float32's precision; overwrites its argument.
+
+    Logarithms are what softplus costs, and a sum of them is the logarithm of a product. With x = exp(-|l|) <= 1 the
+    terms are max(l, 0) + log(1 + x), and (1 + x)(1 + y) = 1 + (x + y + xy): halves are folded onto each other, without
+    ever adding 1 to what is small, until one logarithm stands for up to 64 terms.
+    """
+    positive = logits.clamp_min(0).sum(1)
+    x = logits.abs_().mul_(-_LOG2E).exp2_()  # on CPU a fraction of exp's cost
+    for _ in range(6):
+        if x.shape[1] < 16 or x.shape[1] % 2:
+            break
+        left, right = x.chunk(2, 1)
+        x = torch.addcmul(left + right, left, right)
+    return positive + x.log1p_().sum(1)
+
+
+def logit_tiles(
+    rows: Float[Tensor, "R D"],
+    columns: Float[Tensor, "C D"],
+    scale: float | Tensor,
+    tile: int = TILE,
+    fast: bool = False,
+) -> Iterator[tuple[slice, Float[Tensor, "r c"]]]:
+    """scale * rows @ columns.T in float32, a tile at a time, each with the rows it covers.
+
+    fast: products of bfloat16 where the device has them; a logit is then off by up to 2**-9 of itself.
+    """
+    dtype = torch.bfloat16 if fast and has_bfloat16_products(rows.device) else torch.float32
+    scaled = (scale * columns.float()).to(dtype).split(tile)
+    for start in range(0, len(rows), tile):
+        part = slice(start, start + tile)
+        some = rows[part].to(dtype)
+        for block in scaled:
+            yield part, (some @ block.T).float()
+
+
+def has_bfloat16_products(device: torch.device) -> bool:
+    """Whether matrix products of bfloat16 are faster there than those of float32."""
+    if device.type != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
 def sigmoid_loss(
     image_embeddings: Float[Tensor, "B D"],
     text_embeddings: Float[Tensor, "B D"],
     logit_scale: Float[Tensor, ""],
     logit_bias: Float[Tensor, ""],
     *,
-    tile: int = 1024,
+    tile: int = TILE,
     group: dist.ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
     """Mean sigmoid loss per example over all pairs of the batch, in O(tile * B) memory forward and backward.
@@ -45,42 +95,118 @@ def sigmoid_loss(
     return _SigmoidLoss.apply(image_embeddings, text_embeddings, logit_scale, logit_bias, tile, Learners(group))
 
 
-class _SigmoidLoss(torch.autograd.Function):
-    """The loss is a scalar, so its gradients are known up to a factor as soon as a tile of logits is: they are
-    accumulated in the forward pass, and no logit is kept or computed twice."""
+def softmax_loss(
+    image_embeddings: Float[Tensor, "B D"],
+    text_embeddings: Float[Tensor, "B D"],
+    logit_scale: Float[Tensor, ""],
+    *,
+    tile: int = TILE,
+    group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, ""]:
+    """Mean softmax (CLIP) loss per example, both directions halved (paper Eq. 1), in O(tile * B) memory.
 
+    Global and differentiable as `sigmoid_loss` is. Logits are computed twice: a gradient needs the row's and the
+    column's log-sum-exp first.
+    """
+    return _SoftmaxLoss.apply(image_embeddings, text_embeddings, logit_scale, tile, Learners(group))
+
+
+class _Batch:
+    """This learner's images against all learners' texts, tile by tile, and the gradients of both as they add up.
+
+    A loss is a scalar, so its gradients are known up to a factor as soon as a tile of logits is: they are accumulated
+    in the forward pass, and no logit is kept for the backward one.
+    """
+
+    def __init__(self, image: Tensor, text: Tensor, scale: Tensor, tile: int, learners: Learners, ctx: Any) -> None:
+        self.image, self.text, self.scale, self.tile, self.learners = image, text, scale, tile, learners
+        counts = learners.counts(len(image))
+        self.size, self.offset = sum(counts), sum(counts[: learners.rank])
+        self.own = slice(self.offset, self.offset + len(text))
+        self.texts = learners.gather(text, counts).float()
+        self.wants_gradients = any(ctx.needs_input_grad)
+        if self.wants_gradients:
+            self.image_gradient = torch.zeros_like(image, dtype=torch.float32)
+            self.text_gradient = torch.zeros_like(self.texts)
+
+    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns and logits without bias."""
+        for top in range(0, len(self.image), self.tile):
+            rows = slice(top, top + self.tile)
+            image = self.scale.float() * self.image[rows].float()
+            for left in range(0, self.size, self.tile):
+                columns = slice(left, left + self.tile)
+                yield rows, columns, image @ self.texts[columns].T
+
+    def matched(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        """A view of the matched pairs of a tile; empty where it has none."""
+        return tile.diagonal(self.offset + rows.start - columns.start)
+
+    def accumulate(self, slope: Tensor, rows: slice, columns: slice) -> None:
+        """Add a tile's part of the gradients; slope is the loss's derivative by its logits, 1 off on matched pairs."""
+        self.matched(slope, rows, columns).sub_(1.0)
+        self.image_gradient[rows].addmm_(slope, self.texts[columns])
+        self.text_gradient[columns].addmm_(slope.T, self.image[rows].float())
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of image, text and logit_scale, for the mean over the batch."""
+        image, text = self.image_gradient, self.learners.sum(self.text_gradient)[self.own]
+        by_scale = torch.linalg.vecdot(image, self.image.float()).sum(dtype=torch.float64)  # image gradients / scale
+        factor = self.scale / self.size
+        return (
+            image.mul_(factor).to(self.image.dtype),
+            text.mul(factor).to(self.text.dtype),
+            (by_scale / self.size).to(self.scale.dtype),
+        )
+
+
+class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int, learners: Learners
     ) -> Tensor:
-        counts = learners.counts(len(image))
-        offset = sum(counts[: learners.rank])
-        texts = learners.gather(text, counts).float()
-        image_gradient = torch.empty_like(image, dtype=torch.float32)
-        text_gradient = torch.zeros_like(texts)
-        total, scale_gradient, bias_gradient = torch.zeros(3, dtype=torch.float64, device=image.device)
-        for start in range(0, len(image), tile):
-            rows = image[start : start + tile].float()
-            cosines = rows @ texts.T
-            logits = scale.float() * cosines + bias.float()
-            matched = logits.diagonal(offset + start)
-            # softplus(l) is the loss of a mismatched pair; the matched one's, softplus(-l), is softplus(l) - l
-            total += F.softplus(logits).sum(dtype=torch.float64) - matched.sum(dtype=torch.float64)
-            slope = torch.sigmoid(logits)
-            slope.diagonal(offset + start).sub_(1.0)
-            image_gradient[start : start + tile] = slope @ texts
-            text_gradient.addmm_(slope.T, rows)
-            scale_gradient += torch.linalg.vecdot(slope, cosines).sum(dtype=torch.float64)
-            bias_gradient += slope.sum(dtype=torch.float64)
-        n = sum(counts)
-        text_gradient = learners.sum(text_gradient)[offset : offset + len(text)]
-        ctx.save_for_backward(
-            (image_gradient * (scale / n)).to(image.dtype),
-            (text_gradient * (scale / n)).to(text.dtype),
-            (scale_gradient / n).to(scale.dtype),
-            (bias_gradient / n).to(bias.dtype),
-        )
-        return (learners.sum(total) / n).float()
+        with torch.autocast(image.device.type, enabled=False):
+            batch = _Batch(image, text, scale, tile, learners, ctx)
+            total, by_bias = torch.zeros(2, dtype=torch.float64, device=image.device)
+            for rows, columns, logits in batch.tiles():
+                logits += bias
+                total -= batch.matched(logits, rows, columns).sum()  # softplus(-l), a match, is softplus(l) - l
+                if batch.wants_gradients:
+                    slope = torch.sigmoid(logits)
+                    batch.accumulate(slope, rows, columns)
+                    by_bias += slope.sum()
+                total += softplus_sums(logits).sum()
+            if batch.wants_gradients:
+                ctx.save_for_backward(*batch.gradients(), (by_bias / batch.size).to(bias.dtype))
+            return (learners.sum(total) / batch.size).float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(saved * gradient for saved in ctx.saved_tensors), None, None)
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, tile: int, learners: Learners) -> Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            batch = _Batch(image, text, scale, tile, learners, ctx)
+            total = torch.zeros((), dtype=torch.float64, device=image.device)
+            over_texts = torch.full((len(image),), -torch.inf, device=image.device)
+            over_images = torch.full((batch.size,), -torch.inf, device=image.device)
+            for rows, columns, logits in batch.tiles():
+                total -= batch.matched(logits, rows, columns).sum()
+                over_texts[rows] = torch.logaddexp(over_texts[rows], logits.logsumexp(1))
+                over_images[columns] = torch.logaddexp(over_images[columns], logits.logsumexp(0))
+            shares = learners.gather(over_images, [batch.size] * learners.size)  # each learner's images
+            over_images = shares.view(learners.size, batch.size).logsumexp(0)
+            total += 0.5 * (over_texts.sum(dtype=torch.float64) + over_images[batch.own].sum(dtype=torch.float64))
+            if batch.wants_gradients:
+                for rows, columns, logits in batch.tiles():
+                    slope = torch.exp(logits - over_texts[rows, None])
+                    slope += torch.exp(logits - over_images[columns])
+                    batch.accumulate(slope.mul_(0.5), rows, columns)
+                ctx.save_for_backward(*batch.gradients())
+            return (learners.sum(total) / batch.size).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

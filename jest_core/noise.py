@@ -43,7 +43,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def hashes(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Int[Tensor, "B"]:
     """64 hashed bits for each example; context is what the draw is for, such as (seed, step, chunk)."""
-    state = torch.zeros_like(occurrences)
+    state = torch.zeros(1, dtype=torch.int64, device=uids.device)  # one number until the uids come in
     wrapped = [(value + 2**63) % 2**64 - 2**63 for value in context]  # any Python integer as an int64
     keys: list[int | Tensor] = [*wrapped, uids[:, 0], uids[:, 1], occurrences]
     for value in keys:

@@ -4,8 +4,10 @@ Global over the learners of a process group: each holds its share of the embeddi
 only the newly drawn rows travel. Memory and time are linear in B.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,18 +18,18 @@ from torch import Tensor
 from jest_core import noise
 from jest_core.collectives import Learners
 from jest_core.learnability import (
-    TILE,
     ConditionalScores,
     Criterion,
     Embeddings,
     Loss,
+    Precision,
     batch_score,
     matched_losses,
-    set_loss,
     signed_models,
 )
+from jest_core.losses import TILE
 
-__all__ = ["Embeddings", "Selection", "batch_score", "draw_top", "select"]
+__all__ = ["Embeddings", "Selection", "batch_score", "draw_top", "gibbs_select", "select"]
 
 Method = Literal["joint", "independent"]
 Draw = Literal["sample", "top_k"]
@@ -42,7 +44,7 @@ class Selection:
     draw_score: Float[Tensor, "b"]  # its conditional score at that draw, nats
     learner_loss: Float[Tensor, "b"]  # matched-pair losses, nats; NaN where the criterion does without that model
     reference_loss: Float[Tensor, "b"]
-    sub_batch_score: float  # exact score of the whole set, nats, summed over its pairs
+    sub_batch_score: float  # score of the whole set, nats, summed over its pairs; as exact as `precision`
     scores: Float[Tensor, "B"]  # this learner's slots: conditional scores at the last draw, nats
     offsets: Int[Tensor, "R"]  # learner r holds the positions offsets[r] .. offsets[r + 1]
 
@@ -52,6 +54,7 @@ class Selection:
         return self.indices[(self.indices >= low) & (self.indices < high)] - low
 
 
+@torch.no_grad()
 def select(
     learner: Embeddings | None,
     reference: Embeddings | None,
@@ -69,6 +72,7 @@ def select(
     step: int,
     group: dist.ProcessGroup | None = None,
     valid: Bool[Tensor, "B"] | None = None,
+    precision: Precision = "exact",
     tile: int = TILE,
 ) -> Selection:
     """Select sub_batch_size distinct examples of the super-batch (Evans et al. 2024, Algorithm 1).
@@ -80,60 +84,113 @@ def select(
     learner, reference: (B, D) each, this learner's share; `easy` needs no learner, `hard` no reference.
     uids: (B, 2) uint64 or B hex strings; with occurrences they key the noise, fresh for every (seed, step, chunk).
     gain multiplies the scores in a draw; 1.0 is the paper. `top_k` draws without noise, ties broken by uid.
-    valid: False masks a slot out. Raises ValueError, on all learners, where no such selection exists.
+    valid: False masks a slot out.
+    precision: `exact` multiplies in float32 (on CUDA in the embeddings' own type); `fast` in bfloat16, where the device
+    has it. Sums are float32 within a tile and float64 beyond it in either case.
+    Raises ValueError, on all learners, where no such selection exists.
     """
     learners = Learners(group)
-    models = signed_models(learner, reference, criterion)
-    device = models[0][1].image.device
-    words, times = _identities(uids, occurrences, len(models[0][1]), device)
-    if valid is None:
-        valid = torch.ones(len(words), dtype=torch.bool, device=device)
-    _check(models, words, times, valid, sub_batch_size, n_chunks, gain, learners)
+    with _refusal_on_all(learners):
+        models = signed_models(learner, reference, criterion)
+        _check_options(method=(method, Method), loss=(loss, Loss), draw=(draw, Draw), precision=(precision, Precision))
+        _check_sizes(sub_batch_size, n_chunks, gain, tile)
+        words, times, valid = _slots(models, uids, occurrences, valid)
     if method == "independent":
         n_chunks = 1
-    elif method != "joint":
-        raise ValueError(f"method {method!r} is neither 'joint' nor 'independent'; uniform batches need no selection")
+    device, chunk_size = words.device, sub_batch_size // n_chunks
+    conditional = ConditionalScores(models, loss, tile, precision)
+    _check_super_batch(conditional, valid, sub_batch_size, learners)
 
-    counts = learners.counts(len(words))
-    offsets = torch.tensor([0, *np.cumsum(counts)], device=device)
-    conditional = ConditionalScores(models, loss, tile)
+    offsets = torch.tensor([0, *np.cumsum(learners.counts(len(words)))], device=device)
+    own = range(int(offsets[learners.rank]), int(offsets[learners.rank + 1]))
     available = valid.clone()
     indices: list[Tensor] = []
     drawn_scores: list[Tensor] = []
-    taken: list[list[Embeddings]] = []
     for chunk in range(n_chunks):
         scores = conditional()
         keys = gain * scores
         if draw == "sample":
             keys = keys + noise.gumbel(words, times, seed, step, chunk)
-        new = draw_top(
-            keys.masked_fill(~available, -torch.inf), sub_batch_size // n_chunks, words, times, offsets, learners
-        )
-        mine = new[(new >= offsets[learners.rank]) & (new < offsets[learners.rank + 1])] - offsets[learners.rank]
-        available[mine] = False
+        new = draw_top(keys.masked_fill(~available, -torch.inf), chunk_size, words, times, offsets, learners)
         indices.append(new)
         drawn_scores.append(learners.take(scores, new, offsets))
-        taken.append([_take(model, new, offsets, learners) for _, model in models])
-        if chunk + 1 < n_chunks:
-            conditional.take(taken[-1])
+        available[_held(new, own)] = False
+        # after the last draw only the selected themselves need their sums: for the score of the set
+        rows = slice(None) if chunk + 1 < n_chunks else _held(torch.cat(indices), own)
+        conditional.take([_take(model, new, offsets, learners) for _, model in models], rows)
 
     chosen = torch.cat(indices)
     own_losses = [
-        learners.take(matched_losses(m, "sigmoid"), chosen, offsets)
-        if m is not None
-        else torch.full_like(scores[:1], torch.nan).expand(len(chosen))
-        for m in (learner, reference)
+        learners.take(matched_losses(model), chosen, offsets)
+        if model is not None
+        else torch.full((sub_batch_size,), torch.nan, dtype=torch.float64, device=device)
+        for model in (learner, reference)
     ]
     return Selection(
         indices=chosen,
-        chunk=torch.arange(n_chunks, device=device).repeat_interleave(sub_batch_size // n_chunks),
+        chunk=torch.arange(n_chunks, device=device).repeat_interleave(chunk_size),
         draw_score=torch.cat(drawn_scores),
         learner_loss=own_losses[0],
         reference_loss=own_losses[1],
-        sub_batch_score=_score(models, taken, loss, tile, learners),
+        sub_batch_score=float(learners.sum(conditional.set_score(_held(chosen, own)))),
         scores=scores,
         offsets=offsets,
     )
+
+
+@torch.no_grad()
+def gibbs_select(
+    learner: Embeddings | None,
+    reference: Embeddings | None,
+    *,
+    sub_batch_size: int,
+    n_iterations: int,
+    criterion: Criterion = "learnability",
+    gain: float = 1.0,
+    uids: noise.Uids,
+    occurrences: Int[Tensor, "B"] | None = None,
+    seed: int,
+    step: int,
+    valid: Bool[Tensor, "B"] | None = None,
+    precision: Precision = "exact",
+    tile: int = TILE,
+) -> tuple[Int[Tensor, "b"], Float[Tensor, "n_iterations"]]:
+    """The brute-force single-site Gibbs sampler that joint selection stands in for (paper Figure 2, middle).
+
+    Starts at a uniform set. An iteration takes one of its examples out, at random, and draws another in its place (or
+    the same) from all that are not in the set, by what each would add to the rest; it costs O(B * D). Sigmoid loss, one
+    learner; other arguments as in `select`. Returns the positions of the last set, and the score of the set after each
+    iteration, in nats.
+    """
+    models = signed_models(learner, reference, criterion)
+    _check_sizes(sub_batch_size, 1, gain, tile)
+    words, times, valid = _slots(models, uids, occurrences, valid)
+    conditional = ConditionalScores(models, "sigmoid", tile, precision)
+    learners = Learners()
+    _check_super_batch(conditional, valid, sub_batch_size, learners)
+
+    offsets = torch.tensor([0, len(words)], device=words.device)
+    start = noise.gumbel(words, times, seed, step, -1).masked_fill(~valid, -torch.inf)
+    members = draw_top(start, sub_batch_size, words, times, offsets, learners)
+    conditional.take([model[members] for _, model in models])
+    score = conditional.set_score(members)
+    available = valid.clone()
+    available[members] = False
+    trace = torch.empty(n_iterations, dtype=torch.float64, device=words.device)
+    for iteration in range(n_iterations):
+        site = noise.hashes(words[:1], times[:1], seed, step, iteration, -1) % sub_batch_size
+        old = members[site]
+        conditional.drop([model[old] for _, model in models])
+        available[old] = True
+        scores = conditional()
+        keys = gain * scores + noise.gumbel(words, times, seed, step, iteration)
+        new = keys.masked_fill(~available, -torch.inf).argmax()[None]
+        available[new] = False
+        members[site] = new
+        conditional.take([model[new] for _, model in models])
+        score = score + (scores[new] - scores[old]).squeeze()
+        trace[iteration] = score
+    return members, trace
 
 
 def draw_top(
@@ -148,12 +205,12 @@ def draw_top(
 
     Each learner offers its own n best, so at most n keys a learner travel.
     """
-    ties = noise.hashes(uids, occurrences)
-    best = _order(keys, ties)[:n]
-    offered = learners.counts(len(best))
-    all_keys = learners.gather(keys[best], offered)
-    all_ties = learners.gather(ties[best], offered)
-    positions = learners.gather(best + offsets[learners.rank], offered)
+    best = torch.nonzero(keys >= torch.topk(keys, min(n, len(keys))).values[-1:])[:, 0]
+    ties = noise.hashes(uids[best], occurrences[best])
+    order = _order(keys[best], ties)[:n]
+    offered = offsets.diff().clamp(max=n).tolist()
+    all_keys, all_ties = learners.gather(keys[best[order]], offered), learners.gather(ties[order], offered)
+    positions = learners.gather(best[order] + offsets[learners.rank], offered)
     return positions[_order(all_keys, all_ties)[:n]]
 
 
@@ -163,64 +220,83 @@ def _order(keys: Tensor, ties: Tensor) -> Tensor:
     return by_tie[torch.argsort(keys[by_tie], descending=True, stable=True)]
 
 
+def _held(positions: Tensor, own: range) -> Tensor:
+    """Of global positions, those that this learner holds, in its own share."""
+    return positions[(positions >= own.start) & (positions < own.stop)] - own.start
+
+
 def _take(model: Embeddings, positions: Tensor, offsets: Tensor, learners: Learners) -> Embeddings:
     image, text = (learners.take(x, positions, offsets) for x in (model.image, model.text))
     return Embeddings(image, text, model.logit_scale, model.logit_bias)
 
 
-def _score(
-    models: list[tuple[int, Embeddings]], taken: list[list[Embeddings]], loss: Loss, tile: int, learners: Learners
-) -> float:
-    """Exact score of the selected set; each learner sums its share of the rows."""
-    total = torch.zeros((), dtype=torch.float64, device=taken[0][0].image.device)
-    for i, (sign, model) in enumerate(models):
-        image, text = (torch.cat([getattr(chunk[i], side) for chunk in taken]) for side in ("image", "text"))
-        share = slice(learners.rank * len(image) // learners.size, (learners.rank + 1) * len(image) // learners.size)
-        total += sign * set_loss(Embeddings(image, text, model.logit_scale, model.logit_bias), loss, share, tile)
-    return float(learners.sum(total))
+@contextmanager
+def _refusal_on_all(learners: Learners) -> Iterator[None]:
+    """A ValueError of one learner's share becomes that of all: nobody is left waiting for the one that refused."""
+    problem = ""
+    try:
+        yield
+    except ValueError as error:
+        problem = str(error)
+    told = learners.exchange([problem.encode()] * learners.size)
+    for rank, message in enumerate(told):
+        if message:
+            raise ValueError(message.decode() if learners.size == 1 else f"learner {rank}: {message.decode()}")
 
 
-def _identities(uids: noise.Uids, occurrences: Tensor | None, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    words = noise.uid_words(uids).to(device)
-    times = torch.zeros(len(words), dtype=torch.int64, device=device) if occurrences is None else occurrences.to(device)
-    if len(words) != n or len(times) != n:
-        raise ValueError(f"{n} embeddings, {len(words)} uids and {len(times)} occurrences: one of each per example")
-    return words, times.to(torch.int64)
+def _check_options(**options: tuple[str, object]) -> None:
+    for name, (value, choices) in options.items():
+        if value not in get_args(choices):
+            why = "; uniform batches need no selection" if value == "uniform" else ""
+            raise ValueError(f"{name} {value!r} is none of {', '.join(get_args(choices))}{why}")
 
 
-def _check(
-    models: list[tuple[int, Embeddings]],
-    uids: Tensor,
-    occurrences: Tensor,
-    valid: Tensor,
-    sub_batch_size: int,
-    n_chunks: int,
-    gain: float,
-    learners: Learners,
-) -> None:
-    """Refuse what cannot be selected from, on every learner alike, before the first draw."""
+def _check_sizes(sub_batch_size: int, n_chunks: int, gain: float, tile: int) -> None:
     if n_chunks < 1 or sub_batch_size < 1 or sub_batch_size % n_chunks:
         raise ValueError(f"sub_batch_size {sub_batch_size} is not a positive multiple of n_chunks {n_chunks}")
     if not 0 <= gain < float("inf"):
         raise ValueError(f"gain {gain} is not a finite number of at least 0")
+    if tile < 1:
+        raise ValueError(f"tile {tile} is not a positive number of rows")
+
+
+def _slots(
+    models: list[tuple[int, Embeddings]], uids: noise.Uids, occurrences: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """uid words, occurrences and validity of each slot, on the embeddings' device; refuses shares that do not fit."""
+    device = models[0][1].image.device
     for _, model in models:
-        if model.image.shape != model.text.shape or model.image.ndim != 2:
+        image, text = model.image, model.text
+        if image.shape != text.shape or image.ndim != 2 or not image.shape[1]:
+            raise ValueError(f"image {tuple(image.shape)} and text {tuple(text.shape)} embeddings are not both (B, D)")
+        if {image.dtype, text.dtype} - {torch.float16, torch.bfloat16, torch.float32}:
             raise ValueError(
-                f"image {tuple(model.image.shape)} and text {tuple(model.text.shape)} embeddings are not both (B, D)"
+                f"embeddings are {image.dtype} and {text.dtype}, not floating point of 16 or 32 bits; convert them"
             )
-        if not (model.image.is_floating_point() and model.text.is_floating_point()):
-            raise ValueError(f"embeddings are {model.image.dtype} and {model.text.dtype}, not floating point")
-        if model.image.device != uids.device or model.text.device != uids.device:
-            raise ValueError(
-                f"embeddings lie on {model.image.device}, {model.text.device} and {uids.device}: put them on one"
-            )
-        if len(model) != len(uids):
-            raise ValueError(f"learner and reference embeddings differ in number: {len(model)} and {len(uids)}")
-    if len(valid) != len(uids):
-        raise ValueError(f"valid has {len(valid)} slots, the super-batch {len(uids)}")
-    bad = torch.stack([~torch.isfinite(x[valid]).all(1) for _, m in models for x in (m.image, m.text)]).any(0).sum()
-    n_valid, n_bad = learners.sum(torch.stack([valid.sum(), bad])).tolist()
+        if image.device != device or text.device != device:
+            raise ValueError(f"embeddings lie on {device}, {image.device} and {text.device}: put them on one device")
+        if len(model) != len(models[0][1]):
+            raise ValueError(f"learner and reference embeddings differ in number: {len(models[0][1])} and {len(model)}")
+    words = noise.uid_words(uids).to(device)
+    times = torch.zeros(len(words), dtype=torch.int64) if occurrences is None else occurrences
+    valid = torch.ones(len(words), dtype=torch.bool) if valid is None else valid
+    if not len(models[0][1]) == len(words) == len(times) == len(valid):
+        raise ValueError(
+            f"{len(models[0][1])} embeddings, {len(words)} uids, {len(times)} occurrences and {len(valid)} valid "
+            "flags: one of each per example"
+        )
+    if times.is_floating_point() or valid.dtype != torch.bool:
+        raise ValueError(f"occurrences are {times.dtype} and valid is {valid.dtype}, not integers and booleans")
+    return words, times.to(device, torch.int64), valid.to(device)
+
+
+def _check_super_batch(conditional: ConditionalScores, valid: Tensor, sub_batch_size: int, learners: Learners) -> None:
+    """Refuse, over all learners, what is not finite or not enough; a logit is finite where its embeddings are."""
+    n_bad = (valid & ~torch.isfinite(conditional.own)).sum()
+    n_valid, n_bad = learners.sum(torch.stack([valid.sum(), n_bad])).tolist()
     if n_bad:
-        raise ValueError(f"{n_bad} examples have NaN or infinite embeddings: mask them with valid, or stop the run")
+        raise ValueError(
+            f"{n_bad} examples have NaN or infinite embeddings or logits: mask them with valid, or stop the run"
+        )
     if n_valid < sub_batch_size:
         raise ValueError(f"sub_batch_size {sub_batch_size} exceeds the {n_valid} valid examples of the super-batch")
