@@ -5,6 +5,7 @@ interpreter's products of bfloat16 are wrong).
 """
 
 import math
+from typing import no_type_check
 
 import torch
 import triton
@@ -55,6 +56,7 @@ def cross_losses(
 
 
 @triton.jit
+@no_type_check  # shape checks would wrap it, and Triton compiles the function's own source
 def _cross_losses(
     image, text, taken_image, taken_text, out, scale, bias, n_rows, n_taken, width,
     PRODUCT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
@@ -74,6 +76,7 @@ def _cross_losses(
 
 
 @triton.jit
+@no_type_check
 def _softplus_sums(
     left, right, rows, columns, scale, bias, n_rows, n_columns, width,
     PRODUCT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, LOG2E: tl.constexpr,
@@ -93,11 +96,13 @@ def _softplus_sums(
 
 
 @triton.jit
+@no_type_check
 def _joined(x, y):
     return x + y + x * y  # (1 + x)(1 + y) - 1
 
 
 @triton.jit
+@no_type_check
 def _log1p(x):
     """Of x >= 0, also where 1 + x rounds to 1 (Kahan): the rounding of 1 + x is undone by the slope."""
     y = 1.0 + x

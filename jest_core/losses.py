@@ -66,7 +66,9 @@ def logit_tiles(
         part = slice(start, start + tile)
         some = rows[part].to(dtype)
         for block in scaled:
-            yield part, (some @ block.T).float()
+            with torch.autocast(rows.device.type, enabled=False):  # it would make any product one of its own type
+                logits = (some @ block.T).float()
+            yield part, logits
 
 
 def has_bfloat16_products(device: torch.device) -> bool:

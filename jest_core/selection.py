@@ -292,7 +292,7 @@ def _slots(
 
 def _check_super_batch(conditional: ConditionalScores, valid: Tensor, sub_batch_size: int, learners: Learners) -> None:
     """Refuse, over all learners, what is not finite or not enough; a logit is finite where its embeddings are."""
-    n_bad = (valid & ~torch.isfinite(conditional.own)).sum()
+    n_bad = (valid & ~torch.isfinite(conditional.matched)).sum()
     n_valid, n_bad = learners.sum(torch.stack([valid.sum(), n_bad])).tolist()
     if n_bad:
         raise ValueError(

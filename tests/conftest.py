@@ -1,6 +1,7 @@
 """Shared fixtures: one local Ray for the session, four small shards of real drawings, tiny towers."""
 
 import os
+from pathlib import Path
 
 os.environ.update(
     {
@@ -9,6 +10,7 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "2",
+        "TRITON_INTERPRET": "0" if Path("/dev/nvidia0").exists() else "1",  # before Triton's first import
     }
 )
 
@@ -18,7 +20,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest

@@ -1,8 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from jest_core.losses import sigmoid_loss, sigmoid_pair_losses
+from jest_core.losses import sigmoid_loss, sigmoid_pair_losses, softmax_loss, softplus_sums
 from tests import oracles
 from tests.processes import run_learners
 
@@ -20,52 +23,97 @@ def test_pair_losses_match_the_double_loop():
     )
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    columns=st.integers(1, 300), low=st.floats(-200, 100), spread=st.floats(0, 100),
+    seed=st.integers(0, 1000), odd=st.booleans(),
+)  # fmt: skip
+def test_softplus_sums_equal_those_of_float64(columns: int, low: float, spread: float, seed: int, odd: bool):
+    """For few columns and many, odd and even, for logits of any size."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = low + spread * torch.rand(3, 2 * columns + odd, generator=generator)
+    expected = F.softplus(logits.double()).sum(1)
+    torch.testing.assert_close(softplus_sums(logits.clone()).double(), expected, rtol=3e-5, atol=1e-30)
+
+
+def test_softplus_sums_keep_what_is_small():
+    """Terms of exp(-40), which would vanish beside the 1 of log(1 + x) in float32."""
+    logits = torch.full((2, 1024), -40.0)
+    torch.testing.assert_close(softplus_sums(logits.clone()), torch.full((2,), 1024 * 4.248354e-18), rtol=1e-5, atol=0)
+
+
+def dense_softmax_loss(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """open_clip's ClipLoss, by its formula."""
+    logits, labels = scale * image @ text.T, torch.arange(len(image))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def dense_sigmoid_loss(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    return sigmoid_pair_losses(image, text, scale, bias).sum() / len(image)
+
+
+def softmax(image, text, scale, bias, **options):
+    """softmax_loss with the arguments of sigmoid_loss; the bias takes no part, and has the gradient 0."""
+    return softmax_loss(image, text, scale, **options) + 0.0 * bias
+
+
+LOSSES = {"sigmoid": (sigmoid_loss, dense_sigmoid_loss), "softmax": (softmax, dense_softmax_loss)}
+
+
+def test_softmax_loss_matches_plain_loops():
+    image, text = embeddings(9, 4)
+    expected = sum(oracles.softmax_losses(image.tolist(), text.tolist(), 12.0)) / 9
+    assert softmax_loss(image, text, torch.tensor(12.0), tile=4).item() == pytest.approx(expected, rel=1e-5)
+
+
+def leaves(n: int, width: int) -> list[torch.Tensor]:
+    values = [*embeddings(n, width), torch.tensor(12.0), torch.tensor(-3.0)]
+    return [value.clone().requires_grad_() for value in values]
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("tile", [1, 7, 64])
-def test_tiled_loss_and_gradients_equal_the_dense_ones(tile: int):
-    values = [*embeddings(33, 8), torch.tensor(12.0), torch.tensor(-3.0)]
-    tiled = [x.clone().requires_grad_() for x in values]
-    dense = [x.clone().requires_grad_() for x in values]
-    loss = sigmoid_loss(*tiled, tile=tile)
-    expected = sigmoid_pair_losses(*dense).sum() / 33
+def test_tiled_loss_and_gradients_equal_the_dense_ones(tile: int, name: str):
+    ours, dense = LOSSES[name]
+    tiled, whole = leaves(33, 8), leaves(33, 8)
+    loss, expected = ours(*tiled, tile=tile), dense(*whole)
     (2 * loss).backward()
     (2 * expected).backward()
     torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(tiled, dense, strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    for found, wanted in zip(tiled, whole, strict=True):
+        torch.testing.assert_close(found.grad, torch.zeros(()) if wanted.grad is None else wanted.grad)
 
 
-def test_gradients_pass_autograds_own_check():
-    image, text = (x.double().requires_grad_() for x in embeddings(6, 4))
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_pass_autograds_own_check(name: str):
+    values = [x.detach().double().requires_grad_() for x in leaves(6, 4)]
     # the loss works in float32, so the check's steps and tolerances are wider than its float64 defaults
-    scale, bias = (
-        torch.tensor(5.0, dtype=torch.float64, requires_grad=True),
-        torch.tensor(-2.0, dtype=torch.float64, requires_grad=True),
-    )
     assert torch.autograd.gradcheck(
-        lambda *x: sigmoid_loss(*x, tile=4).double(), (image, text, scale, bias), eps=1e-2, atol=2e-3, rtol=2e-2
+        lambda *x: LOSSES[name][0](*x, tile=4).double(), values, eps=1e-2, atol=3e-3, rtol=3e-2
     )
 
 
-def _shared_loss(rank: int, size: int, group) -> list[torch.Tensor]:
-    image, text = embeddings(24, 8)
-    cuts = [0, 5, 11, 13, 24] if size == 4 else [0, 9, 24]
+def _shared_loss(rank: int, size: int, group, name: str) -> list[torch.Tensor]:
+    cuts = {2: [0, 9, 24], 4: [0, 5, 11, 13, 24]}[size]
+    values = leaves(24, 8)
     share = slice(cuts[rank], cuts[rank + 1])
-    values = [image[share].clone(), text[share].clone(), torch.tensor(12.0), torch.tensor(-3.0)]
-    for value in values:
-        value.requires_grad_()
-    loss = sigmoid_loss(*values, tile=4, group=group)
+    values[:2] = [value.detach()[share].clone().requires_grad_() for value in values[:2]]
+    loss = LOSSES[name][0](*values, tile=4, group=group)
     loss.backward()
     return [loss.detach(), *(value.grad for value in values)]
 
 
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("size", [2, 4])
-def test_global_loss_and_gradients_equal_one_process_with_skewed_shares(size: int):
-    values = [*embeddings(24, 8), torch.tensor(12.0), torch.tensor(-3.0)]
-    for value in values:
-        value.requires_grad_()
-    loss = sigmoid_loss(*values)
+def test_global_loss_and_gradients_equal_one_process_with_skewed_shares(size: int, name: str):
+    values = leaves(24, 8)
+    loss = LOSSES[name][0](*values)
     loss.backward()
-    results = run_learners(_shared_loss, size)
+    results = run_learners(_shared_loss, size, name)
     for found in results:
         torch.testing.assert_close(found[0], loss.detach())
     for i in (1, 2):
@@ -74,8 +122,30 @@ def test_global_loss_and_gradients_equal_one_process_with_skewed_shares(size: in
         torch.testing.assert_close(sum(r[i] for r in results), values[i - 1].grad)
 
 
-def test_memory_kept_for_backward_is_linear_in_the_batch():
-    image, text = (x.requires_grad_() for x in embeddings(512, 8))
-    loss = sigmoid_loss(image, text, torch.tensor(10.0), torch.tensor(-10.0), tile=64)
+@pytest.mark.parametrize("name", LOSSES)
+def test_memory_kept_for_backward_is_linear_in_the_batch(name: str):
+    values = leaves(512, 8)
+    loss = sigmoid_loss(*values, tile=64) if name == "sigmoid" else softmax_loss(*values[:3], tile=64)
     kept = sum(x.numel() for x in loss.grad_fn.saved_tensors)
     assert kept <= 2 * 512 * 8 + 2
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_and_evaluation_change_nothing(name: str):
+    values = leaves(32, 8)
+    plain = LOSSES[name][0](*values)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert LOSSES[name][0](*values) == plain
+    with torch.no_grad():
+        assert LOSSES[name][0](*values) == plain
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_embeddings_get_gradients_of_their_own_type(name: str):
+    values = leaves(32, 8)
+    values[:2] = [value.detach().bfloat16().requires_grad_() for value in values[:2]]
+    exact = [value.detach().float().requires_grad_() for value in values]
+    LOSSES[name][0](*values).backward()
+    LOSSES[name][1](*exact).backward()
+    assert values[0].grad.dtype == torch.bfloat16
+    torch.testing.assert_close(values[0].grad.float(), exact[0].grad, rtol=1e-2, atol=1e-4)

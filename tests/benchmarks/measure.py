@@ -1,0 +1,94 @@
+"""Time and peak memory of functions, side by side in one run."""
+
+import ctypes
+import multiprocessing
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+console = Console(width=120)
+
+
+def machine(device: str) -> str:
+    """What the figures below it were measured on."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = f"{found[1] if found else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def seconds(contestants: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Median wall-clock of each, taken in turns so that all see the same weather; one turn before is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, function in contestants.items():
+            _wait(device)
+            start = time.perf_counter()
+            function()
+            _wait(device)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_bytes(function: Callable[[Any], Any], prepare: Callable[[], Any], device: str = "cpu") -> tuple[int, float]:
+    """Memory that function(prepare()) takes above what prepare() holds, and its seconds, in a process of its own.
+
+    On the CPU it is resident memory, with all that libraries allocate; on CUDA what torch allocates.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (function, prepare, device))
+
+
+def _peak(function: Callable[[Any], Any], prepare: Callable[[], Any], device: str) -> tuple[int, float]:
+    prepared = prepare()
+    _wait(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
+        before = _resident("VmRSS")
+    start = time.perf_counter()
+    function(prepared)
+    _wait(device)
+    taken = time.perf_counter() - start
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    return after - before, taken
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if not found:
+        raise RuntimeError(f"/proc/self/status has no {name}: memory can be measured on Linux only")
+    return int(found[1]) * 1024
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print one."""
+    out = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        out.add_row(*row)
+    console.print(out)
+
+
+def threads() -> None:
+    """All cores, whatever OMP_NUM_THREADS says elsewhere."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))

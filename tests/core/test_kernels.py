@@ -1,0 +1,102 @@
+"""The Triton kernel in its interpreter; on a GPU the same tests run it compiled, in bfloat16 too."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+from jest_core import kernels
+from tests.synthetic import structured_models
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
+
+
+def both(
+    n: int, n_taken: int, width: int, dtype: torch.dtype, scale: float, bias: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel's sums, and those of float64 products of the same embeddings."""
+    rows, taken = (m for m in structured_models(max(n, n_taken), width))
+    sides = [x.to(DEVICE, dtype) for x in (rows.image[:n], rows.text[:n], taken.image[:n_taken], taken.text[:n_taken])]
+    image, text, taken_image, taken_text = (x.double() for x in sides)
+    pairs = (image, taken_text), (text, taken_image)
+    expected = torch.stack([F.softplus(scale * a @ b.T + bias).sum(1) for a, b in pairs]).sum(0)
+    return kernels.cross_losses(*sides, scale, bias), expected
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("scale", "bias"), [(20.0, -8.0), (110.0, -12.0), (10.0, 30.0)])
+def test_sums_equal_those_of_float64(dtype: torch.dtype, scale: float, bias: float):
+    found, expected = both(37, 21, 40, dtype, scale, bias)
+    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-7)
+
+
+def test_sizes_that_no_tile_divides(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "_SPAN", 64)  # three spans
+    found, expected = both(130, 150, 33, torch.float32, 20.0, -8.0)
+    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-7)
+
+
+def test_embeddings_of_two_kinds_meet_in_float32():
+    model, _ = structured_models(20, 16)
+    sides = [x.to(DEVICE) for x in (model.image.half(), model.text, model.image, model.text.half())]
+    found = kernels.cross_losses(*sides, 20.0, -8.0)
+    expected = kernels.cross_losses(*(x.float() for x in sides), 20.0, -8.0)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_selection_on_the_gpu_uses_the_kernel_and_equals_the_cpu():
+    from jest_core.selection import Embeddings, select
+    from tests.synthetic import uids
+
+    models = structured_models(2048, 64)
+    moved = [Embeddings(m.image.cuda(), m.text.cuda(), m.logit_scale, m.logit_bias) for m in models]
+    options = {"sub_batch_size": 512, "uids": uids(2048), "seed": 0, "step": 0}
+    cpu, gpu = select(*models, **options), select(*moved, **options)
+    same = len(set(cpu.indices.tolist()) & set(gpu.indices.tolist()))
+    assert same >= 0.99 * 512  # sums differ in their last bits, and with them a few draws
+    assert gpu.sub_batch_score == pytest.approx(cpu.sub_batch_score, rel=1e-3)
+
+
+COMPILE = """
+import sys
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from jest_core import kernels
+
+capability, given, product = int(sys.argv[1]), sys.argv[2], getattr(tl, sys.argv[3])
+short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[given]
+constants = {
+    "PRODUCT": product, "ROWS": kernels._ROWS, "COLUMNS": kernels._COLUMNS, "SPAN": kernels._SPAN, "LOG2E": 1.4427,
+    "WIDTH": 32 if product == tl.float32 else 64,
+}
+signature = dict.fromkeys(("image", "text", "taken_image", "taken_text"), "*" + short)
+signature |= {"out": "*fp32", "scale": "fp32", "bias": "fp32", "n_rows": "i32", "n_taken": "i32", "width": "i32"}
+source = ASTSource(kernels._cross_losses, signature | dict.fromkeys(constants, "constexpr"), constants)
+made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+assert made.asm["cubin"]
+print(made.metadata.shared)
+"""
+
+
+@pytest.mark.parametrize(("capability", "most_shared"), [(80, 163_000), (90, 227_000)])
+@pytest.mark.parametrize(
+    ("given", "product"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32")]
+)
+def test_it_compiles_for_gpus_that_are_not_here(
+    capability: int, most_shared: int, given: str, product: str, tmp_path: object
+):
+    """Down to machine code, with the shared memory that an A100 (8.0) and an H100 (9.0) have."""
+    ran = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(capability), given, product],
+        env={**__import__("os").environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) <= most_shared
