@@ -16,7 +16,7 @@ from pydantic import (
     ValidationError,
 )
 
-from jest_core.learnability import Criterion, Loss
+from jest_core.learnability import Criterion, Loss, Precision
 from jest_core.optim import Schedule
 from jest_core.selection import Draw
 
@@ -81,6 +81,7 @@ class Selection(Part):
     n_chunks: PositiveInt = 16
     draw: Draw = "sample"
     gain: PositiveFloat = 1.0  # 1.0 is the paper
+    precision: Precision = "exact"  # fast: products of bfloat16
 
 
 class Augmentation(Part):
@@ -95,6 +96,7 @@ class Training(Part):
     examples_trained: PositiveInt  # the budget; examples seen are 1 / (1 - filter_ratio) times as many
     n_learners: PositiveInt = 1
     gpus_per_learner: NonNegativeFloat = 0
+    loss: Loss = "sigmoid"  # softmax: of a model without logit_bias
     learning_rate: PositiveFloat
     schedule: Schedule = "cosine"
     warmup_steps: NonNegativeInt

@@ -58,11 +58,11 @@ def training_flops(
 
     widths: embedding widths of the models that score (learner, reference). reference_forward: FLOPs of one pair by the
     reference, 0 where its scores are cached. The matrix products of selection are 2 directions x 2 B n D a model and
-    chunk, for all chunks but the last.
+    chunk, for all chunks but the last; against that only the b selected are multiplied, for the score of the set.
     """
     train = 3.0 * forward * sub_batch_size
     if super_batch_size == sub_batch_size:
         return StepFlops(0.0, 0.0, 0.0, train)
-    taken = sub_batch_size - sub_batch_size // n_chunks
-    select = 4.0 * super_batch_size * taken * sum(widths)
+    chunk = sub_batch_size // n_chunks
+    select = 4.0 * (super_batch_size * (sub_batch_size - chunk) + sub_batch_size * chunk) * sum(widths)
     return StepFlops(forward * super_batch_size, reference_forward * super_batch_size, select, train)

@@ -5,7 +5,7 @@ already taken needs its own row and column against those alone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -63,9 +63,18 @@ def signed_models(
     return models
 
 
-def matched_losses(model: Embeddings) -> Float[Tensor, "B"]:
-    """The sigmoid loss of each example's matched pair, float64."""
-    return F.softplus(-model.matched_logits()).double()
+def matched_losses(model: Embeddings, loss: Loss = "sigmoid") -> Float[Tensor, "B"]:
+    """What each example's own pair costs, float64: its sigmoid loss, or the positive term of the softmax loss."""
+    return _own_losses(_logits(model, loss), loss)
+
+
+def _logits(model: Embeddings, loss: Loss) -> Tensor:
+    """Matched logits, float64; the softmax is blind to the bias."""
+    return (model if loss == "sigmoid" else replace(model, logit_bias=0.0)).matched_logits().double()
+
+
+def _own_losses(logits: Tensor, loss: Loss) -> Tensor:
+    return F.softplus(-logits) if loss == "sigmoid" else -logits
 
 
 class ConditionalScores:
@@ -88,13 +97,9 @@ class ConditionalScores:
         self.own = torch.zeros(shape, dtype=torch.float64, device=device)  # (B,) scores before anything is taken
         self.matched = torch.zeros_like(self.own)  # (B,) matched-pair logits, learner minus reference
         for sign, model in models:
-            logits = model.matched_logits().double()
-            if loss == "sigmoid":
-                self.matched += sign * logits
-                self.own += sign * F.softplus(-logits)
-            else:
-                self.matched += sign * (logits - model.logit_bias)  # the softmax is blind to it
-                self.own -= sign * (logits - model.logit_bias)
+            logits = _logits(model, loss)
+            self.matched += sign * logits
+            self.own += sign * _own_losses(logits, loss)
         self.sums = torch.zeros_like(self.own)  # (B,) what pairs with the taken examples add
         self.log_sums = [torch.full((2, *shape), -torch.inf, dtype=torch.float64, device=device) for _ in models]
 

@@ -42,7 +42,7 @@ class Selection:
     indices: Int[Tensor, "b"]  # positions in the global super-batch, in the order drawn
     chunk: Int[Tensor, "b"]  # which draw each came from
     draw_score: Float[Tensor, "b"]  # its conditional score at that draw, nats
-    learner_loss: Float[Tensor, "b"]  # matched-pair losses, nats; NaN where the criterion does without that model
+    learner_loss: Float[Tensor, "b"]  # matched-pair losses, nats (softmax: positive terms); NaN without that model
     reference_loss: Float[Tensor, "b"]
     sub_batch_score: float  # score of the whole set, nats, summed over its pairs; as exact as `precision`
     scores: Float[Tensor, "B"]  # this learner's slots: conditional scores at the last draw, nats
@@ -121,7 +121,7 @@ def select(
 
     chosen = torch.cat(indices)
     own_losses = [
-        learners.take(matched_losses(model), chosen, offsets)
+        learners.take(matched_losses(model, loss), chosen, offsets)
         if model is not None
         else torch.full((sub_batch_size,), torch.nan, dtype=torch.float64, device=device)
         for model in (learner, reference)

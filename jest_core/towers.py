@@ -19,7 +19,7 @@ from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
-from jest_core.learnability import Embeddings
+from jest_core.learnability import Embeddings, Loss
 from jest_core.preprocess import View, normalise
 
 open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
@@ -126,6 +126,17 @@ def refuse_batch_norm(model: nn.Module) -> None:
             raise ValueError(
                 f"{name} is a {type(module).__name__}: its output depends on the batch; use layer or group norm"
             )
+
+
+def refuse_loss(towers: Towers, loss: Loss, field: str) -> None:
+    """A sigmoid loss has a logit_bias and a softmax loss none: it is learnt by the one, and left over by the other."""
+    has_bias = towers.model.logit_bias is not None
+    if has_bias != (loss == "sigmoid"):
+        remedy = "take init_logit_bias out of the model's configuration" if has_bias else "give it an init_logit_bias"
+        raise ValueError(
+            f"{field} {loss!r} does not fit model {towers.name}, which has {'a' if has_bias else 'no'} logit_bias: "
+            f"{remedy}, or change the loss"
+        )
 
 
 def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from jest_core.collectives import Learners
 from jest_core.config import Run
 from jest_core.examples import Examples, Prepare, exchange
 from jest_core.learnability import Embeddings, matched_losses
-from jest_core.losses import sigmoid_loss
+from jest_core.losses import sigmoid_loss, softmax_loss
 from jest_core.preprocess import augment
 from jest_core.selection import Selection
 from jest_core.spreading import spread
@@ -125,6 +125,7 @@ def _select(
         step=step,
         group=learner.group,
         valid=super_batch.valid.to(device),
+        precision=config.precision,
     )
 
 
@@ -151,14 +152,11 @@ def _update(learner: Learner, sub_batch: Examples, step: int) -> dict[str, float
     )
     learner.wrapped.train()
     out = learner.wrapped(learner.towers.normalise(pixels), sub_batch.tokens.to(device))
-    loss = sigmoid_loss(
-        out["image_features"],
-        out["text_features"],
-        out["logit_scale"],
-        out["logit_bias"],
-        tile=config.loss_tile,
-        group=learner.group,
-    )
+    features = out["image_features"], out["text_features"], out["logit_scale"]
+    if config.loss == "sigmoid":
+        loss = sigmoid_loss(*features, out["logit_bias"], tile=config.loss_tile, group=learner.group)
+    else:
+        loss = softmax_loss(*features, tile=config.loss_tile, group=learner.group)
     learner.optimizer.zero_grad(set_to_none=True)
     n_learners = Learners(learner.group).size
     (loss * n_learners).backward()  # DistributedDataParallel averages the learners' gradients; their sum is wanted
@@ -186,8 +184,8 @@ def _selection_log(
     """Rows of the selected in the order drawn, then of a keyed sample of the refused; and the step's summary."""
     uids, occurrences, offsets = super_batch.uids, super_batch.column("occurrence"), chosen.offsets.cpu()
     missing = torch.full((len(super_batch),), torch.nan, dtype=torch.float64)
-    learner_loss = matched_losses(scored).cpu()
-    reference_loss = missing if reference is None else matched_losses(reference).cpu()
+    learner_loss = matched_losses(scored, run.selection.loss).cpu()
+    reference_loss = missing if reference is None else matched_losses(reference, run.selection.loss).cpu()
     mine = chosen.local(learners.rank).cpu()
     refused_keys = noise.gumbel(uids, occurrences, run.seed, step, _REFUSED).masked_fill(~super_batch.valid, -torch.inf)
     refused_keys[mine] = -torch.inf

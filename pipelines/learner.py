@@ -33,6 +33,7 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
         )
         return manifest
+    towers.refuse_loss(towers.create(run.model.name, seed=0), run.training.loss, "training.loss")
     costs = step_costs(run)
     storage.write_bytes(f"{directory}/run.yaml", run_files.dump(run).encode())
     reached = (checkpoints.steps(directory) or [0])[-1]

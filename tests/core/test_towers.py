@@ -36,6 +36,17 @@ def test_unknown_model_is_named():
         towers.create("ViT-Z", seed=0)
 
 
+def test_a_loss_that_does_not_fit_the_model_is_refused():
+    pair = towers.create("jest-tiny", seed=0)
+    towers.refuse_loss(pair, "sigmoid", "training.loss")
+    with pytest.raises(ValueError, match=r"training.loss 'softmax' .* has a logit_bias: take init_logit_bias out"):
+        towers.refuse_loss(pair, "softmax", "training.loss")
+    pair.model.logit_bias = None
+    towers.refuse_loss(pair, "softmax", "training.loss")
+    with pytest.raises(ValueError, match=r"training.loss 'sigmoid' .* has no logit_bias: give it an init_logit_bias"):
+        towers.refuse_loss(pair, "sigmoid", "training.loss")
+
+
 def test_weights_round_trip_through_an_open_clip_checkpoint(tmp_path):
     ours, other = towers.create("jest-tiny", seed=1), towers.create("jest-tiny", seed=2)
     content = {

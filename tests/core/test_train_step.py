@@ -51,6 +51,8 @@ def make_learner(overrides: list[str], group=None) -> Learner:
     augmentation = "training.augmentation={shift_pixels: 2, colour: 0.1}"
     run = config.load(RUN.format(root=".", name="x", shards="x"), [augmentation, *overrides])
     pair = towers.create("jest-tiny", seed=0)
+    if run.training.loss == "softmax":
+        pair.model.logit_bias = None
     # a large eps: Adam would blow the rounding noise of gradients that are zero (key biases) up to whole steps
     optimizer = optim.adamw(pair.model, learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
     wrapped = pair.model if group is None else torch.nn.parallel.DistributedDataParallel(pair.model)
@@ -65,10 +67,12 @@ def _step(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
     return logs, {k: v.clone() for k, v in learner.towers.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("method", ["joint", "independent", "uniform"])
+@pytest.mark.parametrize(
+    ("method", "loss"), [("joint", "sigmoid"), ("independent", "sigmoid"), ("uniform", "sigmoid"), ("joint", "softmax")]
+)
 @pytest.mark.parametrize("cuts", [[0, 32, 64], [0, 10, 20, 44, 64]])
-def test_several_learners_do_what_one_does(method: str, cuts: list[int]):
-    overrides = [f"selection.method={method}"]
+def test_several_learners_do_what_one_does(method: str, loss: str, cuts: list[int]):
+    overrides = [f"selection.method={method}", f"selection.loss={loss}", f"training.loss={loss}"]
     (alone, weights), *_ = [_step(0, 1, None, [0, B], overrides)]
     for logs, state in run_learners(_step, len(cuts) - 1, cuts, overrides):
         for (picks, summary, optimisation), (picks_1, summary_1, optimisation_1) in zip(logs, alone, strict=True):
