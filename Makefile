@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo smoke test test-fast test-slow lint format types check clean
+.PHONY: help install install-dev demo smoke test test-fast test-slow bench lint format types check clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,10 @@ test-fast: install-dev ## without the tests that take longer than ten seconds
 
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: install-dev ## selection and loss against their baselines: about 15 minutes on 2 quiet cores
+	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_loss $(ARGS)
 
 lint: install-dev ## ruff
 	$(BIN)/ruff format --check .

@@ -51,11 +51,9 @@ def signed_models(
     learner: Embeddings | None, reference: Embeddings | None, criterion: Criterion
 ) -> list[tuple[int, Embeddings]]:
     """The models whose losses make up the criterion, with their signs: learner +, reference -."""
-    signs = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}
-    if criterion not in signs:
-        raise ValueError(f"criterion {criterion!r} is none of {', '.join(signs)}")
+    signs = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}[criterion]
     models: list[tuple[int, Embeddings]] = []
-    for name, sign, model in zip(("learner", "reference"), signs[criterion], (learner, reference), strict=True):
+    for name, sign, model in zip(("learner", "reference"), signs, (learner, reference), strict=True):
         if sign and model is None:
             raise ValueError(f"criterion {criterion!r} needs the {name}'s embeddings, which are None")
         if sign and model is not None:

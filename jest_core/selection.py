@@ -4,10 +4,11 @@ Global over the learners of a process group: each holds its share of the embeddi
 only the newly drawn rows travel. Memory and time are linear in B.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -90,10 +91,18 @@ def select(
     Raises ValueError, on all learners, where no such selection exists.
     """
     learners = Learners(group)
-    with _refusal_on_all(learners):
-        models = signed_models(learner, reference, criterion)
-        _check_options(method=(method, Method), loss=(loss, Loss), draw=(draw, Draw), precision=(precision, Precision))
+    options: dict[str, Any] = {
+        "method": method,
+        "criterion": criterion,
+        "loss": loss,
+        "draw": draw,
+        "precision": precision,
+    }
+    sizes = {"sub_batch_size": sub_batch_size, "n_chunks": n_chunks, "gain": gain, "seed": seed, "step": step}
+    with _agreement(learners, options | sizes):
+        _check_options(options)
         _check_sizes(sub_batch_size, n_chunks, gain, tile)
+        models = signed_models(learner, reference, criterion)
         words, times, valid = _slots(models, uids, occurrences, valid)
     if method == "independent":
         n_chunks = 1
@@ -231,24 +240,29 @@ def _take(model: Embeddings, positions: Tensor, offsets: Tensor, learners: Learn
 
 
 @contextmanager
-def _refusal_on_all(learners: Learners) -> Iterator[None]:
-    """A ValueError of one learner's share becomes that of all: nobody is left waiting for the one that refused."""
+def _agreement(learners: Learners, settings: dict[str, Any]) -> Iterator[None]:
+    """A ValueError of one learner's share becomes that of all, and so does a difference in settings: nobody is left
+    waiting for the one that refused."""
     problem = ""
     try:
         yield
     except ValueError as error:
         problem = str(error)
-    told = learners.exchange([problem.encode()] * learners.size)
-    for rank, message in enumerate(told):
-        if message:
-            raise ValueError(message.decode() if learners.size == 1 else f"learner {rank}: {message.decode()}")
+    told = learners.exchange([json.dumps([problem, settings], default=repr).encode()] * learners.size)
+    for rank, (problem, theirs) in enumerate(map(json.loads, told)):
+        if problem:
+            raise ValueError(problem if learners.size == 1 else f"learner {rank}: {problem}")
+        for name, value in theirs.items():
+            if value != (first := json.loads(told[0])[1][name]):
+                raise ValueError(f"{name} is {first!r} on learner 0 and {value!r} on learner {rank}")
 
 
-def _check_options(**options: tuple[str, object]) -> None:
-    for name, (value, choices) in options.items():
-        if value not in get_args(choices):
+def _check_options(options: Mapping[str, str]) -> None:
+    choices = {"method": Method, "criterion": Criterion, "loss": Loss, "draw": Draw, "precision": Precision}
+    for name, value in options.items():
+        if value not in get_args(choices[name]):
             why = "; uniform batches need no selection" if value == "uniform" else ""
-            raise ValueError(f"{name} {value!r} is none of {', '.join(get_args(choices))}{why}")
+            raise ValueError(f"{name} {value!r} is none of {', '.join(get_args(choices[name]))}{why}")
 
 
 def _check_sizes(sub_batch_size: int, n_chunks: int, gain: float, tile: int) -> None:

@@ -1,6 +1,6 @@
 """Joint selection against Algorithm 1 as written, against the best dense version, and against its floor.
 
-    python -m tests.benchmarks.bench_selection [--device cuda] [--only dense|floor|linear|paper|chunks]
+    python -m tests.benchmarks.bench_selection [--device cuda] [--only dense|floor|linear|paper|chunks] [--smaller 16]
 
 The floor is torch's own float32 matrix products and softplus of the shapes that the algorithm needs, and nothing else:
 N - 1 chunks of n taken examples against all B, both ways round, for learner and reference.
@@ -124,8 +124,8 @@ def floor(p: Problem, softplus: bool = True, tile: int = 1024) -> None:
                         F.softplus(logits)
 
 
-def against_dense(device: str) -> None:
-    sizes = (20480, 4096, 512, 16, device, "float32")
+def against_dense(device: str, smaller: int) -> None:
+    sizes = (20480 // smaller, 4096 // smaller, 512, 16, device, "float32")
     contestants: dict[str, Callable[[Problem], Any]] = {
         "Algorithm 1 as written": as_written,
         "best dense": best_dense,
@@ -133,7 +133,7 @@ def against_dense(device: str) -> None:
         "jest, fast": fast,
     }
     p = problem(*sizes)
-    took = seconds({name: partial(f, p) for name, f in contestants.items()}, 3, device)
+    took = seconds({name: partial(f, p) for name, f in contestants.items()}, 2, device)
     memory = {name: peak_bytes(f, partial(problem, *sizes), device)[0] for name, f in contestants.items()}
     rows = []
     for name in contestants:
@@ -141,11 +141,11 @@ def against_dense(device: str) -> None:
         less = memory["best dense"] / memory[name]
         rows.append([name, f"{took[name]:.2f}", *ratios, f"{memory[name] / 1e6:,.0f}", f"{less:.1f}"])
     columns = ["", "seconds", "times faster than as written", "than best dense", "peak MB above the embeddings"]
-    table("B = 20,480, b = 4,096, D = 512, N = 16", [*columns, "times less than best dense"], rows)
+    table(_title(sizes), [*columns, "times less than best dense"], rows)
 
 
-def against_floor(device: str) -> None:
-    sizes = (20480, 4096, 512, 16, device, "float32")
+def against_floor(device: str, smaller: int) -> None:
+    sizes = (20480 // smaller, 4096 // smaller, 512, 16, device, "float32")
     p = problem(*sizes)
     contestants = {
         "floor": partial(floor, p),
@@ -155,7 +155,7 @@ def against_floor(device: str) -> None:
     }
     took = seconds(contestants, 5, device)
     rows = [[name, f"{s:.2f}", f"{s / took['floor']:.2f}"] for name, s in took.items()]
-    table("B = 20,480, b = 4,096, D = 512, N = 16", ["", "seconds", "of the floor"], rows)
+    table(_title(sizes), ["", "seconds", "of the floor"], rows)
     quality = []
     for step in range(20):
         chosen = (p.select(step=step, precision=precision).indices for precision in ("fast", "exact"))
@@ -167,10 +167,10 @@ def against_floor(device: str) -> None:
     )
 
 
-def linear_in_super_batch(device: str) -> None:
-    rows, first = [], 0.0
-    for size in (10240, 20480, 40960, 81920):
-        p = problem(size, 2048, 512, 16, device, "float32")
+def linear_in_super_batch(device: str, smaller: int) -> None:
+    rows, first, b = [], 0.0, 2048 // smaller
+    for size in (10240 // smaller, 20480 // smaller, 40960 // smaller, 81920 // smaller):
+        p = problem(size, b, 512, 16, device, "float32")
         took = seconds({"exact": partial(exact, p), "fast": partial(fast, p)}, 3, device)
         first = first or took["exact"] / size
         rows.append(
@@ -178,24 +178,24 @@ def linear_in_super_batch(device: str) -> None:
              f"{took['exact'] / size / first:.2f}"]
         )  # fmt: skip
     columns = ["B", "seconds, exact", "seconds, fast", "exact, µs an example", "of the first"]
-    table("Time against B at b = 2,048, D = 512, N = 16", columns, rows)
+    table(f"Time against B at b = {b:,}, D = 512, N = 16", columns, rows)
 
 
-def at_the_papers_size(device: str) -> None:
+def at_the_papers_size(device: str, smaller: int) -> None:
     dtype = "bfloat16" if device == "cuda" else "float32"
-    sizes = (163840, 32768, 768, 16, device, dtype)
-    held = 4 * 163840 * 768 * getattr(torch, dtype).itemsize
+    sizes = (163840 // smaller, 32768 // smaller, 768, 16, device, dtype)
+    held = 4 * sizes[0] * sizes[2] * getattr(torch, dtype).itemsize
     rows = []
     for name, function in (("exact", exact), ("fast", fast)):
         extra, took = peak_bytes(function, partial(problem, *sizes), device)
         rows.append([name, f"{took:.2f}", f"{extra / 1e6:,.0f}", f"{held / 1e6:,.0f}"])
     columns = ["", "seconds", "peak MB above the embeddings", "MB of the embeddings"]
-    table(f"B = 163,840, b = 32,768, D = 768, N = 16, {dtype}; the first call of a process", columns, rows)
+    table(f"{_title(sizes)}; the first call of a process", columns, rows)
 
 
-def over_chunks(device: str) -> None:
+def over_chunks(device: str, smaller: int) -> None:
     """Figure 2, middle: learnability of the joint draw against n_chunks, 0 at a uniform set and 1 at Gibbs' plateau."""
-    n, b, draws = 2048, 512, 8
+    n, b, draws = 2048 // smaller, 512 // smaller, 8
     p = problem(n, b, 64, 16, device, "float32")
     _, trace = gibbs_select(p.learner, p.reference, sub_batch_size=b, n_iterations=20 * b, uids=p.uids, seed=0, step=0)
     generator = torch.Generator().manual_seed(0)
@@ -206,7 +206,7 @@ def over_chunks(device: str) -> None:
         return f"{(score - uniform) / (plateau - uniform):.3f}"
 
     rows = []
-    for n_chunks in (1, 2, 4, 8, 16, 32, 64):
+    for n_chunks in [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= b]:
         options = {"sub_batch_size": b, "n_chunks": n_chunks, "uids": p.uids, "seed": 0}
         scores = [select(p.learner, p.reference, step=k, **options).sub_batch_score for k in range(draws)]
         mean = sum(scores) / draws
@@ -216,6 +216,11 @@ def over_chunks(device: str) -> None:
         rows.append([f"Gibbs, {sweep * b:,} iterations", f"{score / b:.1f}", reached(score), f"{score / plateau:.3f}"])
     columns = ["", "nats an example", "uniform set = 0, plateau = 1", "of the plateau"]
     table(f"B = {n:,}, b = {b}, D = 64; uniform set: {uniform / b:.1f} nats an example", columns, rows)
+
+
+def _title(sizes: tuple[int, int, int, int, str, str]) -> str:
+    super_batch, sub_batch, width, n_chunks, _, dtype = sizes
+    return f"B = {super_batch:,}, b = {sub_batch:,}, D = {width}, N = {n_chunks}, {dtype}"
 
 
 PARTS = {
@@ -228,12 +233,14 @@ PARTS = {
 
 
 def main(
-    device: str = "cpu", only: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(PARTS)}")] = None
+    device: str = "cpu",
+    only: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(PARTS)}")] = None,
+    smaller: Annotated[int, typer.Option(help="divides B and b: to see that it runs, not for figures")] = 1,
 ) -> None:
     threads()
     console.print(machine(device))
     for name in only or PARTS:
-        PARTS[name](device)
+        PARTS[name](device, smaller)
 
 
 if __name__ == "__main__":

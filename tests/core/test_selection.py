@@ -291,18 +291,43 @@ def test_unknown_options_are_refused():
     ], ran.stderr
 
 
-def _refused(rank: int, size: int, group) -> str:
-    learner, reference = model(20, 8, 0), model(20 - rank, 6, 1)
+def _refused(rank: int, size: int, group, missing: int, seed: int) -> str:
+    learner, reference = model(20, 8, 0), model(20 - missing * rank, 6, 1)
     try:
-        select(learner, reference, sub_batch_size=8, n_chunks=2, uids=uids(20), seed=0, step=0, group=group)
+        select(learner, reference, sub_batch_size=8, n_chunks=2, uids=uids(20), seed=seed * rank, step=0, group=group)
     except ValueError as error:
         return str(error)
     return "selected"
 
 
 def test_what_one_learner_refuses_all_refuse():
-    """Nobody waits in a collective for the one that has left."""
-    assert run_learners(_refused, 2) == ["learner 1: learner and reference embeddings differ in number: 20 and 19"] * 2
+    """Nobody waits in a collective for the one that has left, and two that select differently do not go on."""
+    refused = "learner 1: learner and reference embeddings differ in number: 20 and 19"
+    assert run_learners(_refused, 2, 1, 0) == [refused] * 2
+    assert run_learners(_refused, 2, 0, 5) == ["seed is 0 on learner 0 and 5 on learner 1"] * 2
+    assert run_learners(_refused, 2, 0, 0) == ["selected"] * 2
+
+
+def _travelled(rank: int, size: int, group) -> int:
+    """Values of embeddings that this learner received from others (and itself), in gathers of whole rows."""
+    received, gather = 0, torch.distributed.all_gather
+
+    def counting(parts, own, group=None):
+        nonlocal received
+        received += sum(part.numel() for part in parts) if own.ndim == 2 else 0
+        gather(parts, own, group=group)
+
+    torch.distributed.all_gather = counting
+    share = slice(rank * 100, (rank + 1) * 100)
+    learner, reference = model(200, 8, 0)[share], model(200, 6, 1)[share]
+    select(learner, reference, sub_batch_size=40, n_chunks=4, uids=uids(200)[share], seed=0, step=0, group=group)
+    return received
+
+
+def test_only_newly_drawn_embeddings_travel():
+    """40 rows of two models, image and text; each gather is padded to the learner that gives most."""
+    rows = 40 * 2 * (8 + 6)
+    assert all(rows <= received < 2 * rows for received in run_learners(_travelled, 2))
 
 
 def test_adding_a_constant_to_all_scores_changes_no_draw():

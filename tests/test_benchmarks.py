@@ -1,0 +1,18 @@
+"""The benchmarks run; what they measure is for `make bench`."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("selection", ["best dense", "of the floor", "20 draws", "Time against B", "Gibbs"]), ("loss", ["SigLipLoss"])],
+)
+def test_a_benchmark_runs_at_a_small_size(name: str, words: list[str]):
+    command = [sys.executable, "-m", f"tests.benchmarks.bench_{name}", "--smaller", "32"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert not [word for word in words if word not in ran.stdout], ran.stdout
