@@ -14,6 +14,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
 )
 
 from jest_core.learnability import Criterion, Loss, Precision
@@ -38,6 +39,39 @@ class UnsafeRule(Part):
     below: float = Field(default=0.5, gt=0, le=1)
 
 
+class NsfwRule(Part):
+    """Keep rows whose NSFW label (LAION: UNLIKELY, UNSURE, NSFW) is one of these; unlabelled rows are dropped."""
+
+    rule: Literal["nsfw"]
+    keep: list[str] = ["UNLIKELY"]
+
+
+class WatermarkRule(Part):
+    """Keep rows whose watermark probability (pwatermark, or an alias) is below a bound; unknown values are dropped."""
+
+    rule: Literal["watermark"]
+    below: float = Field(default=0.8, gt=0, le=1)
+
+
+class DenyRule(Part):
+    """Drop rows that a list names: text (one a line), Parquet (its first column), or DataComp's .npy of uids.
+
+    The list is held as 64-bit hashes, 8 bytes an entry, once on each node.
+    """
+
+    rule: Literal["deny"]
+    file: str
+    by: Literal["uid", "url", "hash"] = "uid"
+
+
+class SizeRule(Part):
+    """Keep pictures by their original width and height; unknown sizes are dropped."""
+
+    rule: Literal["size"]
+    min_side: NonNegativeInt = 0  # pixels
+    max_aspect: PositiveFloat | None = None  # longer side over shorter side
+
+
 class CaptionRule(Part):
     """Keep rows whose caption has at least so many words (split on white space) and characters."""
 
@@ -46,16 +80,96 @@ class CaptionRule(Part):
     min_characters: NonNegativeInt = 1
 
 
-Rule = Annotated[StatusRule | UnsafeRule | CaptionRule, Field(discriminator="rule")]
+class LanguageRule(Part):
+    """Keep rows in one of these languages: as a column names them, or as fastText's model tells from the caption."""
+
+    rule: Literal["language"]
+    keep: list[str] = ["en"]
+    detect: bool = False  # by fastText's lid.176 (pip install jest[language]) instead of a column
+    model_file: str | None = None  # a local lid.176.bin; else the compressed model that comes with the package
+
+
+class SimilarityRule(Part):
+    """Keep rows whose image-text similarity is at least so much.
+
+    A column's; or the cosine of a score cache, which is made for the catalogue that is refined (data.refines).
+    """
+
+    rule: Literal["similarity"]
+    at_least: float
+    column: str = "similarity"
+    scores: str | None = None  # directory that `jest reference-scores` wrote
+
+
+class SubsetRule(Part):
+    """Keep the uids of a DataComp subset (.npy of dtype u8,u8), or those that another catalogue keeps (of DataComp's
+    metadata, say). A uid that stands there m times comes m times an epoch. 16 bytes an entry, once on each node."""
+
+    rule: Literal["subset"]
+    file: str
+
+
+class DuplicateRule(Part):
+    """Of the rows that all other rules keep and that agree in these columns, keep the first, over all shards."""
+
+    rule: Literal["duplicate"]
+    by: list[str] = Field(default=["uid"], min_length=1)
+
+
+Rule = Annotated[
+    StatusRule
+    | UnsafeRule
+    | NsfwRule
+    | WatermarkRule
+    | DenyRule
+    | SizeRule
+    | CaptionRule
+    | LanguageRule
+    | SimilarityRule
+    | SubsetRule
+    | DuplicateRule,
+    Field(discriminator="rule"),
+]
+
+# What {rule: basic_filter} stands for: DataComp's baseline of that name
+BASIC_FILTER = (
+    {"rule": "language", "keep": ["en"], "detect": True},
+    {"rule": "caption", "min_words": 3, "min_characters": 6},
+    {"rule": "size", "min_side": 200, "max_aspect": 3.0},
+)
 
 
 class Data(Part):
-    shards: str | list[str]  # paths, globs, brace ranges; several joined by ::
+    shards: str | list[str]  # .parquet, .tar, folders of either: paths, globs, braces; several sources joined by ::
+    weights: list[PositiveFloat] | None = None  # how often an epoch each source comes; once each if not given
+    columns: dict[str, str] = {}  # jest's name of a column -> the shards', where the usual names do not find it
     catalogue: str  # directory that `jest catalogue` writes
-    rules: list[Rule]  # applied in this order
+    refines: str | None = None  # a finished catalogue of the same shards, whose drops stay
+    rules: list[Rule]  # applied in this order; the first that drops a row is named in the audit
     n_streams: PositiveInt  # canonical streams of the order; not the number of learners
     window_rows: PositiveInt  # rows of a stream that are read and shuffled together
     max_bad_share: float = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
+    decode: Literal["eager", "late"] = "eager"  # late: all at selection.image_size, only the selected at the model's
+    mask_duplicates: Literal["none", "uid", "image"] = "none"  # of equal slots of a super-batch, only one is selectable
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _expand_basic_filter(cls, rules: Any) -> Any:
+        if not isinstance(rules, list):
+            return rules
+        return [x for r in rules for x in (BASIC_FILTER if r == {"rule": "basic_filter"} else (r,))]
+
+    @field_validator("rules")
+    @classmethod
+    def _duplicates_come_last(cls, rules: list[Rule]) -> list[Rule]:
+        if any(rule.rule == "duplicate" for rule in rules[:-1]):
+            raise ValueError("the rule `duplicate` must come last: it keeps one of the rows that all others keep")
+        return rules
+
+    @property
+    def sources(self) -> list[str]:
+        """The patterns of data.shards, one per source."""
+        return sources(self.shards)
 
 
 class Model(Part):
@@ -82,6 +196,7 @@ class Selection(Part):
     draw: Draw = "sample"
     gain: PositiveFloat = 1.0  # 1.0 is the paper
     precision: Precision = "exact"  # fast: products of bfloat16
+    image_size: PositiveInt | None = None  # pixels a side at which the learner scores; the model's own if not given
 
 
 class Augmentation(Part):
@@ -195,12 +310,28 @@ class Run(Part):
                     f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
                     f"{self.selection.filter_ratio}; change either"
                 )
+        data = self.data
+        if data.weights is not None and len(data.weights) != len(data.sources):
+            found.append(
+                f"data.weights has {len(data.weights)} numbers for {len(data.sources)} sources in data.shards; give one"
+                " to each"
+            )
+        if data.decode == "late" and (self.selection.image_size is None or self.selection.method == "uniform"):
+            found.append(
+                "data.decode late is for runs that score at a lower resolution; set selection.image_size, or decode "
+                "eager"
+            )
         if self.uses_reference and self.reference is None:
             found.append(
                 f"selection.method {self.selection.method!r} scores with a reference, and the run file has no "
                 "`reference` part; add one"
             )
         return found
+
+
+def sources(shards: str | list[str]) -> list[str]:
+    """Patterns of shards, one by one: several are joined by `::`, as in open_clip."""
+    return [p for s in ([shards] if isinstance(shards, str) else shards) for p in s.split("::")]
 
 
 def join(root: str, value: str) -> str:

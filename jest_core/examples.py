@@ -1,7 +1,8 @@
 """What a learner holds of a super-batch: examples as columns, decoded once, with their cached reference embeddings."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from jest_core import tables
 from jest_core.collectives import Learners
 
 
@@ -22,7 +24,6 @@ class Examples:
     rows: pa.Table
     pixels: UInt8[Tensor, "k 3 H W"]
     tokens: Int[Tensor, "k L"]
-    valid: Bool[Tensor, "k"]
     reference_image: Float[Tensor, "k D"] | None = None
     reference_text: Float[Tensor, "k D"] | None = None
 
@@ -32,6 +33,11 @@ class Examples:
     def column(self, name: str) -> Int[Tensor, "k"]:
         """An integer column of rows, as int64."""
         return torch.from_numpy(self.rows[name].to_numpy().astype(np.int64))
+
+    @property
+    def valid(self) -> Bool[Tensor, "k"]:
+        """Which slots may be selected."""
+        return self.column("status") == 0
 
     @property
     def uids(self) -> Int[Tensor, "k 2"]:
@@ -47,7 +53,6 @@ class Examples:
             self.rows.take(pa.array(pick)),
             self.pixels[index],
             self.tokens[index],
-            self.valid[index],
             maybe(self.reference_image),
             maybe(self.reference_text),
         )
@@ -56,19 +61,41 @@ class Examples:
 Prepare = Callable[[pa.Table], Examples]
 
 
-def exchange(examples: Examples, moves: list[Tensor], prepare: Prepare, learners: Learners) -> Examples:
+def mask_duplicates(examples: Examples, by: Literal["uid", "image"], learners: Learners) -> Examples:
+    """Of the super-batch's sound slots with one uid, or the same image, all but the first become duplicates."""
+    keys = examples.uids if by == "uid" else examples.column("content")[:, None]
+    counts = learners.counts(len(examples))
+    every, valid = learners.gather(keys, counts), learners.gather(examples.valid.to(torch.uint8), counts) > 0
+    positions = torch.nonzero(valid)[:, 0].numpy()
+    _, firsts = np.unique(every.numpy()[positions], axis=0, return_index=True)
+    repeated = valid.numpy().copy()
+    repeated[positions[firsts]] = False
+    start = sum(counts[: learners.rank])
+    status = examples.column("status").numpy()
+    status[repeated[start : start + len(examples)]] = tables.DUPLICATE
+    column = examples.rows.schema.get_field_index("status")
+    rows = examples.rows.set_column(column, tables.EXAMPLE.field("status"), pa.array(status, pa.uint8()))
+    return replace(examples, rows=rows)
+
+
+def exchange(
+    examples: Examples, moves: list[Tensor], prepare: Prepare, learners: Learners, *, decode_all: bool = False
+) -> Examples:
     """Send the examples at moves[r] to learner r, encoded; keep moves[own rank]; prepare decodes what arrives.
 
-    The result has what was kept first, then what the others sent, in rank order.
+    The result has what was kept first, then what the others sent, in rank order. decode_all: prepare decodes what was
+    kept too, because it was looked at in another resolution.
     """
     kept = examples[moves[learners.rank]]
     if learners.size == 1:
-        return kept
+        return prepare(kept.rows) if decode_all else kept
     outgoing = [
         b"" if r == learners.rank else _to_bytes(examples.rows.take(pa.array(m.numpy()))) for r, m in enumerate(moves)
     ]
     arrived = [_from_bytes(data) for data in learners.exchange(outgoing) if data]
     table = pa.concat_tables([t for t in arrived if len(t)] or [kept.rows.slice(0, 0)])
+    if decode_all:
+        return prepare(pa.concat_tables([kept.rows, table]))
     if not len(table):
         return kept
     new = prepare(table)
@@ -76,7 +103,6 @@ def exchange(examples: Examples, moves: list[Tensor], prepare: Prepare, learners
         pa.concat_tables([kept.rows, table]),
         torch.cat([kept.pixels, new.pixels]),
         torch.cat([kept.tokens, new.tokens]),
-        torch.cat([kept.valid, new.valid]),
     )
 
 

@@ -32,9 +32,9 @@ class StepFlops:
         return self.total - (sub_batch_size * forward if self.score else 0.0)
 
 
-def forward_flops(towers: Towers) -> float:
-    """FLOPs of one pair's forward through both towers."""
-    size = towers.view.image_size
+def forward_flops(towers: Towers, image_size: int | None = None) -> float:
+    """FLOPs of one pair's forward through both towers, at the model's own resolution unless another is given."""
+    size = image_size or towers.view.image_size
     pixels, tokens = torch.zeros(1, 3, size, size), towers.tokens(["a"])
     model = towers.model
     was_training = model.training
@@ -53,11 +53,13 @@ def training_flops(
     n_chunks: int,
     widths: tuple[int, ...] = (),
     reference_forward: float = 0.0,
+    score_forward: float | None = None,
 ) -> StepFlops:
     """The cost of one step. For a uniform step super_batch_size equals sub_batch_size, and nothing is scored.
 
     widths: embedding widths of the models that score (learner, reference). reference_forward: FLOPs of one pair by the
-    reference, 0 where its scores are cached. The matrix products of selection are 2 directions x 2 B n D a model and
+    reference, 0 where its scores are cached; score_forward: by the learner as it scores, where that is at another
+    resolution. The matrix products of selection are 2 directions x 2 B n D a model and
     chunk, for all chunks but the last; against that only the b selected are multiplied, for the score of the set.
     """
     train = 3.0 * forward * sub_batch_size
@@ -65,4 +67,5 @@ def training_flops(
         return StepFlops(0.0, 0.0, 0.0, train)
     chunk = sub_batch_size // n_chunks
     select = 4.0 * (super_batch_size * (sub_batch_size - chunk) + sub_batch_size * chunk) * sum(widths)
-    return StepFlops(forward * super_batch_size, reference_forward * super_batch_size, select, train)
+    scored = forward if score_forward is None else score_forward
+    return StepFlops(scored * super_batch_size, reference_forward * super_batch_size, select, train)

@@ -1,15 +1,17 @@
 """The order of examples: a pure function of (catalogue, seed, epoch), cut into canonical streams.
 
-Each epoch, the row groups of the catalogue are permuted and their kept rows laid end to end; the sequence is cut into
-n_streams equal streams. A stream is read in windows of whole row groups, whose rows are shuffled together. Super-batch
-k is made of the next B / n_streams rows of every stream, so it holds the same examples on any number of learners.
+Each epoch, the row groups of the catalogue are permuted and their slots laid end to end; the sequence is cut into
+n_streams equal streams. A stream is read in windows of whole row groups, whose slots are shuffled together. Super-batch
+k is made of the next B / n_streams slots of every stream, so it holds the same examples on any number of learners.
 
-Where an epoch does not divide by n_streams, streams differ by one row, and each goes on into its own next epoch when it
-is through: no row is dropped, and every row comes once an epoch of its stream.
+A row has a slot for each time that it comes in an epoch: as often as the catalogue up-weights it, times the weight of
+its source. An epoch has the same number of slots every time. Where that does not divide by n_streams, streams differ by
+one slot, and each goes on into its own next epoch when it is through: nothing is dropped at the tails.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,104 +21,184 @@ from jest_core import noise
 
 _ROW_GROUPS, _ROWS = 0, 1  # what a permutation is for: keeps the two families of random numbers apart
 
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often a source comes: its n_slots slots of weight 1 are offered n_offered times an epoch, all together.
+
+    Slot j comes floor(w (j + epoch + 1)) - floor(w (j + epoch)) times, w = n_offered / n_slots: evenly spread, and over
+    the epochs each slot has its turn as often as any other.
+    """
+
+    n_offered: int
+    n_slots: int
+
+    def before(self, x: Integers) -> Integers:
+        """floor(w x), exactly, for x and n_slots below 2^40."""
+        whole, part = divmod(self.n_offered, self.n_slots)
+        high, low = x >> 20, x & 0xFFFFF
+        quotient, rest = np.divmod(part * high, self.n_slots)
+        return x * whole + (quotient << 20) + ((rest << 20) + part * low) // self.n_slots
+
+    def times(self, slot: Integers, epoch: int) -> Integers:
+        """How often each slot comes in an epoch."""
+        return self.before(slot + epoch + 1) - self.before(slot + epoch)
+
+    def earlier(self, slot: Integers, epoch: int) -> Integers:
+        """How often each slot came in the epochs before."""
+        return self.before(slot + epoch) - self.before(slot)
+
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive kept rows of one row group: the start-th to the stop-th of those that the catalogue keeps."""
+    """Consecutive slots of one row group: the start-th to the stop-th of those that it has in an epoch."""
 
     shard: int
     row_group: int
     start: int
     stop: int
+    first_slot: int = 0  # of the row group, among its source's slots of weight 1
+    rate: Rate = Rate(1, 1)
+
+    def rows(self, multiplicity: Integers, epoch: int) -> tuple[Integers, Integers]:
+        """Which rows of the row group the piece offers, and the occurrence of each: no row has one twice.
+
+        multiplicity: of each row, 0 where it is dropped. A row's occurrence counts its earlier offers where its source
+        has a whole weight. Raises ValueError where the multiplicities are not those that the order was made of.
+        """
+        row = np.repeat(np.arange(len(multiplicity)), multiplicity)
+        copy = np.arange(len(row)) - np.repeat(np.cumsum(multiplicity) - multiplicity, multiplicity)
+        slot = self.first_slot + np.arange(len(row))
+        times = self.rate.times(slot, epoch)
+        if times.sum() < self.stop:
+            raise ValueError(f"a row group has {times.sum()} slots where the order counts {self.stop}")
+        again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        occurrence = (np.repeat(self.rate.earlier(slot, epoch), times) + again) * np.repeat(
+            multiplicity[row], times
+        ) + np.repeat(copy, times)
+        part = slice(self.start, self.stop)
+        return np.repeat(row, times)[part], occurrence[part]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of one stream that are read and shuffled together."""
+    """Slots of one stream that are read and shuffled together."""
 
     stream: int
     epoch: int
     number: int  # of the windows of this stream and epoch
-    first_row: int  # its first row's place in the whole stream, all epochs counted
+    first_row: int  # its first slot's place in the whole stream, all epochs counted
     pieces: tuple[Piece, ...]
     seed: int
 
     def __len__(self) -> int:
         return sum(piece.stop - piece.start for piece in self.pieces)
 
-    def permutation(self) -> NDArray[np.int64]:
-        """The order in which the rows of the pieces, laid end to end, come in the stream."""
+    def permutation(self) -> Integers:
+        """The order in which the slots of the pieces, laid end to end, come in the stream."""
         return _permutation(len(self), self.seed, _ROWS, self.epoch, self.stream, self.number)
 
 
-def _permutation(n: int, *context: int) -> NDArray[np.int64]:
+def _permutation(n: int, *context: int) -> Integers:
     """0 .. n - 1, shuffled by our own hash of the context: no release of NumPy can change a run's stream."""
     counters = torch.arange(n)
     return torch.argsort(noise.hashes(torch.stack([counters, counters], 1), counters, *context), stable=True).numpy()
 
 
 class Order:
-    """The streams over a catalogue's kept rows.
+    """The streams over a catalogue's slots.
 
-    shards, row_groups, n_kept: one entry per row group of the catalogue; those that keep no row are skipped.
+    shards, row_groups, n_slots, sources: one entry per row group of the catalogue, in its order; those that keep no row
+    are skipped. n_slots: sums of multiplicities. weights: one per source; all 1 where not given.
     """
 
     def __init__(
         self,
-        shards: NDArray[np.int64],
-        row_groups: NDArray[np.int64],
-        n_kept: NDArray[np.int64],
+        shards: Integers,
+        row_groups: Integers,
+        n_slots: Integers,
         *,
         seed: int,
         n_streams: int,
         window_rows: int,
+        sources: Integers | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        used = n_kept > 0
-        self.shards, self.row_groups, self.n_kept = shards[used], row_groups[used], n_kept[used]
+        used = n_slots > 0
+        self.shards, self.row_groups, self.n_slots = shards[used], row_groups[used], n_slots[used]
+        self.sources = np.zeros_like(self.shards) if sources is None else sources[used]
         self.seed, self.n_streams, self.window_rows = seed, n_streams, window_rows
-        self.n_rows = int(self.n_kept.sum())
+        self.first_slots = np.zeros_like(self.n_slots)
+        self.rates = []
+        for source in range(int(self.sources.max(initial=0)) + 1):
+            mine = np.flatnonzero(self.sources == source)
+            ends = np.cumsum(self.n_slots[mine])
+            self.first_slots[mine] = ends - self.n_slots[mine]
+            n = int(ends[-1]) if len(mine) else 0
+            self.rates.append(Rate(round(n * (weights[source] if weights else 1)), max(n, 1)))
+        self.n_rows = sum(rate.n_offered for rate in self.rates)
         if self.n_rows < n_streams:
             raise ValueError(
-                f"the catalogue keeps {self.n_rows} rows, fewer than n_streams {n_streams}: keep more, or lower "
-                "data.n_streams"
+                f"the catalogue keeps {self.n_rows} rows an epoch, fewer than n_streams {n_streams}: keep more, or "
+                "lower data.n_streams"
             )
         self.cuts = np.arange(n_streams + 1) * self.n_rows // n_streams
+        self._epochs: dict[int, tuple[Integers, Integers]] = {}
 
     def stream_length(self, stream: int) -> int:
-        """Rows of a stream in one epoch."""
+        """Slots of a stream in one epoch."""
         return int(self.cuts[stream + 1] - self.cuts[stream])
 
     def windows(self, stream: int, first_row: int) -> Iterator[Window]:
-        """The windows of a stream, endlessly, from the one that holds row `first_row` on."""
+        """The windows of a stream, endlessly, from the one that holds slot `first_row` on."""
         length = self.stream_length(stream)
         epoch = first_row // length
         while True:
-            for window in self._epoch_windows(stream, epoch):
-                if window.first_row + len(window) > first_row:
-                    yield window
+            yield from self._epoch_windows(stream, epoch, first_row)
             epoch += 1
 
-    def _epoch_windows(self, stream: int, epoch: int) -> Iterator[Window]:
-        groups = _permutation(len(self.n_kept), self.seed, _ROW_GROUPS, epoch)
-        ends = np.cumsum(self.n_kept[groups])
+    def _permuted(self, epoch: int) -> tuple[Integers, Integers]:
+        """An epoch's row groups as they come, and where the slots of each end; kept for two epochs."""
+        if epoch not in self._epochs:
+            counts = np.zeros_like(self.n_slots)
+            for source, rate in enumerate(self.rates):
+                mine = self.sources == source
+                first = self.first_slots[mine] + epoch
+                counts[mine] = rate.before(first + self.n_slots[mine]) - rate.before(first)
+            groups = _permutation(len(self.n_slots), self.seed, _ROW_GROUPS, epoch)
+            self._epochs = dict([*self._epochs.items(), (epoch, (groups, np.cumsum(counts[groups])))][-2:])
+        return self._epochs[epoch]
+
+    def _epoch_windows(self, stream: int, epoch: int, first_row: int) -> Iterator[Window]:
+        groups, ends = self._permuted(epoch)
         low, high = int(self.cuts[stream]), int(self.cuts[stream + 1])
         first = int(np.searchsorted(ends, low, side="right"))
         last = int(np.searchsorted(ends, high, side="left"))
+        starts = np.concatenate([ends[first - 1 : first] if first else [0], ends[first:last]])
         groups, ends = groups[first : last + 1], ends[first : last + 1]
-        starts = ends - self.n_kept[groups]
         piece_starts, piece_stops = np.maximum(starts, low), np.minimum(ends, high)
         # a window begins with the piece in which the stream passes the next multiple of window_rows
         numbers = (piece_starts - low) // self.window_rows
-        for number in np.unique(numbers):
-            members = np.flatnonzero(numbers == number)
+        heads = np.flatnonzero(np.diff(numbers, prepend=-1))
+        bounds = [*heads.tolist(), len(numbers)]
+        offset = epoch * (high - low)  # of the epoch in the whole stream
+        for head, tail in pairwise(bounds):
+            if offset + piece_stops[tail - 1] - low <= first_row:
+                continue
             pieces = tuple(
                 Piece(
-                    int(self.shards[groups[i]]),
-                    int(self.row_groups[groups[i]]),
+                    int(self.shards[g]),
+                    int(self.row_groups[g]),
                     int(piece_starts[i] - starts[i]),
                     int(piece_stops[i] - starts[i]),
+                    int(self.first_slots[g]),
+                    self.rates[self.sources[g]],
                 )
-                for i in members
+                for i, g in enumerate(groups[head:tail], start=head)
+                if piece_stops[i] > piece_starts[i]
             )
-            first_row = epoch * (high - low) + int(piece_starts[members[0]] - low)
-            yield Window(stream, epoch, int(number), first_row, pieces, self.seed)
+            if pieces:
+                first_of_window = offset + int(piece_starts[head] - low)
+                yield Window(stream, epoch, int(numbers[head]), first_of_window, pieces, self.seed)

@@ -6,6 +6,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+# What is in a slot, by number: 0 is a sound pair, then what can be wrong with its image; the last is a sound one that
+# an earlier slot of the super-batch holds already
+SLOT_STATUS = ("ok", "missing", "no_image", "too_large", "damaged", "duplicate")
+DUPLICATE = SLOT_STATUS.index("duplicate")
+
 # What a learner gets for each slot of a super-batch (in memory; uid as two 64-bit halves)
 EXAMPLE = pa.schema(
     [
@@ -16,6 +21,8 @@ EXAMPLE = pa.schema(
         ("row", pa.int32()),  # row of the shard
         ("image", pa.large_binary()),  # encoded, as in the shard
         ("caption", pa.large_string()),
+        ("content", pa.int64()),  # hash of the image's bytes
+        ("status", pa.uint8()),  # number in SLOT_STATUS
     ]
 )
 
@@ -24,6 +31,29 @@ CATALOGUE = pa.schema(
     [
         ("uid", pa.string()),  # 32 hex digits
         ("dropped_by", pa.string()),  # the first rule that dropped it; null = kept
+        ("multiplicity", pa.int32()),  # how often it comes in an epoch of its source at weight 1; 0 = dropped
+    ]
+)
+
+# <catalogue>/shards.parquet: one row per shard, in the order of data.shards
+SHARDS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("source", pa.int32()),  # which of the patterns of data.shards named it
+        ("bytes", pa.int64()),
+        ("rows", pa.int64()),
+        ("fingerprint", pa.string()),  # of its size, its row count, and its uids in order
+        ("counts", pa.map_(pa.string(), pa.int64())),  # kept, and each rule's drops
+    ]
+)
+
+# <catalogue>/row_groups.parquet: one row per row group of every shard
+ROW_GROUPS = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row_group", pa.int32()),
+        ("rows", pa.int32()),
+        ("slots", pa.int64()),  # sum of the multiplicities
     ]
 )
 
@@ -34,10 +64,7 @@ def score_cache(image_width: int, text_width: int) -> pa.Schema:
         [
             ("uid", pa.string()),
             ("row", pa.int32()),
-            (
-                "status",
-                pa.string(),
-            ),  # ok | dropped (not kept by the catalogue) | undecodable; the rest is zero unless ok
+            ("status", pa.string()),  # one of SLOT_STATUS, or dropped (by the catalogue); the rest is zero unless ok
             ("image_embedding", pa.list_(pa.float16(), image_width)),  # unit norm
             ("text_embedding", pa.list_(pa.float16(), text_width)),
             ("matched_pair_loss", pa.float32()),  # sigmoid loss of the pair by the reference, nats
@@ -45,6 +72,16 @@ def score_cache(image_width: int, text_width: int) -> pa.Schema:
         ]
     )
 
+
+# <scores>/row_groups.parquet: one row per row group of every shard
+SCORED = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row_group", pa.int32()),
+        ("ok", pa.int64()),  # kept rows that decoded
+        ("slots", pa.int64()),  # sum of their multiplicities
+    ]
+)
 
 # <run>/selection/*.parquet: a row per selected example, and per example of the refused sample
 SELECTION = pa.schema(
@@ -70,10 +107,22 @@ STEPS = pa.schema(
         ("n_offered", pa.int64()),  # valid examples of the super-batch
         ("n_selected", pa.int64()),
         ("n_bad", pa.int64()),  # slots masked out because their image did not decode
+        ("n_duplicates", pa.int64()),  # slots masked out because an earlier one holds the same (data.mask_duplicates)
         ("super_batch_matched_score", pa.float64()),  # mean matched-pair criterion over the super-batch, nats
         ("sub_batch_matched_score", pa.float64()),  # the same over the selected
         ("sub_batch_score", pa.float64()),  # exact score of the set per example, all pairs, nats
         ("loss", pa.float64()),  # sigmoid loss of the sub-batch, nats per example
+    ]
+)
+
+# <run>/selection/bad-*.parquet and <scores>/bad_rows.parquet: a row per image that did not decode
+BAD_ROWS = pa.schema(
+    [
+        ("step", pa.int64()),  # -1 where the reference pass found it
+        ("uid", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("reason", pa.string()),  # one of SLOT_STATUS
     ]
 )
 

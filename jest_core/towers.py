@@ -20,7 +20,7 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
 from jest_core.learnability import Embeddings, Loss
-from jest_core.preprocess import View, normalise
+from jest_core.preprocess import View, normalise, resize
 
 open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
 
@@ -66,14 +66,24 @@ class Towers:
         return f"{self.view!r}; mean {self.mean}; std {self.std}; {tokenizer} {self.tokenizer.context_length}"
 
     @torch.no_grad()
-    def embed(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: Int[Tensor, "B L"], *, batch_size: int) -> Embeddings:
-        """Embeddings with the model's current weights, without gradients, in micro-batches of batch_size."""
+    def embed(
+        self,
+        pixels: UInt8[Tensor, "B 3 H W"],
+        tokens: Int[Tensor, "B L"],
+        *,
+        batch_size: int,
+        image_size: int | None = None,
+    ) -> Embeddings:
+        """Embeddings with the model's current weights, without gradients, in micro-batches of batch_size.
+
+        image_size: pixels a side to which larger pictures are reduced first.
+        """
         was_training = self.model.training
         self.model.eval()
         device = next(self.model.parameters()).device
         parts = [
             (
-                self.model.encode_image(self.normalise(images.to(device)), normalize=True),
+                self.model.encode_image(self.normalise(resize(images.to(device), image_size)), normalize=True),
                 self.model.encode_text(words.to(device), normalize=True),
             )
             for images, words in zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
@@ -137,6 +147,21 @@ def refuse_loss(towers: Towers, loss: Loss, field: str) -> None:
             f"{field} {loss!r} does not fit model {towers.name}, which has {'a' if has_bias else 'no'} logit_bias: "
             f"{remedy}, or change the loss"
         )
+
+
+def refuse_image_size(towers: Towers, image_size: int | None) -> None:
+    """Some towers, most ViTs among them, take pictures of one size only."""
+    if image_size is None or image_size == towers.view.image_size:
+        return
+    device = next(towers.model.parameters()).device
+    try:
+        with torch.no_grad():
+            towers.model.encode_image(torch.zeros(2, 3, image_size, image_size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"model {towers.name} takes pictures of {towers.view.image_size} pixels and not of selection.image_size "
+            f"{image_size} ({error}): leave it out, or take a model that does"
+        ) from error
 
 
 def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from jest_core import noise, optim, selection, tables
 from jest_core.collectives import Learners
 from jest_core.config import Run
-from jest_core.examples import Examples, Prepare, exchange
+from jest_core.examples import Examples, Prepare, exchange, mask_duplicates
 from jest_core.learnability import Embeddings, matched_losses
 from jest_core.losses import sigmoid_loss, softmax_loss
 from jest_core.preprocess import augment
@@ -44,9 +45,10 @@ class Learner:
 
 @dataclass
 class StepResult:
-    """What one step did, in the columns of tables.SELECTION and tables.STEPS; the same on every learner."""
+    """What one step did, in the columns of SELECTION, BAD_ROWS and STEPS of tables; the same on every learner."""
 
     picks: pa.Table
+    bad_rows: pa.Table
     summary: dict[str, int | float]
     optimisation: dict[str, float]  # loss, learning rate, gradient norm, logit_scale, logit_bias
     seconds: dict[str, float] = field(default_factory=dict)
@@ -59,6 +61,9 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
     """
     seconds: dict[str, float] = {}
     learners = Learners(learner.group)
+    mask = learner.run.data.mask_duplicates
+    if mask != "none":
+        super_batch = mask_duplicates(super_batch, mask, learners)
     uids, occurrences = super_batch.uids, super_batch.column("occurrence")
     if learner.run.selection.method == "uniform":
         sub_batch = super_batch[torch.nonzero(super_batch.valid)[:, 0]]
@@ -66,7 +71,10 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
     else:
         with _timed(seconds, "score"):
             scored = learner.towers.embed(
-                super_batch.pixels, super_batch.tokens, batch_size=learner.run.training.score_batch_size
+                super_batch.pixels,
+                super_batch.tokens,
+                batch_size=learner.run.training.score_batch_size,
+                image_size=learner.run.selection.image_size,
             )
         with _timed(seconds, "select"):
             reference = _reference(learner, super_batch)
@@ -80,11 +88,12 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
             moves = spread(
                 chosen.indices.cpu(), identities[:, :2], identities[:, 2], chosen.offsets.cpu(), learners.rank
             )
-            sub_batch = exchange(super_batch, moves, learner.prepare, learners)
+            late = learner.run.data.decode == "late"
+            sub_batch = exchange(super_batch, moves, learner.prepare, learners, decode_all=late)
     with _timed(seconds, "train"):
         optimisation = _update(learner, sub_batch, step)
     summary["loss"] = optimisation["loss"]
-    return StepResult(picks, summary, optimisation, seconds)
+    return StepResult(picks, _bad_rows(super_batch, step, learners), summary, optimisation, seconds)
 
 
 def _reference(learner: Learner, super_batch: Examples) -> Embeddings | None:
@@ -244,11 +253,30 @@ def _picks(step: int, columns: dict[str, np.ndarray | list[str]]) -> pa.Table:
     return pa.table({f.name: pa.array(columns[f.name]).cast(f.type) for f in tables.SELECTION}, schema=tables.SELECTION)
 
 
+def _bad_rows(super_batch: Examples, step: int, learners: Learners) -> pa.Table:
+    counts = learners.counts(len(super_batch))
+    status = learners.gather(super_batch.column("status").to(torch.uint8), counts)
+    positions = torch.nonzero((status != 0) & (status != tables.DUPLICATE))[:, 0]
+    columns: dict[str, Any] = _identity_columns(super_batch, positions, torch.tensor([0, *np.cumsum(counts)]), learners)
+    columns |= {
+        "step": np.full(len(positions), step),
+        "reason": [tables.SLOT_STATUS[i] for i in status[positions].tolist()],
+    }
+    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in tables.BAD_ROWS})
+
+
 def _summary(step: int, super_batch: Examples, n_selected: int, learners: Learners) -> dict[str, int | float]:
     n_valid = int(learners.sum(super_batch.valid.sum()))
     n_slots = sum(learners.counts(len(super_batch)))
+    n_duplicates = int(learners.sum((super_batch.column("status") == tables.DUPLICATE).sum()))
     missing: dict[str, int | float] = {f.name: float("nan") for f in tables.STEPS}
-    return missing | {"step": step, "n_offered": n_valid, "n_selected": n_selected, "n_bad": n_slots - n_valid}
+    return missing | {
+        "step": step,
+        "n_offered": n_valid,
+        "n_selected": n_selected,
+        "n_bad": n_slots - n_valid - n_duplicates,
+        "n_duplicates": n_duplicates,
+    }
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
         return float("nan")
     cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")
     forward = reference.manifest["flops_train"] / (3 * reference.run.sub_batch_size)
-    return reference.teraflops + sum(shard["ok"] for shard in cache["shards"]) * forward / 1e12
+    return reference.teraflops + cache["counts"]["ok"] * forward / 1e12
 
 
 def terminal(table: Comparison) -> Table:

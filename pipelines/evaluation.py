@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jest_core import config as run_files
 from jest_core import towers
 from jest_core.config import EvaluationSet, Run
 from jest_core.evaluation import ClassNames, class_embeddings, retrieval, zero_shot
 from jest_core.towers import Towers
 from pipelines import checkpoints, progress, storage
-from pipelines.shards import Shard
+from pipelines.shards import open_shard
 
 RESULTS = "eval_results.jsonl"
 
@@ -117,22 +118,21 @@ _held: dict[tuple[str, ...], _Held] = {}  # evaluation sets are small and serve 
 
 
 def _load(run: Run, spec: EvaluationSet, pair: Towers) -> _Held:
-    paths = storage.expand(spec.shards, run.path(""))
+    paths = storage.expand(run_files.sources(spec.shards), run.path(""))
     key = (pair.input_fingerprint, *paths)
     if key not in _held:
         images: list[bytes | None] = []
         captions: list[str] = []
         columns: dict[str, list[str]] = {"concept": [], "group": [], "subgroup": []}
         for path in paths:
-            shard = Shard(path)
-            for i in range(len(shard.row_group_sizes)):
+            shard = open_shard(path)
+            for i, size in enumerate(shard.row_group_sizes):
                 images += shard.images(i).to_pylist()
                 captions += shard.captions(i)
-                table = shard.file.read_row_group(i, columns=[c for c in columns if c in shard.columns])
                 for name in columns:
-                    columns[name] += table[name].to_pylist() if name in table.column_names else [""] * len(table)
-        pixels, ok = pair.view.batch(images)
-        rows = np.flatnonzero(ok)
+                    columns[name] += shard.strings(i, name) if shard.actual(name) else [""] * size
+        pixels, status = pair.view.batch(images)
+        rows = np.flatnonzero(status == 0)
         captions = [captions[i] for i in rows]
         columns = {name: [values[i] for i in rows] for name, values in columns.items()}
         _held[key] = _Held(torch.from_numpy(pixels[rows]), pair.tokens(captions), captions, columns)

@@ -6,8 +6,10 @@ goes on from the newest checkpoint there.
 
 import functools
 import json
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -33,7 +35,9 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
         )
         return manifest
-    towers.refuse_loss(towers.create(run.model.name, seed=0), run.training.loss, "training.loss")
+    pair = towers.create(run.model.name, seed=0)
+    towers.refuse_loss(pair, run.training.loss, "training.loss")
+    towers.refuse_image_size(pair, run.selection.image_size)
     costs = step_costs(run)
     storage.write_bytes(f"{directory}/run.yaml", run_files.dump(run).encode())
     reached = (checkpoints.steps(directory) or [0])[-1]
@@ -85,11 +89,13 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def step_costs(run: Run) -> dict[str, float]:
     """FLOPs of a step of this run, as executed, with the scoring forward reused, and by part."""
-    forward = flops.forward_flops(towers.create(run.model.name, seed=0))
+    pair = towers.create(run.model.name, seed=0)
+    forward, score_forward = flops.forward_flops(pair), flops.forward_flops(pair, run.selection.image_size)
     widths: tuple[int, ...] = ()
     if run.selection.method != "uniform":
         scorers = [run.model.name, *([run.reference.model.name] if run.uses_reference and run.reference else [])]
         widths = tuple(_embed_dim(name) for name in scorers)
+    reusable = forward if score_forward == forward else 0.0  # of a forward at another resolution nothing is
     n_chunks = 1 if run.selection.method == "independent" else run.selection.n_chunks
     step = flops.training_flops(
         forward=forward,
@@ -97,10 +103,11 @@ def step_costs(run: Run) -> dict[str, float]:
         super_batch_size=run.super_batch_size,
         n_chunks=n_chunks,
         widths=widths,
+        score_forward=score_forward,
     )
     return {
         "flops_step": step.total,
-        "flops_step_with_reuse": step.total_with_reuse(run.sub_batch_size, forward),
+        "flops_step_with_reuse": step.total_with_reuse(run.sub_batch_size, reusable),
         "flops_score": step.score,
         "flops_select": step.select,
         "flops_train": step.train,
@@ -186,7 +193,8 @@ def _learn(settings: dict[str, Any]) -> None:
     lines: list[str] = done["metrics"]
     seconds, step = done["seconds"], done["step"]
     costs = step_costs(run) if rank == 0 else {}
-    items = super_batches.stream(run, source, learner.towers, rank=rank, n_learners=size, first_step=step)
+    image_size = learner.towers.view.image_size
+    items = super_batches.stream(run, source, image_size, rank=rank, n_learners=size, first_step=step)
     super_batch_stream = super_batches.prefetch(items)
     while step < run.n_steps:
         began = time.perf_counter()
@@ -225,9 +233,14 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         optimizer,
         wrapped,
         source.scale_and_bias,
-        functools.partial(super_batches.prepare, towers=pair),
+        functools.partial(super_batches.prepare, towers=pair, pool=_decoders()),
         group,
     )
+
+
+def _decoders() -> ThreadPoolExecutor:
+    """Threads of a learner that decode what has arrived encoded: a learner's share of the machine's cores."""
+    return ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size()))
 
 
 def _restore(learner: Learner, directory: str, n_steps: int) -> dict[str, Any]:
@@ -278,6 +291,7 @@ def _metrics(
         "jest/learnability_selected_mean": summary["sub_batch_matched_score"],
         "jest/sub_batch_score": summary["sub_batch_score"],
         "jest/bad_rows": summary["n_bad"],
+        "jest/duplicates_dropped": summary["n_duplicates"],
         "jest/seconds": seconds,
         "jest/wait_time": waited,
         **{f"jest/{name}_time": value for name, value in result.seconds.items()},

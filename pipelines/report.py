@@ -15,8 +15,8 @@ from plotly.subplots import make_subplots
 
 from jest_core import config as run_files
 from pipelines import comparison, progress, selection_log, storage
+from pipelines.catalogue import open_catalogue
 from pipelines.comparison import Finished
-from pipelines.shards import Shard
 
 _COLOURS = (
     "#4269d0",
@@ -139,27 +139,22 @@ def share_chart(run: Finished, n_bins: int = 20) -> go.Figure:
 
 def _labels(run: Finished) -> tuple[dict[tuple[int, int], str], dict[str, float]]:
     """kind and noise of every row of the catalogue's shards, and the share of each among the kept rows."""
-    directory = run.run.path(run.run.data.catalogue)
-    listing = storage.finished(directory, "catalogue", "run `jest catalogue` first")
+    catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
     labels: dict[tuple[int, int], str] = {}
     counts: dict[str, int] = {}
-    for number, entry in enumerate(listing["shards"]):
-        shard = Shard(entry["path"])
-        columns = [name for name in ("kind", "noise") if name in shard.columns]
-        table = shard.file.read(columns=columns)
-        kept = (
-            storage.open_parquet(f"{directory}/parts/{number:05d}.parquet")
-            .read(columns=["dropped_by"])["dropped_by"]
-            .is_null()
-            .to_pylist()
-        )
-        values = [
-            " / ".join(v for v in parts if v) or "all"
-            for parts in zip(*(table[c].to_pylist() for c in columns), strict=True)
-        ] or ["all"] * len(kept)
-        for row, value in enumerate(values):
-            labels[number, row] = value
-            counts[value] = counts.get(value, 0) + kept[row]
+    for number in range(len(catalogue.shards)):
+        place = catalogue.place(number)
+        shard = place.open(run.run.data.columns)
+        names = [name for name in ("kind", "noise") if shard.actual(name)]
+        row = 0
+        for group, size in enumerate(shard.row_group_sizes):
+            kept = place.rows(group)[1] > 0
+            columns = [shard.strings(group, name) for name in names]
+            for i in range(size):
+                value = " / ".join(column[i] for column in columns if column[i]) or "all"
+                labels[number, row] = value
+                counts[value] = counts.get(value, 0) + bool(kept[i])
+                row += 1
     total = sum(counts.values())
     return labels, {name: n / total for name, n in counts.items() if n}
 
@@ -178,10 +173,10 @@ def grids(run: Finished) -> list[dict[str, Any]]:
 
 
 def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    listing = storage.finished(run.run.path(run.run.data.catalogue), "catalogue", "run `jest catalogue` first")
+    catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
     tiles = []
     for row in rows:
-        shard = Shard(listing["shards"][row["shard"]]["path"])
+        shard = catalogue.place(row["shard"]).open(run.run.data.columns)
         group, inside = 0, row["row"]
         while inside >= shard.row_group_sizes[group]:
             inside -= shard.row_group_sizes[group]

@@ -20,10 +20,12 @@ class SelectionLog:
     def __init__(self, run_dir: str, committed: list[str]) -> None:
         self.directory, self.committed = f"{run_dir}/selection", committed
         self.picks: list[pa.Table] = []
+        self.bad_rows: list[pa.Table] = []
         self.steps: list[dict[str, int | float]] = []
 
     def add(self, result: StepResult) -> None:
         self.picks.append(result.picks)
+        self.bad_rows.append(result.bad_rows)
         self.steps.append(result.summary)
 
     def commit(self) -> list[str]:
@@ -34,8 +36,10 @@ class SelectionLog:
             storage.write_table(f"{self.directory}/{name}", pa.concat_tables(self.picks))
             columns = {f.name: [row[f.name] for row in self.steps] for f in tables.STEPS}
             storage.write_table(f"{self.directory}/steps-{name}", pa.table(columns, schema=tables.STEPS))
+            if len(bad := pa.concat_tables(self.bad_rows)):
+                storage.write_table(f"{self.directory}/bad-{name}", bad)
             self.committed = [*self.committed, name]
-            self.picks, self.steps = [], []
+            self.picks, self.bad_rows, self.steps = [], [], []
         return self.committed
 
 
@@ -53,6 +57,13 @@ def read(run_dir: str) -> pa.Table:
 def read_steps(run_dir: str) -> pa.Table:
     """One row per committed step, in the columns of tables.STEPS."""
     return _read(run_dir, "steps-")
+
+
+def read_bad_rows(run_dir: str) -> pa.Table:
+    """Slots whose image did not decode, in the columns of tables.BAD_ROWS; most parts have none, and no file."""
+    there = set(storage.names(f"{run_dir}/selection"))
+    parts = [f"{run_dir}/selection/bad-{name}" for name in committed(run_dir) if f"bad-{name}" in there]
+    return pa.concat_tables([tables.BAD_ROWS.empty_table(), *(storage.open_parquet(part).read() for part in parts)])
 
 
 def _read(run_dir: str, prefix: str) -> pa.Table:

@@ -1,75 +1,188 @@
-"""Image shards -> rows: Parquet as img2dataset writes it, with the column names of the LAION family."""
+"""Image shards -> rows, in the layouts that people have them in; column names and drifting types in one place.
+
+Parquet as img2dataset writes it, with Hugging Face's image struct, or WebLI-style with several texts a picture; tars as
+webdataset, img2dataset and DataComp write them (`tars.py`). Rows come in row groups; images stay encoded.
+"""
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines import storage
 
-# What jest calls a column <- what the ecosystem calls it, first match wins
+# What jest calls a column <- what the ecosystem calls it, first match wins; data.columns of a run file comes before
 ALIASES = {
     "uid": ("uid",),
+    "id": ("SAMPLE_ID", "id", "key"),
     "url": ("url", "URL", "image_url"),
-    "caption": ("caption", "TEXT", "text", "txt", "top_caption"),
-    "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
+    "caption": ("txt", "caption", "TEXT", "text", "top_caption", "alt_texts", "texts", "captions"),
     "image": ("jpg", "jpeg", "png", "webp", "image"),
     "status": ("status",),
+    "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
+    "nsfw": ("NSFW", "nsfw"),
+    "watermark": ("pwatermark", "watermark_score"),
+    "similarity": ("similarity", "clip_l14_similarity_score", "clip_similarity_vitl14", "alignment"),
+    "aesthetic": ("aesthetic", "AESTHETIC_SCORE", "aesthetic_score_laion_v2"),
+    "language": ("LANGUAGE", "language", "lang"),
+    "width": ("original_width", "WIDTH", "width"),
+    "height": ("original_height", "HEIGHT", "height"),
+    "hash": ("hash", "md5", "sha256", "sha512", "image_phash"),
 }
 
 
-class Shard:
-    """One Parquet shard, open for reading; columns are asked for by jest's names."""
+class Shard(ABC):
+    """One shard, open for reading; columns are asked for by jest's names.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.file = storage.open_parquet(path)
-        self.columns = set(self.file.schema_arrow.names)
+    columns: jest's name -> the shard's, where the aliases do not know it.
+    """
 
-    @property
-    def row_group_sizes(self) -> list[int]:
-        return [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
+    path: str
+    columns: Mapping[str, str]
+    names: set[str]  # of the shard's own columns
+    row_group_sizes: list[int]
+
+    @abstractmethod
+    def table(self, row_group: int, columns: list[str]) -> pa.Table:
+        """Columns of a row group, by the shard's own names and of its own types."""
+
+    @abstractmethod
+    def images(self, row_group: int) -> pa.Array:
+        """Encoded images of a row group, large_binary; null where there is none."""
 
     def actual(self, name: str) -> str | None:
         """The shard's own name of a column, or None where it has none."""
-        return next((alias for alias in ALIASES[name] if alias in self.columns), None)
+        if name in self.columns:
+            return self.columns[name] if self.columns[name] in self.names else None
+        return next((alias for alias in ALIASES.get(name, (name,)) if alias in self.names), None)
 
-    def read(self, row_group: int, *names: str) -> dict[str, pa.ChunkedArray]:
-        """Columns of a row group by jest's names. Raises ValueError where the shard lacks one."""
-        found = {name: self.actual(name) for name in names}
-        if lacking := [name for name, actual in found.items() if actual is None]:
-            wanted = " or ".join(ALIASES[lacking[0]])
-            raise ValueError(f"{self.path} has no column {wanted}; it has {', '.join(sorted(self.columns))}")
-        table = self.file.read_row_group(row_group, columns=[str(actual) for actual in found.values()])
-        return {name: table[actual] for name, actual in found.items()}
+    def read(self, row_group: int, name: str) -> pa.ChunkedArray:
+        """A column of a row group by jest's name. Raises ValueError where the shard lacks it."""
+        actual = self.actual(name)
+        if actual is None:
+            wanted = [self.columns[name]] if name in self.columns else ALIASES.get(name, (name,))
+            raise ValueError(
+                f"{self.path} has no column {' or '.join(wanted)}; it has {', '.join(sorted(self.names))}: "
+                f"name the right one in data.columns, as {{{name}: ...}}"
+            )
+        return self.table(row_group, [actual])[actual]
+
+    def numbers(self, row_group: int, name: str) -> NDArray[np.float64]:
+        """A column as float64, whatever numeric type this part of a data set has it in; NaN where it is missing."""
+        column = self.read(row_group, name)
+        try:
+            return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self.path}, column {self.actual(name)}: {error}") from error
+
+    def strings(self, row_group: int, name: str) -> list[str]:
+        """A column as text: of a list the first that is not empty; the empty string where it is missing."""
+        return [clean(value) for value in _bytes_where_text(self.read(row_group, name)).to_pylist()]
 
     def captions(self, row_group: int) -> list[str]:
-        """Captions of a row group; a missing one is the empty string."""
-        return pc.fill_null(self.read(row_group, "caption")["caption"], "").to_pylist()
+        """The texts that the examples are trained with."""
+        return self.strings(row_group, "caption")
 
     def uids(self, row_group: int) -> list[str]:
-        """uids of a row group: the shard's own, or the first 128 bits of BLAKE2b over `url`, 0x1F, `caption`."""
-        if self.actual("uid") is not None:
-            values: list[str] = self.read(row_group, "uid")["uid"].to_pylist()
-            if bad := [u for u in values if u is None or len(u) != 32]:
-                raise ValueError(f"{self.path}, row group {row_group}: uid {bad[0]!r} does not have 32 hex digits")
-            return values
-        urls = pc.fill_null(self.read(row_group, "url")["url"], "").to_pylist()
-        return [derive_uid(url, caption) for url, caption in zip(urls, self.captions(row_group), strict=True)]
+        """uids of a row group: the shard's own, or derived (`derive_uid`) from the caption and what names the picture:
+        its URL, else its id, else its own bytes. Raises ValueError where a uid is there and has not 32 hex digits."""
+        own = self.strings(row_group, "uid") if self.actual("uid") is not None else []
+        if bad := [u for u in own if u and not _is_uid(u)]:
+            raise ValueError(
+                f"{self.path}, row group {row_group}: uid {bad[0][:80]!r} does not have 32 hex digits; name the column "
+                "that does in data.columns, or an absent one to derive uids"
+            )
+        if own and all(own):
+            return [u.lower() for u in own]
+        derived = self._derived_uids(row_group)
+        return [u.lower() or d for u, d in zip(own, derived, strict=True)] if own else derived
 
-    def images(self, row_group: int) -> pa.ChunkedArray:
-        """Encoded images of a row group; null where img2dataset has none."""
-        images = self.read(row_group, "image")["image"]
+    def _derived_uids(self, row_group: int) -> list[str]:
+        naming = next((name for name in ("url", "id") if self.actual(name) is not None), None)
+        named_by: list[Any] = self.images(row_group).to_pylist() if naming is None else self.strings(row_group, naming)
+        return [derive_uid(name or b"", text) for name, text in zip(named_by, self.captions(row_group), strict=True)]
+
+
+class ParquetShard(Shard):
+    def __init__(self, path: str, columns: Mapping[str, str]) -> None:
+        self.path, self.columns = path, columns
+        with _damage(path):
+            self.file = storage.open_parquet(path)
+        self.names = set(self.file.schema_arrow.names)
+        self.row_group_sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
+
+    def table(self, row_group: int, columns: list[str]) -> pa.Table:
+        with _damage(f"{self.path}, row group {row_group},"):
+            return self.file.read_row_group(row_group, columns=columns)
+
+    def images(self, row_group: int) -> pa.Array:
+        images = self.read(row_group, "image")
         if pa.types.is_struct(images.type):  # Hugging Face: {bytes, path}
             images = pc.struct_field(images, "bytes")
-        return images.cast(pa.large_binary())
+        return images.cast(pa.large_binary()).combine_chunks()
 
 
-def derive_uid(url: str, caption: str) -> str:
-    """The uid of a pair that comes without one: a function of its URL and caption alone."""
-    return hashlib.blake2b(f"{url}\x1f{caption}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Parquet that cannot be read is a ValueError; an error of the storage stays what it is, and is tried again."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        raise ValueError(f"{what} is damaged, or no Parquet: {error}") from error
+    except OSError as error:
+        if error.errno is not None or type(error) is not OSError:
+            raise
+        raise ValueError(f"{what} is damaged: {error}") from error
+
+
+def open_shard(path: str, columns: Mapping[str, str] | None = None, index: str | None = None) -> Shard:
+    """A shard by its name; index: the path of a tar's, where there is one (`tars.write_index`)."""
+    from pipelines.tars import TarShard
+
+    return TarShard(path, columns or {}, index) if path.endswith(".tar") else ParquetShard(path, columns or {})
+
+
+def clean(value: bytes | str | list[Any] | None) -> str:
+    """Text of any origin as text: bytes that are no UTF-8 are replaced, NULs are left out."""
+    if isinstance(value, list):
+        return next((text for item in value if (text := clean(item)).strip()), "")
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+    return text.replace("\0", "")
+
+
+def derive_uid(name: str | bytes, caption: str) -> str:
+    """The uid of a pair that comes without one: BLAKE2b of 128 bits over its name (the URL, if any), 0x1F, its caption.
+
+    In hex. Text is taken as UTF-8.
+    """
+    data = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data + b"\x1f" + caption.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def part_name(shard: int) -> str:
     """The name of a shard's part file in a catalogue or a score cache."""
     return f"{shard:05d}.parquet"
+
+
+def _bytes_where_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Strings as bytes: what a file calls a string need not be UTF-8, and decoding is ours."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column.cast(pa.large_binary())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return column.cast(pa.large_list(pa.large_binary())) if _is_text(kind.value_type) else column
+    return column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_uid(value: str) -> bool:
+    return len(value) == 32 and all(c in "0123456789abcdefABCDEF" for c in value)

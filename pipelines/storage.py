@@ -14,10 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
+from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
 from jest_core.config import join
 
 MANIFEST = "manifest.json"
+
+# An I/O error is retried with backoff, about a minute in all, and then fatal. What another try cannot help is not: our
+# own ValueErrors (damaged data, a wrong setting), a missing file, a refused key.
+_LASTING = (ValueError, TypeError, LookupError, AssertionError, FileNotFoundError, PermissionError, MemoryError)
+retried = retry(
+    retry=retry_if_not_exception_type(_LASTING),
+    wait=wait_random_exponential(multiplier=0.5, max=15),
+    stop=stop_after_attempt(8),
+    reraise=True,
+)
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -74,30 +85,46 @@ def remove(path: str) -> None:
         fs.rm(inner)
 
 
-def expand(shards: str | Sequence[str], root: str) -> list[str]:
-    """Paths of shards from paths, globs and brace ranges, several joined by `::` as in open_clip; below root.
+def expand(patterns: Sequence[str], root: str) -> list[str]:
+    """Paths of shards from paths, folders, globs and brace ranges, below root.
 
-    Raises FileNotFoundError where a pattern names no file.
+    A folder stands for its .parquet and .tar files; DataComp's, for the tars of its `shards`. Raises FileNotFoundError
+    where a pattern names no file.
     """
     out: list[str] = []
-    for source in [shards] if isinstance(shards, str) else shards:
-        for pattern in source.split("::"):
-            for path in braceexpand(pattern):
-                path = join(root, path)
-                fs, inner = filesystem(path)
-                if any(c in path for c in "*?["):
-                    found = sorted(fs.unstrip_protocol(p) if "://" in path else p for p in fs.glob(inner))
-                else:
-                    found = [path] if fs.exists(inner) else []
-                if not found:
-                    raise FileNotFoundError(f"no shard at {path}: correct data.shards, or root")
-                out += found
+    folders: dict[str, set[str]] = {}  # listed once, not asked file by file: a range may name 200,000
+    for pattern in patterns:
+        for path in braceexpand(pattern):
+            found = _matches(join(root, path), folders)
+            if not found:
+                raise FileNotFoundError(f"no shard at {join(root, path)}: correct data.shards, or root")
+            out += found
     return out
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
+def _matches(path: str, folders: dict[str, set[str]]) -> list[str]:
     fs, inner = filesystem(path)
-    return pq.ParquetFile(fs.open(inner, "rb"))
+    if any(c in path for c in "*?["):
+        return sorted(fs.unstrip_protocol(p) if "://" in path else p for p in fs.glob(inner))
+    folder, name = path.rstrip("/").rsplit("/", 1)
+    if folder not in folders:
+        folders[folder] = set(names(folder))
+    if name not in folders[folder]:
+        return []
+    if name.endswith((".tar", ".parquet")):
+        return [path]
+    path = path.rstrip("/")
+    if "shards" in names(path):
+        return [f"{path}/shards/{n}" for n in names(f"{path}/shards", ".tar")]
+    # img2dataset leaves a .parquet of metadata beside each of its tars
+    return [f"{path}/{n}" for n in names(path, ".tar") or names(path, ".parquet")]
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file, of which only what is asked for is read: exact ranges, close ones together."""
+    fs, inner = filesystem(path)
+    options = {} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
+    return pq.ParquetFile(fs.open(inner, "rb", **options), pre_buffer=True)
 
 
 def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:

@@ -4,11 +4,12 @@ Ray Data executes the order, it does not define it: each learner runs one small 
 and decoded by tasks anywhere on the cluster and delivered in sequence. The learner itself opens no shard.
 """
 
+import hashlib
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -17,18 +18,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
 
 from jest_core import config as run_files
 from jest_core import tables
-from jest_core.config import Run
+from jest_core.config import Run, SimilarityRule
 from jest_core.examples import Examples
-from jest_core.order import Order, Window
+from jest_core.order import Order, Piece, Window
+from jest_core.preprocess import View
 from jest_core.towers import Towers
-from pipelines import blocks, catalogue, cluster, reference_scores, storage
-from pipelines.shards import Shard, part_name
+from pipelines import blocks, cluster, reference_scores, storage
+from pipelines.catalogue import Catalogue, Place, open_catalogue
+from pipelines.shards import part_name
 
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
 _DATA_CPUS = 2  # concurrent read tasks of one learner
@@ -39,39 +43,44 @@ class Source:
     """What a run's super-batches are made of: the catalogue and, unless nothing is scored, the reference's cache."""
 
     order: Order
-    bad_rows: dict[str, list[int]]
-    shard_paths: list[str]
+    catalogue: Catalogue
     scale_and_bias: tuple[float, float] | None
 
 
 def open_source(run: Run) -> Source:
     """Read the manifests. Raises where a stage has not run, or the cache belongs to another catalogue."""
-    listing = storage.finished(run.path(run.data.catalogue), "catalogue", "run `jest catalogue` first")
-    bad: dict[str, list[int]] = {}
-    scale_and_bias = None
-    if run.uses_reference:
-        assert run.reference is not None
-        directory = run.path(run.reference.scores)
-        scores = storage.finished(directory, "reference-scores", "run `jest reference-scores` first")
-        if scores["config"]["catalogue"] != listing["fingerprint"]:
-            raise ValueError(
-                f"{directory} was scored for another catalogue than {run.data.catalogue}: run `jest "
-                "reference-scores` into a new directory"
-            )
-        bad = reference_scores.bad_rows(scores)
-        scale_and_bias = (scores["config"]["logit_scale"], scores["config"]["logit_bias"])
-    return Source(
-        catalogue.order(listing, run, bad), bad, [shard["path"] for shard in listing["shards"]], scale_and_bias
-    )
+    found = open_catalogue(run.path(run.data.catalogue))
+    if not run.uses_reference:
+        return Source(found.order(run), found, None)
+    assert run.reference is not None
+    directory = run.path(run.reference.scores)
+    scores = storage.finished(directory, "reference-scores", "run `jest reference-scores` first")
+    config = scores["config"]
+    if config["catalogue"] not in (found.manifest["fingerprint"], *found.manifest["lineage"]):
+        raise ValueError(
+            f"{directory} was scored for another catalogue than {run.data.catalogue}, and for none that it refines: "
+            "run `jest reference-scores` into a new directory"
+        )
+    scale_and_bias = (config["logit_scale"], config["logit_bias"])
+    if config["catalogue"] == found.manifest["fingerprint"]:
+        return Source(found.order(run, reference_scores.good_slots(directory)), found, scale_and_bias)
+    by_scores = any(isinstance(rule, SimilarityRule) and rule.scores for rule in run.data.rules)
+    if reference_scores.n_bad(scores["counts"]) and not by_scores:
+        raise ValueError(
+            f"{directory} found rows that do not decode, and {run.data.catalogue} may keep them: refine with a rule "
+            "{rule: similarity, scores: ..., at_least: -1}, which drops what was not scored"
+        )
+    return Source(found.order(run), found, scale_and_bias)
 
 
 def stream(
-    run: Run, source: Source, towers: Towers, *, rank: int, n_learners: int, first_step: int
+    run: Run, source: Source, image_size: int, *, rank: int, n_learners: int, first_step: int
 ) -> Iterator[Examples]:
     """Learner `rank`'s share of super-batch first_step, first_step + 1, ... to the end of the run.
 
     The place in the stream is the number of the super-batch: super-batch k takes rows k m .. (k + 1) m of every
-    canonical stream, m = B / n_streams. A learner holds B / n_learners consecutive slots.
+    canonical stream, m = B / n_streams. A learner holds B / n_learners consecutive slots. image_size: of the model; in
+    `late` mode pixels have selection.image_size instead.
     """
     m = run.super_batch_size // run.data.n_streams
     share = run.super_batch_size // n_learners
@@ -80,6 +89,8 @@ def stream(
     buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
     skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
     blocks_in = _windows(run, source, mine, first_step, m)
+    if run.data.decode == "late":
+        image_size = run.selection.image_size or image_size
     for _ in range(first_step, run.n_steps):
         parts = []
         for s in mine:
@@ -89,7 +100,7 @@ def stream(
                 buffers[window.stream].append(block.slice(late))
             parts.append(_pop(buffers[s], m))
         table = pa.concat_tables(parts).slice(low - mine.start * m, share)
-        yield _examples(table, towers, run.uses_reference)
+        yield _examples(table, image_size, run.uses_reference)
 
 
 def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) -> Iterator[tuple[Window, pa.Table]]:
@@ -108,7 +119,10 @@ def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) 
 
     def read(windows: list[Window]) -> list[Any]:
         """One Ray dataset: a few windows of each stream -> references to their blocks, in order."""
-        items = [{"task": _ReadTask(window, source)} for window in windows]
+        items = [
+            {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
+            for window in windows
+        ]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read_window,  # type: ignore[arg-type]
             batch_size=1,
@@ -139,66 +153,79 @@ def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) 
             windows = coming
 
 
-class _ReadTask:
-    """A window with what a worker needs to read it: the paths and the bad rows of its shards alone."""
-
-    def __init__(self, window: Window, source: Source) -> None:
-        self.window = window
-        self.paths = {piece.shard: source.shard_paths[piece.shard] for piece in window.pieces}
-        self.bad_rows = {shard: source.bad_rows.get(str(shard), []) for shard in self.paths}
-
-
 def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
-    """One window -> its rows in stream order: encoded and decoded images, tokens, cached reference embeddings."""
-    run, task = run_files.load(run_text), batch["task"][0]
-    pieces = [
-        _read_piece(run, piece, task.paths[piece.shard], task.bad_rows[piece.shard], task.window.epoch)
-        for piece in task.window.pieces
-    ]
-    table = pa.concat_tables(pieces).take(pa.array(task.window.permutation()))
+    """One window -> its slots in stream order: encoded and decoded images, tokens, cached reference embeddings."""
+    run, window, places = run_files.load(run_text), batch["window"][0], batch["places"][0]
+    pieces = [_read_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
+    table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
     inputs = learner_inputs(run)
-    pixels, valid = inputs.view.batch(table["image"].to_pylist())
+    view = inputs.view
+    if run.data.decode == "late":
+        assert run.selection.image_size is not None
+        view = View(run.selection.image_size, reduced=True)
+    pixels, status = view.batch(table["image"].to_pylist())
     tokens = inputs.tokens(table["caption"].to_pylist()).numpy()
     return (
-        table.append_column("pixels", blocks.pack(pixels))
+        table.append_column(tables.EXAMPLE.field("status"), pa.array(status))
+        .append_column("pixels", blocks.pack(pixels))
         .append_column("tokens", blocks.pack(tokens))
-        .append_column("valid", pa.array(valid))
     )
 
 
-def _read_piece(run: Run, piece: Any, path: str, bad_rows: list[int], epoch: int) -> pa.Table:
-    shard = Shard(path)
-    first_row = sum(shard.row_group_sizes[: piece.row_group])
-    kept, uids = catalogue.kept_rows(run.path(run.data.catalogue), piece.shard, piece.row_group)
-    kept = kept[~np.isin(kept + first_row, bad_rows)][piece.start : piece.stop]
-    rows = pa.array(kept)
-    if shard.uids(piece.row_group) != uids:
-        raise ValueError(f"{path}, row group {piece.row_group}, changed since it was catalogued")
-    captions = shard.captions(piece.row_group)
-    high, low = tables.uid_from_hex([uids[i] for i in kept])
+@storage.retried
+def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
+    """The slots of a piece, laid end to end."""
+    shard = place.open(run.data.columns)
+    multiplicity = place.aligned(shard, piece.row_group)
+    cached = None
+    if run.uses_reference:
+        assert run.reference is not None
+        cached = _cached(f"{run.path(run.reference.scores)}/parts/{part_name(piece.shard)}", place, piece.row_group)
+        multiplicity = np.where(pc.equal(cached["status"], "ok").to_numpy(), multiplicity, 0)
+    try:
+        rows, occurrences = piece.rows(multiplicity, epoch)
+    except ValueError as error:
+        raise ValueError(
+            f"{place.path}, row group {piece.row_group}: {error}; was a catalogue or cache written anew?"
+        ) from error
+    uids, captions, images = shard.uids(piece.row_group), shard.captions(piece.row_group), shard.images(piece.row_group)
+    high, low = tables.uid_from_hex([uids[i] for i in rows])
+    picked = images.take(pa.array(rows))
     columns: dict[str, Any] = {
         "uid_high": high,
         "uid_low": low,
-        "occurrence": np.full(len(kept), epoch),
-        "shard": np.full(len(kept), piece.shard),
-        "row": kept + first_row,
-        "image": shard.images(piece.row_group).take(rows),
-        "caption": [captions[i] for i in kept],
+        "occurrence": occurrences,
+        "shard": np.full(len(rows), piece.shard),
+        "row": rows + sum(shard.row_group_sizes[: piece.row_group]),
+        "image": picked,
+        "caption": [captions[i] for i in rows],
+        "content": [_content(data) for data in picked.to_pylist()],
     }
-    table = pa.table(columns).cast(tables.EXAMPLE)
-    if not run.uses_reference:
+    without_status = pa.schema([field for field in tables.EXAMPLE if field.name != "status"])
+    table = pa.table(columns).cast(without_status)
+    if cached is None:
         return table
-    assert run.reference is not None
-    cache = storage.open_parquet(f"{run.path(run.reference.scores)}/parts/{part_name(piece.shard)}")
-    cached = cache.read_row_group(piece.row_group, columns=["uid", "image_embedding", "text_embedding"]).take(rows)
-    if cached["uid"].to_pylist() != [uids[i] for i in kept]:
-        raise ValueError(
-            f"the score cache does not line up with {path}, row group {piece.row_group}: score it again into a "
-            "new directory"
-        )
+    cached = cached.take(pa.array(rows))
     return table.append_column("reference_image", cached["image_embedding"]).append_column(
         "reference_text", cached["text_embedding"]
     )
+
+
+def _cached(part: str, place: Place, row_group: int) -> pa.Table:
+    """The score cache's rows beside those of a row group."""
+    columns = ["uid", "status", "image_embedding", "text_embedding"]
+    cached = storage.open_parquet(part).read_row_group(row_group, columns=columns)
+    if cached["uid"].to_pylist() != place.rows(row_group)[0]:
+        raise ValueError(
+            f"the score cache does not line up with {place.path}, row group {row_group}: score it again into a new "
+            "directory"
+        )
+    return cached
+
+
+def _content(image: bytes | None) -> int:
+    """A 64-bit hash of an image's bytes, signed."""
+    return int.from_bytes(hashlib.blake2b(image or b"", digest_size=8).digest(), "little", signed=True)
 
 
 _inputs: dict[str, Towers] = {}
@@ -213,24 +240,21 @@ def learner_inputs(run: Run) -> Towers:
     return _inputs[run.model.name]
 
 
-def prepare(table: pa.Table, towers: Towers) -> Examples:
-    """Decode and tokenise encoded rows that came from another learner."""
-    pixels, valid = towers.view.batch(table["image"].to_pylist())
-    tokens = towers.tokens(table["caption"].to_pylist())
-    return Examples(table, torch.from_numpy(pixels), tokens, torch.from_numpy(valid))
+def prepare(table: pa.Table, towers: Towers, pool: Executor | None = None) -> Examples:
+    """Decode and tokenise encoded rows: what came from another learner, and in `late` mode all that was selected."""
+    pixels, _ = towers.view.batch(table["image"].to_pylist(), pool)
+    return Examples(table, torch.from_numpy(pixels), towers.tokens(table["caption"].to_pylist()))
 
 
-def _examples(table: pa.Table, towers: Towers, with_reference: bool) -> Examples:
-    size = towers.view.image_size
+def _examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples:
     image, text = (
         (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None)
         for name in ("reference_image", "reference_text")
     )
     return Examples(
         table.select(tables.EXAMPLE.names),
-        torch.from_numpy(blocks.unpack(table["pixels"]).reshape(-1, 3, size, size).copy()),
+        torch.from_numpy(blocks.unpack(table["pixels"]).reshape(-1, 3, image_size, image_size).copy()),
         torch.from_numpy(blocks.unpack(table["tokens"]).copy()),
-        torch.from_numpy(table["valid"].to_numpy().copy()),
         image,
         text,
     )

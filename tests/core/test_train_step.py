@@ -1,5 +1,6 @@
 """A step on one learner and on several gives the same picks, loss and update."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from jest_core import config, optim, tables, towers
 from jest_core.examples import Examples
+from jest_core.preprocess import resize
 from jest_core.train_step import Learner, train_step
 from tests.conftest import RUN
 from tests.processes import run_learners
@@ -35,22 +37,24 @@ def super_batch(pair: towers.Towers) -> Examples:
             "row": np.arange(B),
             "image": images,
             "caption": [f"picture number {i}" for i in range(B)],
+            "content": np.arange(B),
+            "status": np.zeros(B),
         }
     ).cast(tables.EXAMPLE)
     examples = prepare(table, pair)
     reference = torch.nn.functional.normalize(torch.randn(2, B, 24, generator=torch.Generator().manual_seed(1)), dim=-1)
-    return Examples(table, examples.pixels, examples.tokens, examples.valid, *reference.half())
+    return Examples(table, examples.pixels, examples.tokens, *reference.half())
 
 
 def prepare(table: pa.Table, pair: towers.Towers) -> Examples:
-    pixels, valid = pair.view.batch(table["image"].to_pylist())
-    return Examples(table, torch.from_numpy(pixels), pair.tokens(table["caption"].to_pylist()), torch.from_numpy(valid))
+    pixels, _ = pair.view.batch(table["image"].to_pylist())
+    return Examples(table, torch.from_numpy(pixels), pair.tokens(table["caption"].to_pylist()))
 
 
-def make_learner(overrides: list[str], group=None) -> Learner:
+def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> Learner:
     augmentation = "training.augmentation={shift_pixels: 2, colour: 0.1}"
     run = config.load(RUN.format(root=".", name="x", shards="x"), [augmentation, *overrides])
-    pair = towers.create("jest-tiny", seed=0)
+    pair = towers.create(name, seed=0)
     if run.training.loss == "softmax":
         pair.model.logit_bias = None
     # a large eps: Adam would blow the rounding noise of gradients that are zero (key biases) up to whole steps
@@ -87,21 +91,70 @@ def test_several_learners_do_what_one_does(method: str, loss: str, cuts: list[in
 def test_the_criterion_decides_what_is_needed():
     hard = make_learner(["selection.criterion=hard"])
     batch = super_batch(hard.towers)
-    without = Examples(batch.rows, batch.pixels, batch.tokens, batch.valid)
+    without = Examples(batch.rows, batch.pixels, batch.tokens)
     picks = train_step(hard, without, 0).picks
     assert np.isnan(picks["reference_loss"].to_numpy()).all()
     assert np.isfinite(picks["learner_loss"].to_numpy()).all()
 
 
-def test_bad_slots_are_never_trained_on():
+def with_column(batch: Examples, name: str, values: np.ndarray) -> Examples:
+    field = tables.EXAMPLE.field(name)
+    column = pa.array(values).cast(field.type)
+    rows = batch.rows.set_column(batch.rows.schema.get_field_index(name), field, column)
+    return dataclasses.replace(batch, rows=rows)
+
+
+def test_bad_slots_are_never_trained_on_and_are_logged():
     for method in ("joint", "uniform"):
         learner = make_learner([f"selection.method={method}"])
-        batch = super_batch(learner.towers)
-        valid = torch.arange(B) % 3 != 0
-        masked = Examples(batch.rows, batch.pixels, batch.tokens, valid, batch.reference_image, batch.reference_text)
-        result = train_step(learner, masked, 0)
+        bad = np.arange(B) % 3 == 0
+        masked = with_column(super_batch(learner.towers), "status", np.where(bad, 4, 0))
+        result = train_step(learner, masked, 7)
         assert all(position % 3 for position in result.picks["position"].to_pylist())
-        assert result.summary["n_bad"] == (~valid).sum()
+        assert result.summary["n_bad"] == bad.sum()
+        assert result.bad_rows["row"].to_pylist() == np.flatnonzero(bad).tolist()
+        assert set(result.bad_rows["reason"].to_pylist()) == {"damaged"}
+        assert set(result.bad_rows["step"].to_pylist()) == {7}
+
+
+def _masked(rank: int, size: int, group, by: str):
+    learner = make_learner([f"data.mask_duplicates={by}", "selection.filter_ratio=0.8"], group)
+    batch = super_batch(learner.towers)
+    same = {"uid_high": np.arange(B) % 40, "uid_low": np.zeros(B), "content": np.arange(B) % 48}
+    for name in ("uid_high", "uid_low") if by == "uid" else ("content",):
+        batch = with_column(batch, name, same[name])
+    batch = with_column(batch, "status", np.where(np.arange(B) == 0, 4, 0))  # a bad slot is nobody's original
+    share = batch[torch.arange(rank * B // size, (rank + 1) * B // size)]
+    result = train_step(learner, share, 0)
+    return result.picks.to_pydict(), result.summary
+
+
+@pytest.mark.parametrize(("by", "n"), [("uid", 40), ("image", 48)])
+def test_of_equal_slots_one_is_selectable_whoever_holds_them(by: str, n: int):
+    picks, summary = _masked(0, 1, None, by)
+    assert summary["n_bad"] == 1
+    selected = [p for p, chosen in zip(picks["position"], picks["selected"], strict=True) if chosen]
+    if by == "image":
+        assert summary["n_duplicates"] == B - n - 1  # slot 48 stands in for slot 0, which is bad
+        assert max(selected) <= n
+    assert summary["n_offered"] + summary["n_duplicates"] + summary["n_bad"] == B
+    names = picks["uid"] if by == "uid" else [p % n for p in picks["position"]]
+    assert len(set(names)) == len(names)
+    for picks_2, summary_2 in run_learners(_masked, 2, by):
+        assert picks_2["position"] == picks["position"]
+        assert summary_2["n_duplicates"] == summary["n_duplicates"]
+
+
+def test_late_decoding_trains_on_whole_pictures_and_scores_reduced_ones():
+    """As eager decoding does that reduces the same pictures on the device, up to the decoder's rounding."""
+    eager = make_learner(["selection.image_size=32"], name="jest-drawings")
+    late = make_learner(["selection.image_size=32", "data.decode=late"], name="jest-drawings")
+    whole = super_batch(eager.towers)
+    reduced = dataclasses.replace(whole, pixels=resize(whole.pixels, 32).round().to(torch.uint8))
+    one, two = train_step(eager, whole, 0), train_step(late, reduced, 0)
+    same = set(one.picks["position"].to_pylist()[: B // 2]) & set(two.picks["position"].to_pylist()[: B // 2])
+    assert len(same) >= 0.9 * B // 2
+    assert one.optimisation["loss"] == pytest.approx(two.optimisation["loss"], rel=0.02)
 
 
 def test_training_lowers_the_loss():

@@ -5,14 +5,15 @@ import pytest
 from jest_core import towers
 from pipelines import catalogue, super_batches
 
+SIZE = towers.create("jest-tiny", seed=0).view.image_size
+
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def uids_of(run, rank: int, n_learners: int, first_step: int = 0) -> list[list[tuple[int, int]]]:
     """(high half of the uid, occurrence) of each slot of each super-batch share."""
-    pair = towers.create("jest-tiny", seed=0)
     source = super_batches.open_source(run)
-    shares = super_batches.stream(run, source, pair, rank=rank, n_learners=n_learners, first_step=first_step)
+    shares = super_batches.stream(run, source, SIZE, rank=rank, n_learners=n_learners, first_step=first_step)
     return [list(zip(s.rows["uid_high"].to_pylist(), s.rows["occurrence"].to_pylist(), strict=True)) for s in shares]
 
 
@@ -33,8 +34,7 @@ def test_the_same_super_batches_on_any_number_of_learners(run):
 
 
 def test_an_epoch_holds_each_kept_row_once_and_then_starts_again(run):
-    listing = catalogue.storage.finished(run.path("catalogue"), "catalogue", "")
-    n_kept = sum(shard["counts"]["kept"] for shard in listing["shards"])
+    n_kept = catalogue.open_catalogue(run.path("catalogue")).manifest["counts"]["kept"]
     slots = [x for batch in uids_of(run, 0, 1) for x in batch]
     first_epoch = [x for x in slots if x[1] == 0]
     assert len(slots) == 672 > n_kept
@@ -48,8 +48,9 @@ def test_the_tail_after_a_resume_is_the_rest(run):
 
 def test_captions_and_pictures_arrive_whole(run):
     pair = towers.create("jest-tiny", seed=0)
-    batch = next(super_batches.stream(run, super_batches.open_source(run), pair, rank=0, n_learners=1, first_step=0))
-    paths = super_batches.open_source(run).shard_paths
+    source = super_batches.open_source(run)
+    batch = next(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
+    paths = source.catalogue.shards["path"].to_pylist()
     for slot in (0, 17, 47):
         row = batch.rows.slice(slot, 1).to_pylist()[0]
         expected = pq.read_table(paths[row["shard"]]).slice(row["row"], 1).to_pylist()[0]
@@ -70,8 +71,7 @@ def test_a_row_that_fails_later_keeps_its_slot_and_is_masked(make_run, shards, t
     run = make_run("uniform", *overrides, source=str(source))
     catalogue.run_stage(run)
     before = uids_of(run, 0, 1)
-    pair = towers.create("jest-tiny", seed=0)
-    first = next(super_batches.stream(run, super_batches.open_source(run), pair, rank=0, n_learners=1, first_step=0))
+    first = next(super_batches.stream(run, super_batches.open_source(run), SIZE, rank=0, n_learners=1, first_step=0))
     shard, row = first.rows["shard"][5].as_py(), first.rows["row"][5].as_py()
     path = source / f"{shard:05d}.parquet"
     table = pq.read_table(path)
@@ -79,7 +79,7 @@ def test_a_row_that_fails_later_keeps_its_slot_and_is_masked(make_run, shards, t
     images[row] = images[row][:20]
     index = table.schema.get_field_index("webp")
     pq.write_table(table.set_column(index, "webp", pa.array(images, pa.binary())), path, row_group_size=50)
-    batch = next(super_batches.stream(run, super_batches.open_source(run), pair, rank=0, n_learners=1, first_step=0))
+    batch = next(super_batches.stream(run, super_batches.open_source(run), SIZE, rank=0, n_learners=1, first_step=0))
     assert uids_of(run, 0, 1) == before
     assert batch.valid.tolist() == [slot != 5 for slot in range(48)]
 
