@@ -310,6 +310,11 @@ class Run(Part):
                     f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
                     f"{self.selection.filter_ratio}; change either"
                 )
+        if (self.training.loss, self.selection.loss) == ("softmax", "sigmoid") and self.selection.method != "uniform":
+            found.append(
+                "training.loss softmax trains no logit_bias, without which selection.loss sigmoid means nothing: set "
+                "selection.loss to softmax too"
+            )
         data = self.data
         if data.weights is not None and len(data.weights) != len(data.sources):
             found.append(

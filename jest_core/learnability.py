@@ -148,15 +148,23 @@ def cross_losses(
 
     For example i: sum over taken k of softplus(logit of image i, text k) + softplus(logit of image k, text i).
     """
-    if model.image.is_cuda and find_spec("triton"):
+    if has_fused_kernel(model.image.device):
         from jest_core import kernels
 
         sides = (model.image, model.text, taken.image, taken.text)
-        return kernels.cross_losses(*sides, model.logit_scale, model.logit_bias, fast=precision == "fast")
+        with torch.cuda.device(model.image.device):  # Triton launches on the current one
+            return kernels.cross_losses(*sides, model.logit_scale, model.logit_bias, fast=precision == "fast")
     out = torch.zeros(len(model), dtype=torch.float64, device=model.image.device)
     for _, rows, logits in _cross_tiles(model, taken, tile, precision):
         out[rows] += softplus_sums(logits.add_(model.logit_bias))
     return out
+
+
+def has_fused_kernel(device: torch.device) -> bool:
+    """Whether there is Triton, and a GPU with the products of bfloat16 and TF32 that the kernel is made of."""
+    return (
+        device.type == "cuda" and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def _cross_log_sums(model: Embeddings, taken: Embeddings, tile: int, precision: Precision) -> Float[Tensor, "2 B"]:

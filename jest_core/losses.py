@@ -33,19 +33,21 @@ def sigmoid_pair_losses(
 
 
 def softplus_sums(logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows"]:
-    """The sum over each row of softplus(l) = log(1 + exp(l)), to float32's precision; overwrites its argument.
+    """The sum over each row of softplus(l) = log(1 + exp(l)), to about 1e-6 of it; overwrites its argument.
 
     Logarithms are what softplus costs, and a sum of them is the logarithm of a product. With x = exp(-|l|) <= 1 the
     terms are max(l, 0) + log(1 + x), and (1 + x)(1 + y) = 1 + (x + y + xy): halves are folded onto each other, without
-    ever adding 1 to what is small, until one logarithm stands for up to 64 terms.
+    ever adding 1 to what is small, until one logarithm stands for 64 terms or so.
     """
     positive = logits.clamp_min(0).sum(1)
     x = logits.abs_().mul_(-_LOG2E).exp2_()  # on CPU a fraction of exp's cost
     for _ in range(6):
-        if x.shape[1] < 16 or x.shape[1] % 2:
+        half = x.shape[1] // 2
+        if half < 8:
             break
-        left, right = x.chunk(2, 1)
+        left, right, odd = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
         x = torch.addcmul(left + right, left, right)
+        x[:, : odd.shape[1]] += odd + odd * x[:, : odd.shape[1]]
     return positive + x.log1p_().sum(1)
 
 
@@ -58,7 +60,8 @@ def logit_tiles(
 ) -> Iterator[tuple[slice, Float[Tensor, "r c"]]]:
     """scale * rows @ columns.T in float32, a tile at a time, each with the rows it covers.
 
-    fast: products of bfloat16 where the device has them; a logit is then off by up to 2**-9 of itself.
+    fast: products of bfloat16 where the device has them; a logit of unit-norm embeddings is then off by at most 2**-8
+    of the scale.
     """
     dtype = torch.bfloat16 if fast and has_bfloat16_products(rows.device) else torch.float32
     scaled = (scale * columns.float()).to(dtype).split(tile)
@@ -94,7 +97,8 @@ def sigmoid_loss(
     Gradients of the embeddings are those of the global loss. Those of logit_scale and logit_bias hold this learner's
     rows of the pair matrix: as for every shared parameter, the sum over learners is the gradient.
     """
-    return _SigmoidLoss.apply(image_embeddings, text_embeddings, logit_scale, logit_bias, tile, Learners(group))
+    arguments = image_embeddings, text_embeddings, logit_scale, logit_bias
+    return _SigmoidLoss.apply(*arguments, tile, Learners(group), _wants_gradients(*arguments))
 
 
 def softmax_loss(
@@ -110,7 +114,12 @@ def softmax_loss(
     Global and differentiable as `sigmoid_loss` is. Logits are computed twice: a gradient needs the row's and the
     column's log-sum-exp first.
     """
-    return _SoftmaxLoss.apply(image_embeddings, text_embeddings, logit_scale, tile, Learners(group))
+    arguments = image_embeddings, text_embeddings, logit_scale
+    return _SoftmaxLoss.apply(*arguments, tile, Learners(group), _wants_gradients(*arguments))
+
+
+def _wants_gradients(*arguments: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in arguments)
 
 
 class _Batch:
@@ -120,14 +129,21 @@ class _Batch:
     in the forward pass, and no logit is kept for the backward one.
     """
 
-    def __init__(self, image: Tensor, text: Tensor, scale: Tensor, tile: int, learners: Learners, ctx: Any) -> None:
+    def __init__(
+        self, image: Tensor, text: Tensor, scale: Tensor, tile: int, learners: Learners, wants_gradients: bool
+    ) -> None:
+        if image.ndim != 2 or image.shape != text.shape or tile < 1:
+            raise ValueError(
+                f"image {tuple(image.shape)} and text {tuple(text.shape)} embeddings are not both (B, D), "
+                f"or tile {tile} is not positive"
+            )
         self.image, self.text, self.scale, self.tile, self.learners = image, text, scale, tile, learners
         counts = learners.counts(len(image))
         self.size, self.offset = sum(counts), sum(counts[: learners.rank])
         self.own = slice(self.offset, self.offset + len(text))
         self.texts = learners.gather(text, counts).float()
-        self.wants_gradients = any(ctx.needs_input_grad)
-        if self.wants_gradients:
+        self.wants_gradients = wants_gradients
+        if wants_gradients:
             self.image_gradient = torch.zeros_like(image, dtype=torch.float32)
             self.text_gradient = torch.zeros_like(self.texts)
 
@@ -145,53 +161,67 @@ class _Batch:
         return tile.diagonal(self.offset + rows.start - columns.start)
 
     def accumulate(self, slope: Tensor, rows: slice, columns: slice) -> None:
-        """Add a tile's part of the gradients; slope is the loss's derivative by its logits, 1 off on matched pairs."""
-        self.matched(slope, rows, columns).sub_(1.0)
+        """Add a tile's part of the gradients; slope is the loss's derivative by the tile's logits."""
         self.image_gradient[rows].addmm_(slope, self.texts[columns])
         self.text_gradient[columns].addmm_(slope.T, self.image[rows].float())
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of image, text and logit_scale, for the mean over the batch."""
+        """Of image, text and logit_scale, for the mean over the batch; in float32, whatever the embeddings are, as a
+        loss scaler's factor is yet to come."""
         image, text = self.image_gradient, self.learners.sum(self.text_gradient)[self.own]
         by_scale = torch.linalg.vecdot(image, self.image.float()).sum(dtype=torch.float64)  # image gradients / scale
-        factor = self.scale / self.size
-        return (
-            image.mul_(factor).to(self.image.dtype),
-            text.mul(factor).to(self.text.dtype),
-            (by_scale / self.size).to(self.scale.dtype),
-        )
+        factor = self.scale.float() / self.size
+        return image.mul_(factor), text.mul(factor), by_scale / self.size
+
+
+def _scaled(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
+    """The saved gradients times the one that comes in, in the types of the inputs."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("the loss has no second derivative: call backward without create_graph")
+    return [(saved * gradient).to(kind) for saved, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)]
 
 
 class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int, learners: Learners
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        tile: int,
+        learners: Learners,
+        wants_gradients: bool,
     ) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            batch = _Batch(image, text, scale, tile, learners, ctx)
+            batch = _Batch(image, text, scale, tile, learners, wants_gradients)
             total, by_bias = torch.zeros(2, dtype=torch.float64, device=image.device)
             for rows, columns, logits in batch.tiles():
                 logits += bias
-                total -= batch.matched(logits, rows, columns).sum()  # softplus(-l), a match, is softplus(l) - l
-                if batch.wants_gradients:
+                batch.matched(logits, rows, columns).neg_()  # a match costs softplus(-l), all others softplus(l)
+                if wants_gradients:
                     slope = torch.sigmoid(logits)
+                    batch.matched(slope, rows, columns).neg_()
                     batch.accumulate(slope, rows, columns)
                     by_bias += slope.sum()
                 total += softplus_sums(logits).sum()
-            if batch.wants_gradients:
-                ctx.save_for_backward(*batch.gradients(), (by_bias / batch.size).to(bias.dtype))
+            if wants_gradients:
+                ctx.save_for_backward(*batch.gradients(), by_bias / batch.size)
+                ctx.kinds = [x.dtype for x in (image, text, scale, bias)]
             return (learners.sum(total) / batch.size).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(saved * gradient for saved in ctx.saved_tensors), None, None)
+        return (*_scaled(ctx, gradient), None, None, None)
 
 
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, tile: int, learners: Learners) -> Tensor:
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, tile: int, learners: Learners, wants_gradients: bool
+    ) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            batch = _Batch(image, text, scale, tile, learners, ctx)
+            batch = _Batch(image, text, scale, tile, learners, wants_gradients)
             total = torch.zeros((), dtype=torch.float64, device=image.device)
             over_texts = torch.full((len(image),), -torch.inf, device=image.device)
             over_images = torch.full((batch.size,), -torch.inf, device=image.device)
@@ -202,14 +232,16 @@ class _SoftmaxLoss(torch.autograd.Function):
             shares = learners.gather(over_images, [batch.size] * learners.size)  # each learner's images
             over_images = shares.view(learners.size, batch.size).logsumexp(0)
             total += 0.5 * (over_texts.sum(dtype=torch.float64) + over_images[batch.own].sum(dtype=torch.float64))
-            if batch.wants_gradients:
+            if wants_gradients:
                 for rows, columns, logits in batch.tiles():
                     slope = torch.exp(logits - over_texts[rows, None])
                     slope += torch.exp(logits - over_images[columns])
-                    batch.accumulate(slope.mul_(0.5), rows, columns)
+                    batch.matched(slope.mul_(0.5), rows, columns).sub_(1.0)
+                    batch.accumulate(slope, rows, columns)
                 ctx.save_for_backward(*batch.gradients())
+                ctx.kinds = [x.dtype for x in (image, text, scale)]
             return (learners.sum(total) / batch.size).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(saved * gradient for saved in ctx.saved_tensors), None, None)
+        return (*_scaled(ctx, gradient), None, None, None)

@@ -7,7 +7,7 @@ only the newly drawn rows travel. Memory and time are linear in B.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -86,8 +86,8 @@ def select(
     uids: (B, 2) uint64 or B hex strings; with occurrences they key the noise, fresh for every (seed, step, chunk).
     gain multiplies the scores in a draw; 1.0 is the paper. `top_k` draws without noise, ties broken by uid.
     valid: False masks a slot out.
-    precision: `exact` multiplies in float32 (on CUDA in the embeddings' own type); `fast` in bfloat16, where the device
-    has it. Sums are float32 within a tile and float64 beyond it in either case.
+    precision: `exact` multiplies in float32 (the CUDA kernel of the sigmoid loss in the embeddings' own type); `fast`
+    in bfloat16, where the device has it. Sums are float32 within a tile and float64 beyond it in either case.
     Raises ValueError, on all learners, where no such selection exists.
     """
     learners = Learners(group)
@@ -98,12 +98,22 @@ def select(
         "draw": draw,
         "precision": precision,
     }
-    sizes = {"sub_batch_size": sub_batch_size, "n_chunks": n_chunks, "gain": gain, "seed": seed, "step": step}
-    with _agreement(learners, options | sizes):
+    sizes = {
+        "sub_batch_size": sub_batch_size,
+        "n_chunks": n_chunks,
+        "gain": gain,
+        "seed": seed,
+        "step": step,
+        "tile": tile,
+    }
+    settings = options | sizes
+    with _agreement(learners, settings):
         _check_options(options)
         _check_sizes(sub_batch_size, n_chunks, gain, tile)
+        words, times, valid = _slots(learner, reference, uids, occurrences, valid)
+        learner, reference = _with_numbers(learner), _with_numbers(reference)
+        settings |= {"learner": _kind(learner), "reference": _kind(reference)}
         models = signed_models(learner, reference, criterion)
-        words, times, valid = _slots(models, uids, occurrences, valid)
     if method == "independent":
         n_chunks = 1
     device, chunk_size = words.device, sub_batch_size // n_chunks
@@ -171,9 +181,12 @@ def gibbs_select(
     learner; other arguments as in `select`. Returns the positions of the last set, and the score of the set after each
     iteration, in nats.
     """
-    models = signed_models(learner, reference, criterion)
+    _check_options({"criterion": criterion, "precision": precision})
     _check_sizes(sub_batch_size, 1, gain, tile)
-    words, times, valid = _slots(models, uids, occurrences, valid)
+    if n_iterations < 0:
+        raise ValueError(f"n_iterations {n_iterations} is negative")
+    words, times, valid = _slots(learner, reference, uids, occurrences, valid)
+    models = signed_models(_with_numbers(learner), _with_numbers(reference), criterion)
     conditional = ConditionalScores(models, "sigmoid", tile, precision)
     learners = Learners()
     _check_super_batch(conditional, valid, sub_batch_size, learners)
@@ -185,9 +198,10 @@ def gibbs_select(
     score = conditional.set_score(members)
     available = valid.clone()
     available[members] = False
+    nobody = torch.zeros(2, dtype=torch.int64, device=words.device)  # which site is no matter of any example
     trace = torch.empty(n_iterations, dtype=torch.float64, device=words.device)
     for iteration in range(n_iterations):
-        site = noise.hashes(words[:1], times[:1], seed, step, iteration, -1) % sub_batch_size
+        site = noise.hashes(nobody[None], nobody[:1], seed, step, iteration, -1) % sub_batch_size
         old = members[site]
         conditional.drop([model[old] for _, model in models])
         available[old] = True
@@ -212,15 +226,23 @@ def draw_top(
 ) -> Int[Tensor, "n"]:
     """Global positions of the n largest keys over all learners, largest first; equal keys are ordered by uid.
 
-    Each learner offers its own n best, so at most n keys a learner travel.
+    Each learner offers its own n best, so at most n keys a learner travel. Raises ValueError, on all learners, where
+    fewer than n keys are finite.
     """
+    if not n:
+        return torch.empty(0, dtype=torch.int64, device=keys.device)
     best = torch.nonzero(keys >= torch.topk(keys, min(n, len(keys))).values[-1:])[:, 0]
     ties = noise.hashes(uids[best], occurrences[best])
     order = _order(keys[best], ties)[:n]
     offered = offsets.diff().clamp(max=n).tolist()
     all_keys, all_ties = learners.gather(keys[best[order]], offered), learners.gather(ties[order], offered)
     positions = learners.gather(best[order] + offsets[learners.rank], offered)
-    return positions[_order(all_keys, all_ties)[:n]]
+    winners = _order(all_keys, all_ties)[:n]
+    if not torch.isfinite(all_keys[winners]).all():
+        raise ValueError(
+            f"fewer than {n} examples have a finite score left to draw by: embeddings, logit_scale or gain too large"
+        )
+    return positions[winners]
 
 
 def _order(keys: Tensor, ties: Tensor) -> Tensor:
@@ -241,20 +263,38 @@ def _take(model: Embeddings, positions: Tensor, offsets: Tensor, learners: Learn
 
 @contextmanager
 def _agreement(learners: Learners, settings: dict[str, Any]) -> Iterator[None]:
-    """A ValueError of one learner's share becomes that of all, and so does a difference in settings: nobody is left
-    waiting for the one that refused."""
-    problem = ""
+    """What one learner refuses, all refuse, and so they do where settings differ: nobody waits for one that has left.
+
+    Settings are read when the block is through: it may add to them.
+    """
+    raised, problem = None, ""
     try:
         yield
-    except ValueError as error:
-        problem = str(error)
-    told = learners.exchange([json.dumps([problem, settings], default=repr).encode()] * learners.size)
-    for rank, (problem, theirs) in enumerate(map(json.loads, told)):
+    except Exception as error:
+        raised, problem = error, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    message = json.dumps([problem, settings], default=repr).encode()
+    told = [json.loads(theirs) for theirs in learners.exchange([message] * learners.size)]
+    if raised is not None and (learners.size == 1 or not isinstance(raised, ValueError)):
+        raise raised
+    for rank, (problem, theirs) in enumerate(told):
         if problem:
-            raise ValueError(problem if learners.size == 1 else f"learner {rank}: {problem}")
+            raise ValueError(f"learner {rank}: {problem}") from raised
         for name, value in theirs.items():
-            if value != (first := json.loads(told[0])[1][name]):
+            if value != (first := told[0][1][name]):
                 raise ValueError(f"{name} is {first!r} on learner 0 and {value!r} on learner {rank}")
+
+
+def _with_numbers(model: Embeddings | None) -> Embeddings | None:
+    """logit_scale and logit_bias as numbers: read from the device once."""
+    return model and replace(model, logit_scale=float(model.logit_scale), logit_bias=float(model.logit_bias))
+
+
+def _kind(model: Embeddings | None) -> list[Any] | None:
+    """What the learners' shares of one model have in common."""
+    if model is None:
+        return None
+    widths = [x.shape[1] for x in (model.image, model.text)]
+    return [str(model.image.dtype), str(model.text.dtype), *widths, model.logit_scale, model.logit_bias]
 
 
 def _check_options(options: Mapping[str, str]) -> None:
@@ -266,6 +306,8 @@ def _check_options(options: Mapping[str, str]) -> None:
 
 
 def _check_sizes(sub_batch_size: int, n_chunks: int, gain: float, tile: int) -> None:
+    if not isinstance(sub_batch_size, int) or not isinstance(n_chunks, int):
+        raise ValueError(f"sub_batch_size {sub_batch_size!r} and n_chunks {n_chunks!r} are not both whole numbers")
     if n_chunks < 1 or sub_batch_size < 1 or sub_batch_size % n_chunks:
         raise ValueError(f"sub_batch_size {sub_batch_size} is not a positive multiple of n_chunks {n_chunks}")
     if not 0 <= gain < float("inf"):
@@ -275,11 +317,18 @@ def _check_sizes(sub_batch_size: int, n_chunks: int, gain: float, tile: int) -> 
 
 
 def _slots(
-    models: list[tuple[int, Embeddings]], uids: noise.Uids, occurrences: Tensor | None, valid: Tensor | None
+    learner: Embeddings | None,
+    reference: Embeddings | None,
+    uids: noise.Uids,
+    occurrences: Tensor | None,
+    valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """uid words, occurrences and validity of each slot, on the embeddings' device; refuses shares that do not fit."""
-    device = models[0][1].image.device
-    for _, model in models:
+    models = [model for model in (learner, reference) if model is not None]
+    if not models:
+        raise ValueError("neither the learner's nor the reference's embeddings are given")
+    device = models[0].image.device
+    for model in models:
         image, text = model.image, model.text
         if image.shape != text.shape or image.ndim != 2 or not image.shape[1]:
             raise ValueError(f"image {tuple(image.shape)} and text {tuple(text.shape)} embeddings are not both (B, D)")
@@ -289,15 +338,16 @@ def _slots(
             )
         if image.device != device or text.device != device:
             raise ValueError(f"embeddings lie on {device}, {image.device} and {text.device}: put them on one device")
-        if len(model) != len(models[0][1]):
-            raise ValueError(f"learner and reference embeddings differ in number: {len(models[0][1])} and {len(model)}")
+        if len(model) != len(models[0]):
+            raise ValueError(f"learner and reference embeddings differ in number: {len(models[0])} and {len(model)}")
     words = noise.uid_words(uids).to(device)
     times = torch.zeros(len(words), dtype=torch.int64) if occurrences is None else occurrences
     valid = torch.ones(len(words), dtype=torch.bool) if valid is None else valid
-    if not len(models[0][1]) == len(words) == len(times) == len(valid):
+    n = len(models[0])
+    if len(words) != n or times.shape != (n,) or valid.shape != (n,):
         raise ValueError(
-            f"{len(models[0][1])} embeddings, {len(words)} uids, {len(times)} occurrences and {len(valid)} valid "
-            "flags: one of each per example"
+            f"{n} embeddings, {len(words)} uids, {tuple(times.shape)} occurrences and {tuple(valid.shape)} valid flags:"
+            " one of each per example"
         )
     if times.is_floating_point() or valid.dtype != torch.bool:
         raise ValueError(f"occurrences are {times.dtype} and valid is {valid.dtype}, not integers and booleans")

@@ -1,5 +1,6 @@
 """The Triton kernel in its interpreter; on a GPU the same tests run it compiled, in bfloat16 too."""
 
+import os
 import subprocess
 import sys
 
@@ -86,7 +87,8 @@ print(made.metadata.shared)
 
 @pytest.mark.parametrize(("capability", "most_shared"), [(80, 163_000), (90, 227_000)])
 @pytest.mark.parametrize(
-    ("given", "product"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32")]
+    ("given", "product"),
+    [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32"), ("float32", "bfloat16")],
 )
 def test_it_compiles_for_gpus_that_are_not_here(
     capability: int, most_shared: int, given: str, product: str, tmp_path: object
@@ -94,7 +96,7 @@ def test_it_compiles_for_gpus_that_are_not_here(
     """Down to machine code, with the shared memory that an A100 (8.0) and an H100 (9.0) have."""
     ran = subprocess.run(
         [sys.executable, "-c", COMPILE, str(capability), given, product],
-        env={**__import__("os").environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
     )

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from jest_core import losses
 from jest_core.learnability import ConditionalScores, Embeddings, batch_score, cross_losses, pair_scores, signed_models
 from tests import oracles
 from tests.synthetic import structured_models
@@ -32,10 +33,19 @@ def test_cross_losses_are_the_rows_and_columns_of_the_taken(tile: int):
     torch.testing.assert_close(cross_losses(learner, learner[taken], tile), expected, rtol=1e-6, atol=0)
 
 
-def test_fast_products_are_close_and_are_no_other_than_bfloat16():
+def test_fast_products_are_close_and_are_no_other_than_bfloat16(monkeypatch: pytest.MonkeyPatch):
     learner, _ = structured_models(300, 32)
     taken = learner[torch.arange(64)]
+    monkeypatch.setattr(losses, "has_bfloat16_products", lambda device: False)
+    without = cross_losses(learner, taken, precision="fast")
+    monkeypatch.setattr(losses, "has_bfloat16_products", lambda device: True)
     exact, fast = (cross_losses(learner, taken, precision=precision) for precision in ("exact", "fast"))
+    assert (without == exact).all()
+    rounded = Embeddings(learner.image, learner.text, 1.0, learner.logit_bias)
+    scaled = [(20.0 * x).bfloat16().double() for x in (taken.text, taken.image)]
+    logits = [rounded.image.bfloat16().double() @ scaled[0].T, rounded.text.bfloat16().double() @ scaled[1].T]
+    expected = sum(torch.nn.functional.softplus(x.bfloat16() - 8.0).double().sum(1) for x in logits)
+    torch.testing.assert_close(fast, expected, rtol=5e-3, atol=0)
     torch.testing.assert_close(fast, exact, rtol=2e-2, atol=1e-3)
     assert (fast / exact - 1).mean().abs() < 2e-3  # rounding goes both ways
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,3 +152,54 @@ def test_half_precision_embeddings_get_gradients_of_their_own_type(name: str):
     LOSSES[name][1](*exact).backward()
     assert values[0].grad.dtype == torch.bfloat16
     torch.testing.assert_close(values[0].grad.float(), exact[0].grad, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_scalers_factor_is_not_lost_to_rounding(name: str):
+    """Gradients of float16 embeddings are below what float16 holds until a loss scaler's factor is on them."""
+    values = leaves(256, 8)
+    values[:2] = [value.detach().half().requires_grad_() for value in values[:2]]
+    exact = [value.detach().float().requires_grad_() for value in values]
+    factor = 1e-5 * 65536
+    (factor * LOSSES[name][0](*values)).backward()
+    (factor * LOSSES[name][1](*exact)).backward()
+    expected = exact[0].grad.half().float()
+    assert (values[0].grad.float() - expected).norm() < 2e-3 * expected.norm()
+
+
+WRONG_SHAPES = """
+import torch
+from jest_core.losses import sigmoid_loss, softmax_loss
+x, one = torch.ones(8, 4), torch.ones(())
+for image, text, tile in ((x, x[:7], 4), (x[:, :3], x, 4), (x[0], x[0], 4), (x, x, -1)):
+    for loss, shared in ((sigmoid_loss, (one, one)), (softmax_loss, (one,))):
+        try:
+            loss(image, text, *shared, tile=tile)
+        except ValueError as error:
+            print(error)
+"""
+
+
+def test_shapes_that_do_not_match_are_refused():
+    """In a process of its own: where shape checks are on, as in `make test`, they refuse before."""
+    ran = subprocess.run([sys.executable, "-c", WRONG_SHAPES], capture_output=True, text=True)
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 8, ran.stderr
+    assert lines[0] == "image (8, 4) and text (7, 4) embeddings are not both (B, D), or tile 4 is not positive"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_second_derivative_is_refused_and_not_wrong(name: str):
+    values = leaves(8, 4)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(LOSSES[name][0](*values), values[0], create_graph=True)
+
+
+def test_a_confident_match_keeps_its_gradient():
+    """At a logit of 20 the match costs 2e-9, which 1 + exp(-20) would round away."""
+    image = torch.eye(2).requires_grad_()
+    scale, bias = torch.tensor(60.0), torch.tensor(-40.0)
+    loss = sigmoid_loss(image, torch.eye(2), scale, bias)
+    loss.backward()
+    assert loss.item() == pytest.approx(2.0611536e-9, rel=1e-4)
+    assert image.grad[0, 0].item() == pytest.approx(-60 * 2.0611536e-9 / 2, rel=1e-4)

@@ -1,8 +1,10 @@
+import dataclasses
 import math
 import subprocess
 import sys
 from collections import Counter
 from itertools import combinations, permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from jest_core import noise
+from jest_core import losses, noise
 from jest_core.collectives import Learners
 from jest_core.learnability import batch_score, pair_scores, signed_models
 from jest_core.selection import Embeddings, draw_top, gibbs_select, select
@@ -130,17 +132,22 @@ def test_equal_models_give_a_uniform_draw():
 
 
 def test_distribution_of_a_small_draw_equals_enumeration():
-    """Two chunks of one: P(i, j) = p_i * p(j | i), each a softmax of Algorithm 1's scores."""
-    learner, reference = model(4, 3, 0), model(4, 3, 1)
+    """Two chunks of one: P(i, j) = p_i * p(j | i), each a softmax of Algorithm 1's scores; independent draws differ."""
+    learner, reference = model(4, 3, 0, scale=3.0, bias=0.0), model(4, 3, 1, scale=3.0, bias=0.0)
     scores = pair_scores(learner, reference).double()
     n_draws = 2000
+    far = 0
     counts = Counter(
         tuple(pick(learner, reference, 2, n_chunks=2, step=step).indices.tolist()) for step in range(n_draws)
     )
     first = torch.softmax(scores.diagonal(), 0)
     for i, j in permutations(range(4), 2):
         p = (first[i] * torch.softmax(_conditional_on(scores, i), 0)[j]).item()
-        assert abs(counts[i, j] / n_draws - p) < 5 * math.sqrt(p * (1 - p) / n_draws) + 1e-3
+        tolerance = 5 * math.sqrt(p * (1 - p) / n_draws) + 1e-3
+        assert abs(counts[i, j] / n_draws - p) < tolerance
+        independent = (first[i] * first[j] / (1 - first[i])).item()
+        far += abs(independent - p) > 2 * tolerance
+    assert far >= 2
 
 
 def test_noise_shared_by_the_chunks_would_be_another_distribution():
@@ -226,6 +233,12 @@ def with_image(image: torch.Tensor) -> dict[str, Embeddings]:
     ("settings", "message"),
     [
         ({"n_chunks": 5}, "sub_batch_size 16 is not a positive multiple of n_chunks 5"),
+        (
+            {"criterion": "easy", "learner": model(10, 8, 0)},
+            "learner and reference embeddings differ in number: 10 and 40",
+        ),
+        ({"criterion": "easy", "gain": 1e308, "draw": "top_k"}, "fewer than 4 examples have a finite score left"),
+        ({"learner": None, "reference": None}, "neither the learner's nor the reference's embeddings are given"),
         ({"n_chunks": 0}, "sub_batch_size 16 is not a positive multiple of n_chunks 0"),
         ({"sub_batch_size": 0}, "sub_batch_size 0 is not a positive multiple of n_chunks 4"),
         ({"sub_batch_size": -4}, "sub_batch_size -4 is not a positive multiple of n_chunks 4"),
@@ -236,12 +249,18 @@ def with_image(image: torch.Tensor) -> dict[str, Embeddings]:
         ({"reference": None, "criterion": "easy"}, "criterion 'easy' needs the reference's embeddings"),
         ({"learner": None, "criterion": "hard"}, "criterion 'hard' needs the learner's embeddings"),
         ({"reference": model(39, 8, 1)}, "learner and reference embeddings differ in number: 40 and 39"),
-        ({"uids": uids(39)}, "40 embeddings, 39 uids, 39 occurrences and 39 valid flags: one of each per example"),
+        ({"uids": uids(39)}, r"40 embeddings, 39 uids, \(39,\) occurrences and \(39,\) valid flags: one of each per"),
         ({"uids": ["abc"] * 40}, "uid 'abc' does not have 32 hex digits"),
         ({"uids": ["g" * 32] * 40}, "invalid literal"),
         ({"uids": torch.zeros(40, dtype=torch.int64)}, r"uids have shape \(40,\), not \(B, 2\)"),
-        ({"occurrences": torch.zeros(7, dtype=torch.int64)}, "40 embeddings, 40 uids, 7 occurrences and 40 valid"),
-        ({"valid": torch.ones(41, dtype=torch.bool)}, "40 embeddings, 40 uids, 40 occurrences and 41 valid flags"),
+        (
+            {"occurrences": torch.zeros(7, dtype=torch.int64)},
+            r"40 uids, \(7,\) occurrences and \(40,\) valid",
+        ),
+        (
+            {"valid": torch.ones(41, dtype=torch.bool)},
+            r"40 uids, \(40,\) occurrences and \(41,\) valid",
+        ),
         ({"gain": math.nan}, "gain nan is not a finite number of at least 0"),
         ({"gain": -1.0}, "gain -1.0 is not a finite number of at least 0"),
         ({"tile": 0}, "tile 0 is not a positive number of rows"),
@@ -268,12 +287,17 @@ import torch
 from jest_core.selection import Embeddings, select
 m = Embeddings(torch.ones(8, 2), torch.ones(8, 2), 10.0, 0.0)
 fixed = {"sub_batch_size": 4, "n_chunks": 2, "uids": ["0" * 32] * 8, "seed": 0, "step": 0}
-for name in ("method", "criterion", "loss", "draw", "precision", "valid", "occurrences"):
-    value = {"method": "uniform", "valid": torch.ones(8), "occurrences": torch.ones(8)}.get(name, "wrong")
+wrong = {"method": "uniform", "valid": torch.ones(8), "occurrences": torch.ones(8), "n_chunks": 2.0}
+for name in ("method", "criterion", "loss", "draw", "precision", "valid", "occurrences", "n_chunks"):
+    value = wrong.get(name, "wrong")
     try:
-        select(m, m, **fixed, **{name: value})
+        select(m, m, **fixed | {name: value})
     except ValueError as error:
         print(error)
+try:
+    select(m, m, **fixed, valid=torch.ones(8, 1, dtype=torch.bool))
+except ValueError as error:
+    print(error)
 """
 
 
@@ -288,24 +312,49 @@ def test_unknown_options_are_refused():
         "precision 'wrong' is none of exact, fast",
         "occurrences are torch.int64 and valid is torch.float32, not integers and booleans",
         "occurrences are torch.float32 and valid is torch.bool, not integers and booleans",
+        "sub_batch_size 4 and n_chunks 2.0 are not both whole numbers",
+        "8 embeddings, 8 uids, (8,) occurrences and (8, 1) valid flags: one of each per example",
     ], ran.stderr
 
 
-def _refused(rank: int, size: int, group, missing: int, seed: int) -> str:
-    learner, reference = model(20, 8, 0), model(20 - missing * rank, 6, 1)
+def _refused(rank: int, size: int, group, case: str) -> str:
+    learner, reference = model(20, 8, 0), model(20 - (case == "fewer") * rank, 6, 1)
+    settings: dict[str, Any] = {"uids": uids(20), "seed": 5 * rank if case == "seed" else 0}
+    if case == "absent" and rank:
+        learner, settings = None, settings | {"criterion": "easy"}
+    elif case == "absent":
+        settings |= {"criterion": "easy"}
+    elif case == "scale" and rank:
+        learner = dataclasses.replace(learner, logit_scale=torch.tensor(50.0))
+    elif case == "dtype" and rank:
+        learner = Embeddings(learner.image.bfloat16(), learner.text.bfloat16(), 10.0, -8.0)
+    elif case == "crash" and rank:
+        settings["uids"] = ["-" + "1" * 31] * 20
     try:
-        select(learner, reference, sub_batch_size=8, n_chunks=2, uids=uids(20), seed=seed * rank, step=0, group=group)
-    except ValueError as error:
-        return str(error)
+        select(learner, reference, sub_batch_size=8, n_chunks=2, step=0, group=group, **settings)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return "selected"
 
 
 def test_what_one_learner_refuses_all_refuse():
     """Nobody waits in a collective for the one that has left, and two that select differently do not go on."""
-    refused = "learner 1: learner and reference embeddings differ in number: 20 and 19"
-    assert run_learners(_refused, 2, 1, 0) == [refused] * 2
-    assert run_learners(_refused, 2, 0, 5) == ["seed is 0 on learner 0 and 5 on learner 1"] * 2
-    assert run_learners(_refused, 2, 0, 0) == ["selected"] * 2
+    refused = "ValueError: learner 1: learner and reference embeddings differ in number: 20 and 19"
+    assert run_learners(_refused, 2, "fewer") == [refused] * 2
+    assert run_learners(_refused, 2, "seed") == ["ValueError: seed is 0 on learner 0 and 5 on learner 1"] * 2
+    kind = ["torch.float32", "torch.float32", 8, 8, 10.0, -8.0]
+    others = {
+        "absent": None,
+        "scale": [*kind[:4], 50.0, -8.0],
+        "dtype": ["torch.bfloat16", "torch.bfloat16", *kind[2:]],
+    }
+    for case, other in others.items():
+        message = f"ValueError: learner is {kind!r} on learner 0 and {other!r} on learner 1"
+        assert run_learners(_refused, 2, case) == [message] * 2
+    first, second = run_learners(_refused, 2, "crash")
+    assert first.startswith("ValueError: learner 1: OverflowError")
+    assert second.startswith("OverflowError")
+    assert run_learners(_refused, 2, "none") == ["selected"] * 2
 
 
 def _travelled(rank: int, size: int, group) -> int:
@@ -358,13 +407,15 @@ def test_gain_sharpens_a_draw_towards_the_top():
     assert common[0] < common[1] < common[2] == 40
 
 
-def test_fast_precision_selects_a_set_as_good():
+def test_fast_precision_selects_a_set_as_good(monkeypatch: pytest.MonkeyPatch):
     learner, reference = structured_models(1024, 32)
+    monkeypatch.setattr(losses, "has_bfloat16_products", lambda device: True)  # also where they are slow
     for step in range(3):
-        sets = (
+        sets = [
             pick(learner, reference, 256, n_chunks=8, step=step, precision=precision).indices
             for precision in ("fast", "exact")
-        )
+        ]
+        assert sets[0].tolist() != sets[1].tolist()
         fast, exact = (batch_score(learner, reference, indices).item() for indices in sets)
         assert fast == pytest.approx(exact, rel=5e-3)
 
@@ -405,8 +456,11 @@ def test_joint_draw_reaches_the_gibbs_plateau():
 
 
 def test_gibbs_sampling_is_stationary_at_the_set_scores():
-    """Sets of two of four: after many sweeps, a set's share of the iterations is proportional to exp(score)."""
-    learner, reference = model(4, 3, 0), model(4, 3, 1)
+    """Sets of two of four: after many sweeps, a set's share of the chains is proportional to exp(score).
+
+    That of sets drawn by their examples' own pairs alone is another.
+    """
+    learner, reference = model(4, 3, 0, scale=3.0, bias=0.0), model(4, 3, 1, scale=3.0, bias=0.0)
     pairs = list(combinations(range(4), 2))
     scores = [batch_score(learner, reference, torch.tensor(pair)).item() for pair in pairs]
     expected = torch.softmax(torch.tensor(scores).double(), 0)
@@ -415,8 +469,16 @@ def test_gibbs_sampling_is_stationary_at_the_set_scores():
     counts = Counter(
         tuple(sorted(gibbs_select(learner, reference, step=step, **options)[0].tolist())) for step in range(n_chains)
     )
-    for pair, p in zip(pairs, expected.tolist(), strict=True):
-        assert abs(counts[pair] / n_chains - p) < 5 * math.sqrt(p * (1 - p) / n_chains) + 1e-3
+    own = pair_scores(learner, reference).diagonal()
+    independent = torch.softmax(torch.stack([own[i] + own[j] for i, j in pairs]).double(), 0)
+    far = 0
+    for pair, p, alone in zip(pairs, expected.tolist(), independent.tolist(), strict=True):
+        tolerance = 5 * math.sqrt(p * (1 - p) / n_chains) + 1e-3
+        assert abs(counts[pair] / n_chains - p) < tolerance
+        far += abs(alone - p) > 1.5 * tolerance
+    assert far
+    members, _ = gibbs_select(learner, reference, step=3, **options)
+    assert members.tolist() == gibbs_select(learner, reference, step=3, **options)[0].tolist()
 
 
 def test_nothing_of_size_b_by_b_is_built():

@@ -157,6 +157,15 @@ def test_late_decoding_trains_on_whole_pictures_and_scores_reduced_ones():
     assert one.optimisation["loss"] == pytest.approx(two.optimisation["loss"], rel=0.02)
 
 
+@pytest.mark.parametrize("override", ["training.n_refused_logged=0", "training.n_refused_logged=1000"])
+def test_any_number_of_refused_examples_is_logged(override: str):
+    learner = make_learner([override])
+    batch = with_column(super_batch(learner.towers), "status", np.where(np.arange(B) % 2, 0, 4))
+    assert len(train_step(learner, batch, 0).picks) == 32  # all that are valid are selected
+    refused = train_step(learner, super_batch(learner.towers), 0).picks["selected"].to_pylist().count(False)
+    assert refused == (0 if override.endswith("=0") else 32)
+
+
 def test_training_lowers_the_loss():
     learner = make_learner(["selection.method=uniform", "training.warmup_steps=0", "training.augmentation={}"])
     batch = super_batch(learner.towers)
