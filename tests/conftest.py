@@ -17,6 +17,7 @@ os.environ.update(
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -110,56 +111,51 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real S3 server (SeaweedFS) with the bucket `jest`; yields s3://jest. Credentials go through the environment.
+class S3Server:
+    """A real S3 server (SeaweedFS) with the bucket `jest`, which can be killed and started again on what it holds."""
 
-    Must be set up before Ray, whose workers inherit the environment.
-    """
-    binary = shutil.which("weed") or str(Path(os.sys.executable).parent / "weed")  # type: ignore[attr-defined]
-    ports = [_free_port() for _ in range(10)]
-    names = [
-        "s3.port",
-        "s3.port.grpc",
-        "master.port",
-        "master.port.grpc",
-        "volume.port",
-        "volume.port.grpc",
-        "filer.port",
-        "filer.port.grpc",
-        "admin.port",
-        "admin.port.grpc",
-    ]
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret"}
-    command = [
-        binary,
-        "mini",
-        f"-dir={tmp_path_factory.mktemp('weed')}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-        *(
-            "-admin.ui=false",
-            "-webdav=false",
-            "-master.telemetry=false",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-            "-bucket=jest",
-        ),
-    ]
-    server = subprocess.Popen(
-        command,
-        env={**os.environ, **keys, "GOMEMLIMIT": "512MiB"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.environ.update(keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_DEFAULT_REGION": "us-east-1"})
+    def __init__(self, folder: Path) -> None:
+        services = ("s3", "master", "volume", "filer")
+        names = [name for service in services for name in (f"{service}.port", f"{service}.port.grpc")]
+        ports = {name: _free_port() for name in [*names, "admin.port", "admin.port.grpc"]}
+        self.url = f"http://127.0.0.1:{ports['s3.port']}"
+        self.command = [
+            shutil.which("weed") or str(Path(sys.executable).parent / "weed"),
+            "mini",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *(f"-{name}={port}" for name, port in ports.items()),
+            *("-admin.ui=false", "-webdav=false", "-master.telemetry=false"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-bucket=jest"),
+        ]
+
+    def start(self) -> None:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self.command, env={**os.environ, "GOMEMLIMIT": "512MiB"}, **quiet)
+        _wait_until_it_stores("s3://jest", self.process)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Must be set up before Ray, whose workers inherit the address and the credentials."""
+    server = S3Server(tmp_path_factory.mktemp("weed"))
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ.update(keys | {"AWS_ENDPOINT_URL": server.url})
     try:
-        _wait_until_it_stores("s3://jest", server)
-        yield "s3://jest"
+        server.start()
+        yield server
     finally:
         server.kill()
-        server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3(s3_server: S3Server) -> str:
+    return "s3://jest"
 
 
 def _wait_until_it_stores(bucket: str, server: subprocess.Popen[bytes]) -> None:

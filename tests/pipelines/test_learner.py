@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from jest_core import config as run_files
-from jest_core import towers
-from pipelines import catalogue, checkpoints, learner, reference_scores, selection_log, storage
+from jest_core import tables, towers
+from pipelines import catalogue, checkpoints, learner, reference_scores, selection_log, storage, super_batches
 from tests.pipelines.test_reference_scores import make_reference
 
 
@@ -141,6 +141,42 @@ def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, v
     learner.run_stage(quiet)
     assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
     assert json.loads(storage.read_bytes(f"{directory}/manifest.json"))["complete"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_goes_on_with_other_learners_at_the_same_example(prepared, tmp_path):
+    """A uniform run's log is the stream: after SIGKILL, on two learners instead of one, none is lost or doubled."""
+    settings = ["selection.method=uniform", "training.examples_trained=1600", "training.checkpoint_every_steps=10"]
+    run = other_dir(prepared, "killed", *settings)
+    source = super_batches.open_source(run)
+    batches = super_batches.stream(run, source, 32, rank=0, n_learners=1, first_step=0)
+    names = ("uid_high", "uid_low", "occurrence", "shard", "row")
+    expected = [row for batch in batches for row in zip(*(batch.rows[n].to_pylist() for n in names), strict=True)]
+    assert len(expected) == 1600
+    assert len(set(expected)) == 1600
+    run_file = tmp_path / "killed.yaml"
+    run_file.write_text(run_files.dump(run))
+    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    directory = run.path("killed")
+    deadline = time.monotonic() + 300
+    while not checkpoints.steps(directory):
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoints.steps(directory)[-1] < run.n_steps
+    again = [*command, "--set", "training.n_learners=2"]
+    finished = subprocess.run(again, capture_output=True, text=True, timeout=400, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "resumes after step" in finished.stdout
+    log = selection_log.read(directory)
+    assert log["step"].to_pylist() == [step for step in range(50) for _ in range(32)]
+    high, low = tables.uid_from_hex(log["uid"].to_pylist())
+    rest = [log[name].to_pylist() for name in names[2:]]
+    assert list(zip(high.tolist(), low.tolist(), *rest, strict=True)) == expected
 
 
 def test_a_run_without_its_inputs_says_what_to_run_first(make_run):

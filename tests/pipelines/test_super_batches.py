@@ -1,9 +1,12 @@
+import threading
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tenacity import stop_after_attempt
 
 from jest_core import towers
-from pipelines import catalogue, super_batches
+from pipelines import catalogue, storage, super_batches
 
 SIZE = towers.create("jest-tiny", seed=0).view.image_size
 
@@ -96,3 +99,54 @@ def test_a_shard_that_changed_under_the_run_is_an_error(make_run, shards, tmp_pa
         pq.write_table(table.take(list(reversed(range(len(table))))), source / f"{i:05d}.parquet", row_group_size=50)
     with pytest.raises(Exception, match="changed since it was catalogued"):
         uids_of(run, 0, 1)
+
+
+@pytest.fixture
+def on_s3(make_run, s3, shards, tmp_path):
+    """A uniform run whose shards and catalogue lie on S3."""
+    root = f"{s3}/{tmp_path.name}"
+    for path in shards.iterdir():
+        storage.write_bytes(f"{root}/shards/{path.name}", path.read_bytes())
+    overrides = ["selection.method=uniform", "training.sub_batch_size=48", "training.examples_trained=672"]
+    # windows so small that most of the stream is still to be read when the test begins to interfere
+    run = make_run("uniform", *overrides, "data.window_rows=20", root=root, source="shards")
+    catalogue.run_stage(run)
+    return run
+
+
+def test_storage_that_comes_back_within_a_minute_costs_no_example(on_s3, s3_server):
+    """The server is killed under the stream and started again three seconds later."""
+    quiet = uids_of(on_s3, 0, 1)
+    source = super_batches.open_source(on_s3)
+    shares = super_batches.stream(on_s3, source, SIZE, rank=0, n_learners=1, first_step=0)
+    got = [next(shares)]
+    s3_server.kill()
+    back = threading.Timer(3, s3_server.start)
+    back.start()
+    try:
+        got += list(shares)
+    finally:
+        back.join()
+    names = ("uid_high", "occurrence")
+    assert [list(zip(*(s.rows[n].to_pylist() for n in names), strict=True)) for s in got] == quiet
+    assert all(s.valid.all() for s in got)
+
+
+def test_storage_that_stays_away_is_fatal_and_no_bad_row(on_s3, s3_server):
+    source = super_batches.open_source(on_s3)
+    piece = next(source.order.windows(0, 0)).pieces[0]
+    impatient = super_batches._read_piece.retry_with(stop=stop_after_attempt(2))
+    s3_server.kill()
+    try:
+        with pytest.raises(Exception, match=r"(?i)connect") as raised:
+            impatient(on_s3, piece, source.catalogue.place(piece.shard), 0)
+        assert not isinstance(raised.value, ValueError)
+    finally:
+        s3_server.start()
+
+
+def test_a_shard_deleted_under_the_run_is_named(on_s3):
+    path = f"{on_s3.path('')}shards/00001.parquet"
+    storage.remove(path)
+    with pytest.raises(Exception, match=r"shards/00001\.parquet"):
+        uids_of(on_s3, 0, 1)

@@ -1,0 +1,160 @@
+"""python -m tests.streaming ROOT OUT: a catalogue of ten times the object store's memory, streamed to 2 and to 8 consumers.
+
+In a Ray of its own, whose object store has the least memory that Ray allows. Writes one JSON object to OUT: for each
+number of consumers the hash of all super-batches, the bytes that were streamed, the memory of all of Ray's processes early and
+late, and the bytes that the object store spilled.
+"""
+
+import hashlib
+import io
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from PIL import Image
+
+from jest_core import config as run_files
+from pipelines import catalogue, cluster, storage, super_batches
+from tests.conftest import RUN
+
+STORE = 80 << 20
+N_SHARDS, ROWS, GROUP = 10, 420, 10
+SIZE = 32  # of jest-tiny's pictures
+
+
+def write_shards(root: str) -> int:
+    """Pictures of noise, which JPEG cannot make small; each row has its own URL, and so its own uid."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(GROUP):
+        sink = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)).save(sink, "JPEG", quality=90)
+        images.append(sink.getvalue())
+    total = 0
+    for number in range(N_SHARDS):
+        rows = range(number * ROWS, (number + 1) * ROWS)
+        table = pa.table(
+            {
+                "url": [f"http://x/{i}" for i in rows],
+                "caption": [f"picture {i}" for i in rows],
+                "jpg": [images[i % GROUP] for i in rows],
+            }
+        )
+        sink = io.BytesIO()
+        pq.write_table(table, sink, row_group_size=GROUP, compression="none", use_dictionary=False)
+        storage.write_bytes(f"{root}/shards/{number:05d}.parquet", sink.getvalue())
+        total += len(sink.getvalue())
+    return total
+
+
+@ray.remote(num_cpus=0)
+class Consumer:
+    """A learner's place in the stream, without a learner."""
+
+    def __init__(self, text: str, rank: int, n_learners: int) -> None:
+        cluster.data_context()
+        self.run, self.rank, self.n_learners = run_files.load(text), rank, n_learners
+
+    def consume(self) -> tuple[list[bytes], int]:
+        """This share of each super-batch's uids, and the bytes of its images."""
+        opened = _count_opened_shards()
+        source = super_batches.open_source(self.run)
+        shares = super_batches.stream(self.run, source, SIZE, rank=self.rank, n_learners=self.n_learners, first_step=0)
+        uids, n_bytes = [], 0
+        for share in shares:
+            uids.append(np.stack([share.rows["uid_high"].to_numpy(), share.rows["uid_low"].to_numpy()]).T.tobytes())
+            n_bytes += share.rows["image"].nbytes
+        assert not opened, "a consumer opened a shard itself"
+        return uids, n_bytes
+
+
+def _count_opened_shards() -> list[str]:
+    """The shards that this process opens from now on."""
+    from pipelines import shards
+
+    opened: list[str] = []
+    original = shards.open_shard
+
+    def noted(path: str, *arguments: Any) -> Any:
+        opened.append(path)
+        return original(path, *arguments)
+
+    for module in (shards, catalogue):
+        module.open_shard = noted  # type: ignore[attr-defined]
+    return opened
+
+
+def memory() -> int:
+    """Bytes that this process and all that it started hold to themselves."""
+    total = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            total += process.memory_full_info().uss
+        except psutil.Error:
+            continue
+    return total
+
+
+def spilled() -> int:
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+
+
+def stream(text: str, n_consumers: int) -> dict[str, Any]:
+    consumers = [Consumer.remote(text, rank, n_consumers) for rank in range(n_consumers)]  # type: ignore[attr-defined]
+    before, samples, done = spilled(), [], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.5):
+            samples.append(memory())
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    began = time.monotonic()
+    found = ray.get([c.consume.remote() for c in consumers])
+    done.set()
+    watcher.join()
+    steps = zip(*(uids for uids, _ in found), strict=True)
+    third = len(samples) // 3
+    return {
+        "consumers": n_consumers,
+        "hash": [hashlib.sha256(b"".join(parts)).hexdigest()[:16] for parts in steps],
+        "bytes": sum(n for _, n in found),
+        "early_bytes": int(np.mean(samples[third : 2 * third])),
+        "late_bytes": int(np.mean(samples[2 * third :])),
+        "spilled_bytes": spilled() - before,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def main(root: str, out: str) -> None:
+    ray.init(num_cpus=8, object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level="error")
+    size = write_shards(root)
+    n = N_SHARDS * ROWS
+    overrides = [
+        "selection.method=uniform",
+        "data.rules=[]",
+        "data.n_streams=8",
+        f"data.window_rows={GROUP}",
+        "training.sub_batch_size=80",
+        f"training.examples_trained={n - n % 80}",
+    ]
+    run = run_files.load(RUN.format(root=root, name="x", shards="shards"), overrides)
+    catalogue.run_stage(run)
+    text = run_files.dump(run)
+    found = {"shard_bytes": size, "store_bytes": STORE, "runs": [stream(text, 2), stream(text, 8)]}
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
