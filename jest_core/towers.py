@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,27 @@ class Towers:
         return float(self.model.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach())
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """How a model takes pictures and captions, without the model: for those who only prepare them."""
+
+    view: View
+    tokenizer: Any
+
+    def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
+        return self.tokenizer(captions)
+
+
+@lru_cache(maxsize=4)
+def inputs(name: str) -> Inputs:
+    """The view and the tokenizer of an open_clip model, by its configuration; kept for the process."""
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
+    size = config["vision_cfg"].get("image_size", 224)  # open_clip's own default
+    return Inputs(View(size[0] if isinstance(size, tuple | list) else size), open_clip.get_tokenizer(name))
+
+
 def create(
     name: str,
     *,
@@ -109,15 +130,12 @@ def create(
     std: tuple[float, float, float] = (0.5, 0.5, 0.5),
 ) -> Towers:
     """An open_clip model by name with fresh weights from `seed`; refuses towers whose output depends on the batch."""
-    if name not in open_clip.list_models():
-        raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
+    takes = inputs(name)
     with torch.random.fork_rng(), _warnings_off():  # open_clip warns of weights that were never asked for
         torch.manual_seed(seed)
         model = open_clip.create_model(name, load_weights=False, output_dict=True)
     refuse_batch_norm(model)
-    size = model.visual.image_size
-    size = size[0] if isinstance(size, tuple | list) else size
-    return Towers(model, name, View(size), mean, std, open_clip.get_tokenizer(name))
+    return Towers(model, name, takes.view, mean, std, takes.tokenizer)
 
 
 @contextmanager

@@ -233,7 +233,7 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         optimizer,
         wrapped,
         source.scale_and_bias,
-        functools.partial(super_batches.prepare, towers=pair, pool=_decoders()),
+        functools.partial(super_batches.prepare, model=run.model.name, pool=_decoders()),
         group,
     )
 

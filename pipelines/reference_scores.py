@@ -125,7 +125,7 @@ def _read_and_decode(unit: dict[str, np.ndarray], run_text: str) -> Iterator[pa.
     """A row group -> blocks of decoded rows; rows that the catalogue drops or that do not decode stay, marked."""
     run = run_files.load(run_text)
     assert run.reference is not None
-    inputs = _view_of(run)
+    inputs = towers.inputs(run.reference.model.name)
     place, row_group, first_row = unit["place"][0], int(unit["row_group"][0]), int(unit["first_row"][0])
     uids, is_kept, captions, images = _read(run, place, row_group)
     for start in range(0, len(uids), _BLOCK_ROWS):
@@ -152,18 +152,6 @@ def _read(run: Run, place: Place, row_group: int) -> tuple[list[str], NDArray[np
     shard = place.open(run.data.columns)
     is_kept = place.aligned(shard, row_group) > 0
     return shard.uids(row_group), is_kept, shard.captions(row_group), shard.images(row_group)
-
-
-_inputs: dict[str, Towers] = {}
-
-
-def _view_of(run: Run) -> Towers:
-    """The reference's view and tokenizer, made once in each worker process."""
-    assert run.reference is not None
-    name = run.reference.model.name
-    if name not in _inputs:
-        _inputs[name] = towers.create(name, seed=0)
-    return _inputs[name]
 
 
 class _Embedder:

@@ -24,12 +24,11 @@ import ray.data
 import torch
 
 from jest_core import config as run_files
-from jest_core import tables
+from jest_core import tables, towers
 from jest_core.config import Run, SimilarityRule
 from jest_core.examples import Examples
 from jest_core.order import Order, Piece, Window
 from jest_core.preprocess import View
-from jest_core.towers import Towers
 from pipelines import blocks, cluster, reference_scores, storage
 from pipelines.catalogue import Catalogue, Place, open_catalogue
 from pipelines.shards import part_name
@@ -158,7 +157,7 @@ def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
     run, window, places = run_files.load(run_text), batch["window"][0], batch["places"][0]
     pieces = [_read_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
-    inputs = learner_inputs(run)
+    inputs = towers.inputs(run.model.name)
     view = inputs.view
     if run.data.decode == "late":
         assert run.selection.image_size is not None
@@ -228,22 +227,11 @@ def _content(image: bytes | None) -> int:
     return int.from_bytes(hashlib.blake2b(image or b"", digest_size=8).digest(), "little", signed=True)
 
 
-_inputs: dict[str, Towers] = {}
-
-
-def learner_inputs(run: Run) -> Towers:
-    """The learner's view and tokenizer, made once in each worker process."""
-    from jest_core import towers
-
-    if run.model.name not in _inputs:
-        _inputs[run.model.name] = towers.create(run.model.name, seed=0)
-    return _inputs[run.model.name]
-
-
-def prepare(table: pa.Table, towers: Towers, pool: Executor | None = None) -> Examples:
+def prepare(table: pa.Table, model: str, pool: Executor | None = None) -> Examples:
     """Decode and tokenise encoded rows: what came from another learner, and in `late` mode all that was selected."""
-    pixels, _ = towers.view.batch(table["image"].to_pylist(), pool)
-    return Examples(table, torch.from_numpy(pixels), towers.tokens(table["caption"].to_pylist()))
+    inputs = towers.inputs(model)
+    pixels, _ = inputs.view.batch(table["image"].to_pylist(), pool)
+    return Examples(table, torch.from_numpy(pixels), inputs.tokens(table["caption"].to_pylist()))
 
 
 def _examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples:

@@ -1,8 +1,8 @@
-"""python -m tests.streaming ROOT OUT: a catalogue of ten times the object store's memory, streamed to 2 and to 8 consumers.
+"""python -m tests.streaming ROOT OUT: a catalogue of ten times the object store, streamed to 2 and to 8 consumers.
 
 In a Ray of its own, whose object store has the least memory that Ray allows. Writes one JSON object to OUT: for each
-number of consumers the hash of all super-batches, the bytes that were streamed, the memory of all of Ray's processes early and
-late, and the bytes that the object store spilled.
+number of consumers the hash of each super-batch, the bytes that were streamed, the memory of all of Ray's processes
+early and late, and the bytes that the object store spilled.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def write_shards(root: str) -> int:
     images = []
     for _ in range(GROUP):
         sink = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)).save(sink, "JPEG", quality=90)
+        Image.fromarray(rng.integers(0, 256, (500, 500, 3), dtype=np.uint8)).save(sink, "JPEG", quality=90)
         images.append(sink.getvalue())
     total = 0
     for number in range(N_SHARDS):

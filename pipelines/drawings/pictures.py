@@ -77,26 +77,31 @@ def _render_batch(tier: str, raw: Path, rows: list[Row]) -> list[Picture]:
 
 
 def _render(row: Row, tier: str, raw: Path, webp: dict[str, Any]) -> Picture:
-    background, ink = _colours(row)
     try:
-        if row.prefix:
-            drawing, original_size = _draw_icon(packages.load_icons(raw, tier, row.prefix), row.name, ink)
-        else:
-            drawing, original_size = _draw_file(raw / row.name)
+        drawing, original_size, background = draw(row, tier, raw, IMAGE_SIZE)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # resvg's panics derive from BaseException alone
         return Picture(error=f"drawing failed: {type(error).__name__}")
-    image = _on_background(drawing, background)
+    image = on_background(drawing, background, IMAGE_SIZE)
     if int(np.ptp(np.asarray(image), axis=(0, 1)).max()) < 12:
         return Picture(error="blank drawing")
     encoded = io.BytesIO()
     image.save(encoded, "WEBP", **webp)
     # copies are looked for in black on white: random colours would hide them
     plain = drawing if row.has_palette else Image.merge("LA", (Image.new("L", drawing.size), drawing.getchannel("A")))
-    thumbnail = _on_background(plain.convert("RGBA"), (255, 255, 255))
+    thumbnail = on_background(plain.convert("RGBA"), (255, 255, 255), IMAGE_SIZE)
     thumbnail = thumbnail.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
     return Picture(encoded.getvalue(), thumbnail.tobytes(), original_size)
+
+
+def draw(row: Row, tier: str, raw: Path, size: int) -> tuple[Image.Image, tuple[int, int], tuple[int, int, int]]:
+    """A row's drawing, RGBA and at most size pixels a side, the size it was made for, and the colour it lies on."""
+    background, ink = _colours(row)
+    if row.prefix:
+        icons = packages.load_icons(raw, tier, row.prefix)
+        return *_draw_icon(icons, row.name, ink, size), background
+    return *_draw_file(raw / row.name, size), background
 
 
 def _colours(row: Row) -> tuple[tuple[int, int, int], str]:
@@ -112,34 +117,34 @@ def _colours(row: Row) -> tuple[tuple[int, int, int], str]:
     return (red, green, blue), "#" + "".join(f"{round(255 * value):02x}" for value in ink)
 
 
-def _draw_icon(icons: dict[str, Any], name: str, ink: str) -> tuple[Image.Image, tuple[int, int]]:
+def _draw_icon(icons: dict[str, Any], name: str, ink: str, size: int) -> tuple[Image.Image, tuple[int, int]]:
     icon = icons["icons"][name]
     left, top = (icon.get(key, icons.get(key, 0)) for key in ("left", "top"))
     width, height = (icon.get(key, icons.get(key, 16)) for key in ("width", "height"))
     pad = 0.04 * max(width, height)
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{IMAGE_SIZE}" height="{IMAGE_SIZE}" color="{ink}" '
+        f'width="{size}" height="{size}" color="{ink}" '
         f'viewBox="{left - pad} {top - pad} {width + 2 * pad} {height + 2 * pad}">{icon["body"]}</svg>'
     )
     return _draw_svg(svg), (round(width), round(height))
 
 
-def _draw_file(path: Path) -> tuple[Image.Image, tuple[int, int]]:
+def _draw_file(path: Path, size: int) -> tuple[Image.Image, tuple[int, int]]:
     if path.suffix == ".png":
         image = Image.open(path).convert("RGBA")
-        size = image.size
+        original = image.size
     else:
         svg = path.read_text(encoding="utf-8", errors="replace")
         usvg = import_resvg().usvg
-        size = usvg.Tree.from_str(svg, usvg.Options.default()).int_size()
+        original = usvg.Tree.from_str(svg, usvg.Options.default()).int_size()
         # drawing it at about the size wanted is far faster than shrinking a poster, and sharper than a tiny original
-        scale = 2 * IMAGE_SIZE / max(size)
-        svg = re.sub(r"<svg\b[^>]*>", lambda tag: _scaled_root(tag.group(), size, scale), svg, count=1)
+        scale = 2 * size / max(original)
+        svg = re.sub(r"<svg\b[^>]*>", lambda tag: _scaled_root(tag.group(), original, scale), svg, count=1)
         image = _draw_svg(svg)
         image = image.crop(image.getchannel("A").getbbox())  # many draw in one corner of an empty page
-    image.thumbnail((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
-    return image, size
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return image, original
 
 
 def _draw_svg(svg: str) -> Image.Image:
@@ -155,9 +160,9 @@ def _scaled_root(tag: str, size: tuple[int, int], scale: float) -> str:
     return tag.replace("<svg", f'<svg width="{width}" height="{height}"{view_box}', 1)
 
 
-def _on_background(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), colour)
-    image.paste(drawing, ((IMAGE_SIZE - drawing.width) // 2, (IMAGE_SIZE - drawing.height) // 2), drawing)
+def on_background(drawing: Image.Image, colour: tuple[int, int, int], size: int) -> Image.Image:
+    image = Image.new("RGB", (size, size), colour)
+    image.paste(drawing, ((size - drawing.width) // 2, (size - drawing.height) // 2), drawing)
     return image
 
 
