@@ -231,7 +231,7 @@ class _Watch(threading.Thread):
         return sum(self.cpu.values())
 
     def run(self) -> None:
-        while not self.over.wait(0.25):
+        while not self.over.wait(2):  # looking costs, too
             self.look()
 
 
@@ -303,7 +303,8 @@ def plan(n_rows: int) -> None:
     cursor = time.perf_counter() - begun
     console.print(
         f"Planning {n_rows:,} rows in {n_rows // 10_000:,} shards: all {n_windows:,} windows of an epoch in "
-        f"{seconds:.1f} s and {peak / 1e6:.0f} MB; from nothing to the middle of it, in all 64 streams, in {cursor:.2f} s"
+        f"{seconds:.1f} s and {peak / 1e6:.0f} MB; from nothing to the middle of it, in all 64 streams, in "
+        f"{cursor:.2f} s"
     )
 
 
