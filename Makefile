@@ -44,9 +44,10 @@ test-fast: install-dev ## without the tests that take longer than ten seconds
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: install-dev ## selection and loss against their baselines: about 15 minutes on 2 quiet cores
+bench: install-dev ## selection, loss and data against their baselines: about 30 minutes on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_loss $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_data
 
 lint: install-dev ## ruff
 	$(BIN)/ruff format --check .
