@@ -26,7 +26,7 @@ from pipelines import catalogue, cluster, storage, super_batches
 from tests.conftest import RUN
 
 STORE = 80 << 20
-N_SHARDS, ROWS, GROUP = 10, 420, 10
+N_SHARDS, ROWS, GROUP = 10, 384, 8
 SIZE = 32  # of jest-tiny's pictures
 
 
@@ -146,8 +146,8 @@ def main(root: str, out: str) -> None:
         "data.rules=[]",
         "data.n_streams=8",
         f"data.window_rows={GROUP}",
-        "training.sub_batch_size=80",
-        f"training.examples_trained={n - n % 80}",
+        "training.sub_batch_size=64",
+        f"training.examples_trained={n}",
     ]
     run = run_files.load(RUN.format(root=root, name="x", shards="shards"), overrides)
     catalogue.run_stage(run)

@@ -18,7 +18,7 @@ def test_ten_times_the_object_store_flows_from_s3_to_2_and_to_8_consumers(s3, tm
     assert found["shard_bytes"] >= 10 * found["store_bytes"]
     two, eight = found["runs"]
     assert two["hash"] == eight["hash"]
-    assert len(set(two["hash"])) == 52
+    assert len(set(two["hash"])) == 60
     for run in (two, eight):
         assert run["bytes"] >= 10 * found["store_bytes"]
         assert run["late_bytes"] < 1.15 * run["early_bytes"]
