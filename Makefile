@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo smoke test test-fast test-slow bench lint format types check clean
+.PHONY: help install install-dev demo smoke test test-fast test-slow test-long bench lint format types check clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,14 +35,17 @@ demo: install ## the main job end to end: about 10 minutes on 2 cores; again res
 smoke: install ## a few steps of everything
 	$(JEST) demo --smoke $(ARGS)
 
-test: install-dev ## the whole suite
-	$(BIN)/python -m pytest --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+test: install-dev ## the suite; what takes minutes by itself is left to test-long
+	$(BIN)/python -m pytest -m "not long" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
 test-fast: install-dev ## without the tests that take longer than ten seconds
-	$(BIN)/python -m pytest -m "not slow" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not long" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-long: install-dev ## tests that take minutes: more data than memory, streamed from S3
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 bench: install-dev ## selection, loss and data against their baselines: about 30 minutes on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)

@@ -106,18 +106,17 @@ def _matches(path: str, folders: dict[str, set[str]]) -> list[str]:
     fs, inner = filesystem(path)
     if any(c in path for c in "*?["):
         return sorted(fs.unstrip_protocol(p) if "://" in path else p for p in fs.glob(inner))
-    folder, name = path.rstrip("/").rsplit("/", 1)
+    path = path.rstrip("/")
+    if not path.endswith((".tar", ".parquet")):
+        if "shards" in (inside := names(path)):
+            path, inside = f"{path}/shards", [name for name in names(f"{path}/shards") if name.endswith(".tar")]
+        # img2dataset leaves a .parquet of metadata beside each of its tars
+        tars = [f"{path}/{name}" for name in inside if name.endswith(".tar")]
+        return tars or [f"{path}/{name}" for name in inside if name.endswith(".parquet")]
+    folder, name = path.rsplit("/", 1)
     if folder not in folders:
         folders[folder] = set(names(folder))
-    if name not in folders[folder]:
-        return []
-    if name.endswith((".tar", ".parquet")):
-        return [path]
-    path = path.rstrip("/")
-    if "shards" in names(path):
-        return [f"{path}/shards/{n}" for n in names(f"{path}/shards", ".tar")]
-    # img2dataset leaves a .parquet of metadata beside each of its tars
-    return [f"{path}/{n}" for n in names(path, ".tar") or names(path, ".parquet")]
+    return [path] if name in folders[folder] else []
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
