@@ -19,7 +19,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from jest_core import tables
-from jest_core.config import DuplicateRule, Run
+from jest_core.config import DuplicateRule, Run, SimilarityRule
 from jest_core.order import Order
 from pipelines import cluster, progress, rules, storage
 from pipelines.shards import Shard, open_shard, part_name
@@ -121,6 +121,7 @@ def run_stage(run: Run) -> Catalogue:
         return Catalogue(directory, manifest)
     if parent and parent.manifest["config"]["shards_hash"] != config["shards_hash"]:
         raise ValueError(f"data.refines {run.data.refines} is a catalogue of other shards than data.shards")
+    _check_scores(run, parent)
     names = ", ".join(rule.rule for rule in run.data.rules) or "none"
     progress.say("catalogue", f"{len(paths):,} shards, rules {names}: reading metadata only")
     cluster.connect()
@@ -156,6 +157,20 @@ def run_stage(run: Run) -> Catalogue:
     )
     progress.say("catalogue", audit(manifest["counts"]))
     return Catalogue(directory, manifest)
+
+
+def _check_scores(run: Run, parent: Catalogue | None) -> None:
+    """A score cache lines up, row by row, with the catalogue it was made for and those that refine it."""
+    for rule in run.data.rules:
+        if not (isinstance(rule, SimilarityRule) and rule.scores):
+            continue
+        scores = storage.finished(run.path(rule.scores), "reference-scores", "run `jest reference-scores` first")
+        made_for = scores["config"]["catalogue"]
+        if parent is None or made_for not in (parent.manifest["fingerprint"], *parent.manifest["lineage"]):
+            raise ValueError(
+                f"{rule.scores} was scored for another catalogue than data.refines {run.data.refines}: name the one"
+                " that it was made for there"
+            )
 
 
 def _catalogue_shards(

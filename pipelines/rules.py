@@ -33,14 +33,18 @@ List = NDArray[np.uint64]  # (n,) sorted hashes of a deny-list, or (2, n) halves
 
 
 def load_lists(run: Run) -> dict[str, List]:
-    """The files that the run's rules name: path -> deny-list or subset, ready to search."""
+    """What the files that the run's rules name hold, ready to search."""
     lists: dict[str, List] = {}
     for rule in run.data.rules:
         if isinstance(rule, DenyRule):
-            lists[rule.file] = deny_list(run.path(rule.file), rule.by)
+            lists[_name(rule)] = deny_list(run.path(rule.file), rule.by)
         elif isinstance(rule, SubsetRule):
-            lists[rule.file] = subset(run.path(rule.file))
+            lists[_name(rule)] = subset(run.path(rule.file))
     return lists
+
+
+def _name(rule: DenyRule | SubsetRule) -> str:
+    return f"{rule.rule} {rule.by if isinstance(rule, DenyRule) else 'uid'} {rule.file}"
 
 
 def deny_list(path: str, by: str) -> List:
@@ -91,7 +95,7 @@ def apply(
             keep = [tell(caption) in rule.keep for caption in shard.captions(row_group)]
         case DenyRule():
             values = uids if rule.by == "uid" else shard.strings(row_group, rule.by)
-            keep = ~_member(_hashes([_key(v, rule.by) for v in values]), lists[rule.file])
+            keep = ~_member(_hashes([_key(v, rule.by) for v in values]), lists[_name(rule)])
         case SizeRule():
             width, height = shard.numbers(row_group, "width"), shard.numbers(row_group, "height")
             small, large = np.minimum(width, height), np.maximum(width, height)
@@ -108,7 +112,7 @@ def apply(
             scored = np.array(cached["status"].to_pylist(), dtype=object) == "ok"
             keep = scored & (cached["cosine"].to_numpy() >= rule.at_least)
         case SubsetRule():
-            return _times(_uids(uids), lists[rule.file]).astype(np.int32)
+            return _times(_uids(uids), lists[_name(rule)]).astype(np.int32)
         case DuplicateRule():
             return np.ones(len(uids), dtype=np.int32)  # not a matter of one shard: catalogue.py
     return np.asarray(keep, dtype=np.int32)

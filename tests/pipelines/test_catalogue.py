@@ -139,6 +139,21 @@ def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_run, shar
     assert cosines.min() >= middle - 2e-3
 
 
+def test_a_score_cache_of_another_catalogue_sets_no_threshold(make_run):
+    run = make_run("joint")
+    make_reference(run)
+    catalogue.run_stage(run)
+    rule = "data.rules=[{rule: similarity, scores: scores, at_least: 0}]"
+    with pytest.raises(FileNotFoundError, match="run `jest reference-scores` first"):
+        catalogue.run_stage(make_run("joint", rule, "data.catalogue=c1", "data.refines=catalogue"))
+    reference_scores.run_stage(run)
+    with pytest.raises(ValueError, match=r"another catalogue than data\.refines None"):
+        catalogue.run_stage(make_run("joint", rule, "data.catalogue=c2"))
+    catalogue.run_stage(make_run("joint", "data.rules=[]", "data.catalogue=c3"))
+    with pytest.raises(ValueError, match=r"another catalogue than data\.refines c3"):
+        catalogue.run_stage(make_run("joint", rule, "data.catalogue=c4", "data.refines=c3"))
+
+
 def test_refining_a_catalogue_of_other_shards_is_refused(make_run, shards, tmp_path):
     catalogue.run_stage(make_run("a"))
     source = copies(shards, tmp_path / "d", {0: [0, 1, 2]})
