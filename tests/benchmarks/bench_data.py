@@ -328,9 +328,9 @@ def main(
 
     work = shards.parent / f"work-{os.getpid()}"
     work.mkdir(parents=True)
-    small = max(PER_SHARD * 4, n // 4 // PER_SHARD * PER_SHARD)
+    half = n // 2 // PER_SHARD * PER_SHARD
     full = {name: measured(name, among(n), n, work) for name in CONTESTANTS}
-    quarter = measured("with_jest", among(small), small, work)
+    at_half = measured("with_jest", among(half), half, work)
     base = full["with_open_clip"]
     table(
         "Delivered to one learner on this machine (224 pixels, 77 tokens)",
@@ -353,7 +353,7 @@ def main(
         f"{late['per_second']:.0f}"
     )
     console.print(
-        f"Peak memory of with_jest: {quarter['peak'] / 1e6:.0f} MB at {small:,} examples, "
+        f"Peak memory of with_jest: {at_half['peak'] / 1e6:.0f} MB at {half:,} examples, "
         f"{full['with_jest']['peak'] / 1e6:.0f} MB at {n:,}"
     )
 
