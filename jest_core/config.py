@@ -2,12 +2,10 @@
 are errors; paths that are neither absolute nor URLs lie under `root`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,132 +15,21 @@ from pydantic import (
     field_validator,
 )
 
+from jest_core import towers
 from jest_core.learnability import Criterion, Loss, Precision
 from jest_core.optim import Schedule
+from jest_core.rules import BASIC_FILTER, Part, Rule
 from jest_core.selection import Draw
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StatusRule(Part):
-    """Keep rows that img2dataset fetched: status == success."""
-
-    rule: Literal["status"]
-
-
-class UnsafeRule(Part):
-    """Keep rows whose unsafe probability (punsafe, or an alias of it) is below a bound; unknown values are dropped."""
-
-    rule: Literal["unsafe"]
-    below: float = Field(default=0.5, gt=0, le=1)
-
-
-class NsfwRule(Part):
-    """Keep rows whose NSFW label (LAION: UNLIKELY, UNSURE, NSFW) is one of these; unlabelled rows are dropped."""
-
-    rule: Literal["nsfw"]
-    keep: list[str] = ["UNLIKELY"]
-
-
-class WatermarkRule(Part):
-    """Keep rows whose watermark probability (pwatermark, or an alias) is below a bound; unknown values are dropped."""
-
-    rule: Literal["watermark"]
-    below: float = Field(default=0.8, gt=0, le=1)
-
-
-class DenyRule(Part):
-    """Drop rows that a list names: text (one a line), Parquet (its first column), or DataComp's .npy of uids.
-
-    The list is held as 64-bit hashes, 8 bytes an entry, once on each node.
-    """
-
-    rule: Literal["deny"]
-    file: str
-    by: Literal["uid", "url", "hash"] = "uid"
-
-
-class SizeRule(Part):
-    """Keep pictures by their original width and height; unknown sizes are dropped."""
-
-    rule: Literal["size"]
-    min_side: NonNegativeInt = 0  # pixels
-    max_aspect: PositiveFloat | None = None  # longer side over shorter side
-
-
-class CaptionRule(Part):
-    """Keep rows whose caption has at least so many words (split on white space) and characters."""
-
-    rule: Literal["caption"]
-    min_words: NonNegativeInt = 1
-    min_characters: NonNegativeInt = 1
-
-
-class LanguageRule(Part):
-    """Keep rows in one of these languages: as a column names them, or as fastText's model tells from the caption."""
-
-    rule: Literal["language"]
-    keep: list[str] = ["en"]
-    detect: bool = False  # by fastText's lid.176 (pip install jest[language]) instead of a column
-    model_file: str | None = None  # a local lid.176.bin; else the compressed model that comes with the package
-
-
-class SimilarityRule(Part):
-    """Keep rows whose image-text similarity is at least so much.
-
-    A column's; or the cosine of a score cache, which is made for the catalogue that is refined (data.refines).
-    """
-
-    rule: Literal["similarity"]
-    at_least: float
-    column: str = "similarity"
-    scores: str | None = None  # directory that `jest reference-scores` wrote
-
-
-class SubsetRule(Part):
-    """Keep the uids of a DataComp subset (.npy of dtype u8,u8), or those that another catalogue keeps (of DataComp's
-    metadata, say). A uid that stands there m times comes m times an epoch. 16 bytes an entry, once on each node."""
-
-    rule: Literal["subset"]
-    file: str
-
-
-class DuplicateRule(Part):
-    """Of the rows that all other rules keep and that agree in these columns, keep the first, over all shards."""
-
-    rule: Literal["duplicate"]
-    by: list[str] = Field(default=["uid"], min_length=1)
-
-
-Rule = Annotated[
-    StatusRule
-    | UnsafeRule
-    | NsfwRule
-    | WatermarkRule
-    | DenyRule
-    | SizeRule
-    | CaptionRule
-    | LanguageRule
-    | SimilarityRule
-    | SubsetRule
-    | DuplicateRule,
-    Field(discriminator="rule"),
-]
-
-# What {rule: basic_filter} stands for: DataComp's baseline of that name
-BASIC_FILTER = (
-    {"rule": "language", "keep": ["en"], "detect": True},
-    {"rule": "caption", "min_words": 3, "min_characters": 6},
-    {"rule": "size", "min_side": 200, "max_aspect": 3.0},
-)
+from jest_core.tables import SCORE_CACHE_COLUMNS
+from jest_core.towers import ForwardPrecision, Inputs, Towers
 
 
 class Data(Part):
     shards: str | list[str]  # .parquet, .tar, folders of either: paths, globs, braces; several sources joined by ::
     weights: list[PositiveFloat] | None = None  # how often an epoch each source comes; once each if not given
-    columns: dict[str, str] = {}  # jest's name of a column -> the shards', where the usual names do not find it
+    columns: dict[str, str] = Field(
+        default={}
+    )  # jest's name of a column -> the shards', where the usual names do not find it
     catalogue: str  # directory that `jest catalogue` writes
     refines: str | None = None  # a finished catalogue of the same shards, whose drops stay
     rules: list[Rule]  # applied in this order; the first that drops a row is named in the audit
@@ -173,18 +60,61 @@ class Data(Part):
 
 
 class Model(Part):
-    name: str  # an open_clip model
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """An open_clip model: by name with fresh weights, or with those of a pretrained tag.
+
+    image_mean, image_std, interpolation, resize_mode: those of the tag where not given; 0.5, bicubic and shortest with
+    fresh weights.
+    """
+
+    name: str  # `open_clip.list_models()`
+    pretrained: str | None = None  # one of `open_clip.list_pretrained()`; open_clip downloads it where it runs
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+    def inputs(self) -> Inputs:
+        """How it takes pictures and captions."""
+        shown = (self.image_mean, self.image_std, self.interpolation, self.resize_mode)
+        return towers.inputs(self.name, self.pretrained, *shown)
+
+    def create(self, seed: int) -> Towers:
+        return towers.create(self.name, seed=seed, pretrained=self.pretrained, takes=self.inputs())
+
+
+class Scorer(Part):
+    """A further score of every pair, computed beside its embeddings and stored as the cache's column of that name."""
+
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    scorer: str  # fasttext, linear_head, or package.module:factory (jest_core/scorers.py)
+    options: dict[str, Any] = Field(default={})  # keyword arguments of the factory; a path is one of the run file's
+
+
+class Features(Part):
+    """Embeddings that another tool computed: DataComp's metadata with its .npz, or clip-retrieval's folder."""
+
+    format: Literal["datacomp", "clip-retrieval"]
+    folder: str
+    kind: Literal["b32", "l14"] = "l14"  # of DataComp's: by CLIP ViT-B/32 or ViT-L/14
+    logit_scale: PositiveFloat = 100.0  # CLIP's at the end of its training
+    uid_column: str = "uid"  # of clip-retrieval's metadata
 
 
 class Reference(Part):
+    """The model that pairs are measured against; it keeps its own logit_scale and logit_bias."""
+
     model: Model
-    checkpoint: str  # a checkpoint file, or a run directory: its newest checkpoint
+    checkpoint: str | None = None  # a checkpoint file, or a run directory: its newest; not with model.pretrained
     scores: str  # directory that `jest reference-scores` writes
+    online: bool = False  # embed in the learner, at every step, instead of reading scores
+    features: Features | None = None  # what to make the scores of, instead of embedding the pictures
+    scorers: list[Scorer] = Field(default=[])
     batch_size: PositiveInt = 256
+    precision: ForwardPrecision = "fp32"
+    compile: bool = False  # torch.compile of both towers
     n_actors: PositiveInt = 1
     gpus_per_actor: NonNegativeFloat = 0
+    logit_bias: float | None = None  # for sigmoid scores by a softmax-trained model, which has none
 
 
 class Selection(Part):
@@ -197,6 +127,15 @@ class Selection(Part):
     gain: PositiveFloat = 1.0  # 1.0 is the paper
     precision: Precision = "exact"  # fast: products of bfloat16
     image_size: PositiveInt | None = None  # pixels a side at which the learner scores; the model's own if not given
+
+
+class Subset(Part):
+    """What `jest select` writes: the pairs that fixed models would select of the whole catalogue."""
+
+    directory: str
+    learner: Reference | None = None  # the model in the learner's place, in the same keys; criterion easy needs none
+    cpus_per_task: PositiveFloat = 2  # a task selects from one super-batch
+    gpus_per_task: NonNegativeFloat = 0
 
 
 class Augmentation(Part):
@@ -252,6 +191,7 @@ class Run(Part):
     selection: Selection
     training: Training
     evaluation: Evaluation | None = None
+    subset: Subset | None = None
 
     @property
     def sub_batch_size(self) -> int:
@@ -272,6 +212,11 @@ class Run(Part):
     @property
     def uses_reference(self) -> bool:
         return self.selection.method != "uniform" and self.selection.criterion != "hard"
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether the reference's embeddings come from its score cache: it may embed in the learner, or not at all."""
+        return self.uses_reference and self.reference is not None and not self.reference.online
 
     def path(self, value: str) -> str:
         """A path of the run file as an absolute path or a URL."""
@@ -326,12 +271,32 @@ class Run(Part):
                 "data.decode late is for runs that score at a lower resolution; set selection.image_size, or decode "
                 "eager"
             )
+        if self.reference is not None:
+            found += _reference_problems("reference", self.reference)
+        if self.subset is not None and self.subset.learner is not None:
+            found += _reference_problems("subset.learner", self.subset.learner)
         if self.uses_reference and self.reference is None:
             found.append(
                 f"selection.method {self.selection.method!r} scores with a reference, and the run file has no "
                 "`reference` part; add one"
             )
         return found
+
+
+def _reference_problems(part: str, reference: Reference) -> list[str]:
+    found = []
+    given = [bool(x) for x in (reference.checkpoint, reference.model.pretrained, reference.features)]
+    if sum(given) != 1:
+        found.append(
+            f"{part} takes its weights from one of {part}.checkpoint, {part}.model.pretrained and {part}.features; "
+            f"{sum(given)} of them are given"
+        )
+    if reference.features and (reference.online or reference.scorers):
+        found.append(f"{part}.features are embeddings without a model: take out {part}.online and {part}.scorers")
+    names = [scorer.name for scorer in reference.scorers]
+    if taken := sorted({n for n in names if names.count(n) > 1 or n in SCORE_CACHE_COLUMNS}):
+        found.append(f"{part}.scorers: the names {', '.join(taken)} are taken; each needs one of its own")
+    return found
 
 
 def sources(shards: str | list[str]) -> list[str]:

@@ -32,6 +32,23 @@ def sigmoid_pair_losses(
     return -F.logsigmoid(signs * logits)
 
 
+def calibrated_bias(
+    image_embeddings: Float[Tensor, "n D"], text_embeddings: Float[Tensor, "n D"], logit_scale: float
+) -> float:
+    """The logit_bias at which the sigmoid loss of these pairs is least: a softmax-trained model has none.
+
+    There the sum over all n x n pairs of sigmoid(logit) is n, the number of matched ones; that sum grows with the bias,
+    so halving an interval finds it.
+    """
+    logits = logit_scale * image_embeddings @ text_embeddings.T
+    low, high = -2.0 * logit_scale - 50.0, 2.0 * logit_scale + 50.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_many = torch.sigmoid(logits + middle).sum(dtype=torch.float64).item() > len(logits)
+        low, high = (low, middle) if too_many else (middle, high)
+    return (low + high) / 2
+
+
 def softplus_sums(logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows"]:
     """The sum over each row of softplus(l) = log(1 + exp(l)), to about 1e-6 of it; overwrites its argument.
 

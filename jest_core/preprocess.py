@@ -40,9 +40,12 @@ class View:
     and not quite the same pixels: for pictures that are only looked at (`data.decode: late`).
     """
 
-    def __init__(self, image_size: int, *, reduced: bool = False) -> None:
+    def __init__(
+        self, image_size: int, *, interpolation: str = "bicubic", resize_mode: str = "shortest", reduced: bool = False
+    ) -> None:
         self.image_size, self.reduced = image_size, reduced
-        whole = image_transform(image_size, is_train=False)
+        self.interpolation, self.resize_mode = interpolation, resize_mode
+        whole = image_transform(image_size, is_train=False, interpolation=interpolation, resize_mode=resize_mode)
         # open_clip ends with ToTensor and Normalize, which `normalise` does on the device
         self.steps: list[Callable[[Image.Image], Image.Image]] = whole.transforms[:-2]
 
@@ -69,6 +72,10 @@ class View:
         except _DAMAGE as error:
             raise BadImage("damaged") from error
         return np.asarray(picture).transpose(2, 0, 1)
+
+    def smaller(self, image_size: int) -> "View":
+        """The same view at a lower resolution, by the decoder's own means where it has them."""
+        return View(image_size, interpolation=self.interpolation, resize_mode=self.resize_mode, reduced=True)
 
     def batch(
         self, images: Sequence[bytes | None], pool: Executor | None = None

@@ -58,19 +58,25 @@ ROW_GROUPS = pa.schema(
 )
 
 
-def score_cache(image_width: int, text_width: int) -> pa.Schema:
-    """<scores>/parts/00000.parquet: one row per row of the shard, in its order and its row groups."""
-    return pa.schema(
-        [
-            ("uid", pa.string()),
-            ("row", pa.int32()),
-            ("status", pa.string()),  # one of SLOT_STATUS, or dropped (by the catalogue); the rest is zero unless ok
-            ("image_embedding", pa.list_(pa.float16(), image_width)),  # unit norm
-            ("text_embedding", pa.list_(pa.float16(), text_width)),
-            ("matched_pair_loss", pa.float32()),  # sigmoid loss of the pair by the reference, nats
-            ("cosine", pa.float32()),
-        ]
+SCORE_CACHE_COLUMNS = ("uid", "row", "status", "image_embedding", "text_embedding", "matched_pair_loss", "cosine")
+
+
+def score_cache(width: int, scorers: Sequence[str] = ()) -> pa.Schema:
+    """<scores>/parts/00000.parquet: one row per row of the shard, in its order and its row groups.
+
+    width: of both embeddings; scorers: names of further columns.
+    """
+    types = (
+        pa.string(),
+        pa.int32(),
+        pa.string(),  # one of SLOT_STATUS, or dropped (by the catalogue); the rest is zero unless ok
+        pa.list_(pa.float16(), width),  # unit norm
+        pa.list_(pa.float16(), width),
+        pa.float32(),  # of the pair by the reference, nats: its sigmoid loss, or minus its logit if trained by softmax
+        pa.float32(),
     )
+    known = list(zip(SCORE_CACHE_COLUMNS, types, strict=True))
+    return pa.schema([*known, *((name, pa.float32()) for name in scorers)])
 
 
 # <scores>/row_groups.parquet: one row per row group of every shard

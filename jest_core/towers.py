@@ -5,11 +5,11 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import timm
@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 from jest_core.learnability import Embeddings, Loss
 from jest_core.preprocess import View, normalise, resize
+
+Colour = tuple[float, float, float]
+ForwardPrecision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
 
@@ -51,19 +55,25 @@ class Towers:
 
     model: Any  # an open_clip model: an nn.Module with encode_image, encode_text, logit_scale, logit_bias
     name: str
-    view: View
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    tokenizer: Any
-
-    def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
-        return self.tokenizer(captions)
+    inputs: "Inputs"
 
     @property
-    def input_fingerprint(self) -> str:
-        """What decides how images and captions are presented, in words."""
-        tokenizer = type(self.tokenizer).__name__
-        return f"{self.view!r}; mean {self.mean}; std {self.std}; {tokenizer} {self.tokenizer.context_length}"
+    def view(self) -> View:
+        return self.inputs.view
+
+    def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
+        return self.inputs.tokens(captions)
+
+    @property
+    def loss(self) -> Loss:
+        """What the model was made for: a sigmoid loss has a logit_bias and a softmax loss none."""
+        return "softmax" if self.model.logit_bias is None else "sigmoid"
+
+    def compile(self) -> None:
+        """torch.compile both towers, in place; the first batches take a minute."""
+        text = self.model.text if hasattr(self.model, "text") else self.model.transformer
+        self.model.visual.compile()
+        text.compile()
 
     @torch.no_grad()
     def embed(
@@ -73,27 +83,29 @@ class Towers:
         *,
         batch_size: int,
         image_size: int | None = None,
+        precision: ForwardPrecision = "fp32",
     ) -> Embeddings:
-        """Embeddings with the model's current weights, without gradients, in micro-batches of batch_size.
+        """Embeddings with the model's current weights, without gradients, in micro-batches of batch_size; float32.
 
-        image_size: pixels a side to which larger pictures are reduced first.
+        image_size: pixels a side to which larger pictures are reduced first. precision: of the forward pass (autocast).
         """
         was_training = self.model.training
         self.model.eval()
         device = next(self.model.parameters()).device
-        parts = [
-            (
-                self.model.encode_image(self.normalise(resize(images.to(device), image_size)), normalize=True),
-                self.model.encode_text(words.to(device), normalize=True),
-            )
-            for images, words in zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
-        ]
+        with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32"):
+            parts = [
+                (
+                    self.model.encode_image(self.normalise(resize(images.to(device), image_size)), normalize=True),
+                    self.model.encode_text(words.to(device), normalize=True),
+                )
+                for images, words in zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
+            ]
         self.model.train(was_training)
         image, text = (torch.cat(side) for side in zip(*parts, strict=True))
         return Embeddings(image.float(), text.float(), *self.scale_and_bias())
 
     def normalise(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
-        return normalise(pixels, self.mean, self.std)
+        return normalise(pixels, self.inputs.mean, self.inputs.std)
 
     def scale_and_bias(self) -> tuple[float, float]:
         """logit_scale (the multiplier) and logit_bias; a softmax model has no bias, and 0 stands for it."""
@@ -106,36 +118,77 @@ class Inputs:
     """How a model takes pictures and captions, without the model: for those who only prepare them."""
 
     view: View
+    mean: Colour
+    std: Colour
     tokenizer: Any
 
     def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
         return self.tokenizer(captions)
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides how images and captions are presented, in words."""
+        tokenizer = type(self.tokenizer).__name__
+        return f"{self.view!r}; mean {self.mean}; std {self.std}; {tokenizer} {self.tokenizer.context_length}"
 
-@lru_cache(maxsize=4)
-def inputs(name: str) -> Inputs:
-    """The view and the tokenizer of an open_clip model, by its configuration; kept for the process."""
+    def prepares_as(self, other: "Inputs") -> bool:
+        """Whether pixels and tokens are those of another model; mean and standard deviation are applied later."""
+        return replace(self, mean=other.mean, std=other.std).fingerprint == other.fingerprint
+
+
+def width(name: str) -> int:
+    """Of an open_clip model's embeddings."""
+    return int(open_clip.get_model_config(name)["embed_dim"])
+
+
+@lru_cache(maxsize=8)
+def inputs(
+    name: str,
+    pretrained: str | None = None,
+    mean: Colour | None = None,
+    std: Colour | None = None,
+    interpolation: str | None = None,
+    resize_mode: str | None = None,
+) -> Inputs:
+    """What an open_clip model takes, by its configuration and that of its pretrained tag; kept for the process.
+
+    What is given goes before what the tag says; without a tag, pixels are scaled to -1..1.
+    """
     config = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
+    if pretrained is not None and not open_clip.get_pretrained_cfg(name, pretrained):
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(
+            f"model.pretrained {pretrained!r} is no tag of {name}, which has {known}; a file goes into "
+            "reference.checkpoint"
+        )
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     size = config["vision_cfg"].get("image_size", 224)  # open_clip's own default
-    return Inputs(View(size[0] if isinstance(size, tuple | list) else size), open_clip.get_tokenizer(name))
+    view = View(
+        size[0] if isinstance(size, tuple | list) else size,
+        interpolation=interpolation or tag.get("interpolation", "bicubic"),
+        resize_mode=resize_mode or tag.get("resize_mode", "shortest"),
+    )
+    plain = (0.5, 0.5, 0.5)
+    colours = mean or tag.get("mean", plain), std or tag.get("std", plain)
+    return Inputs(view, *colours, open_clip.get_tokenizer(name))
 
 
-def create(
-    name: str,
-    *,
-    seed: int,
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-) -> Towers:
-    """An open_clip model by name with fresh weights from `seed`; refuses towers whose output depends on the batch."""
-    takes = inputs(name)
-    with torch.random.fork_rng(), _warnings_off():  # open_clip warns of weights that were never asked for
-        torch.manual_seed(seed)
-        model = open_clip.create_model(name, load_weights=False, output_dict=True)
+def create(name: str, *, seed: int, pretrained: str | None = None, takes: Inputs | None = None) -> Towers:
+    """An open_clip model by name with fresh weights from `seed`, or with those of a pretrained tag.
+
+    takes: its inputs, where not those of its configuration. Refuses towers whose output depends on the batch.
+    """
+    takes = takes or inputs(name, pretrained)
+    if pretrained is not None:
+        model = open_clip.create_model(name, pretrained, output_dict=True)
+    else:
+        with torch.random.fork_rng(), _warnings_off():  # open_clip warns of weights that were never asked for
+            torch.manual_seed(seed)
+            model = open_clip.create_model(name, load_weights=False, output_dict=True)
     refuse_batch_norm(model)
-    return Towers(model, name, takes.view, mean, std, takes.tokenizer)
+    return Towers(model, name, takes)
 
 
 @contextmanager

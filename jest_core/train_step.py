@@ -21,7 +21,7 @@ from jest_core.losses import sigmoid_loss, softmax_loss
 from jest_core.preprocess import augment
 from jest_core.selection import Selection
 from jest_core.spreading import spread
-from jest_core.towers import Towers
+from jest_core.towers import ForwardPrecision, Towers
 
 _REFUSED = 0x726566  # context of the keyed noise: "ref"
 
@@ -36,6 +36,8 @@ class Learner:
     wrapped: nn.Module  # the towers' model, inside DistributedDataParallel where there are several learners
     reference_scale_and_bias: tuple[float, float] | None  # of the cached embeddings; None for uniform selection
     prepare: Prepare
+    reference: Towers | None = None  # where it scores online, instead of from the cache
+    prepare_reference: Prepare | None = None  # its view, where that is not the learner's
     group: dist.ProcessGroup | None = None
 
     @property
@@ -76,8 +78,9 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
                 batch_size=learner.run.training.score_batch_size,
                 image_size=learner.run.selection.image_size,
             )
-        with _timed(seconds, "select"):
+        with _timed(seconds, "reference"):
             reference = _reference(learner, super_batch)
+        with _timed(seconds, "select"):
             chosen = _select(learner, super_batch, scored, reference, uids, occurrences, step)
         with _timed(seconds, "log"):
             picks, summary = _selection_log(learner.run, super_batch, chosen, scored, reference, step, learners)
@@ -97,7 +100,13 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
 
 
 def _reference(learner: Learner, super_batch: Examples) -> Embeddings | None:
-    """The cached reference embeddings of the super-batch; none for the hard-learner criterion."""
+    """The reference's embeddings of the super-batch, cached or computed; none for the hard-learner criterion."""
+    if learner.reference is not None:
+        seen = super_batch if learner.prepare_reference is None else learner.prepare_reference(super_batch.rows)
+        size, scale_and_bias = learner.run.training.score_batch_size, learner.reference_scale_and_bias
+        assert scale_and_bias is not None
+        found = learner.reference.embed(seen.pixels, seen.tokens, batch_size=size, precision=_precision(learner.run))
+        return Embeddings(found.image, found.text, *scale_and_bias)
     if (
         super_batch.reference_image is None
         or super_batch.reference_text is None
@@ -106,6 +115,10 @@ def _reference(learner: Learner, super_batch: Examples) -> Embeddings | None:
         return None
     image, text = super_batch.reference_image.to(learner.device), super_batch.reference_text.to(learner.device)
     return Embeddings(image, text, *learner.reference_scale_and_bias)
+
+
+def _precision(run: Run) -> ForwardPrecision:
+    return "fp32" if run.reference is None else run.reference.precision
 
 
 def _select(

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,17 @@ app = typer.Typer(
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", exists=False)]
+
+
+class What(StrEnum):
+    """What `export` writes."""
+
+    catalogue = "catalogue"
+    selection = "selection"
+    subset = "subset"
+    scores = "scores"
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the run file, such as selection.n_chunks=8."),
@@ -41,11 +53,63 @@ def catalogue(run_file: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def reference_scores(run_file: RunFile, overrides: Overrides = None) -> None:
+def reference_scores(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Embed a sample of a finished cache again, and compare; writes nothing.")
+    ] = False,
+) -> None:
     """Embed every kept pair once with the reference, and cache the embeddings beside the shards."""
     from pipelines import reference_scores as stage
 
+    run = _load(run_file, overrides)
+    stage.verify(run) if verify else stage.run_stage(run)
+
+
+@app.command()
+def thresholds(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    column: Annotated[
+        str, typer.Option(help="Of the score cache: cosine, matched_pair_loss, or a scorer's.")
+    ] = "cosine",
+    truth: Annotated[str, typer.Option(help="A column of the shards that is empty where a pair is clean.")] = "",
+    output: Annotated[str, typer.Option(help="Where to write the page.")] = "thresholds.html",
+) -> None:
+    """A page to choose a threshold by: the scores' distribution, and what each threshold just keeps and just drops."""
+    from pipelines import curation as stage
+
+    stage.run_stage(_load(run_file, overrides), column, truth or None, output)
+
+
+@app.command()
+def select(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Select from the whole catalogue offline, by fixed learner and reference: a static subset."""
+    from pipelines import subset as stage
+
     stage.run_stage(_load(run_file, overrides))
+
+
+@app.command()
+def export(
+    run_file: RunFile,
+    what: Annotated[
+        What, typer.Argument(metavar="catalogue|selection|subset|scores", help="What of the run to write.")
+    ],
+    output: Annotated[
+        str,
+        typer.Argument(help=".npy: a DataComp subset; .parquet: a list of uids; for scores, a clip-retrieval folder."),
+    ],
+    overrides: Overrides = None,
+    distinct: Annotated[
+        bool, typer.Option("--distinct", help="Each uid once, not as often as it was kept or selected.")
+    ] = False,
+) -> None:
+    """Write what a run kept, selected or embedded in the formats of other tools."""
+    from pipelines import export as stage
+
+    stage.run_stage(_load(run_file, overrides), what.value, output, distinct=distinct)
 
 
 @app.command()

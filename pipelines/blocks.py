@@ -17,4 +17,4 @@ def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     """A column of k fixed-size lists -> (k, width) array."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

@@ -8,7 +8,7 @@ shards.parquet and row_groups.parquet (what a run's order is made of), index/ fo
 import json
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from jest_core import tables
-from jest_core.config import DuplicateRule, Run, SimilarityRule
+from jest_core.config import Run
 from jest_core.order import Order
+from jest_core.rules import DuplicateRule, ScoreRule
 from pipelines import cluster, progress, rules, storage
 from pipelines.shards import Shard, open_shard, part_name
 from pipelines.tars import write_index
@@ -46,6 +47,10 @@ class Catalogue:
     def row_groups(self) -> pa.Table:
         """tables.ROW_GROUPS"""
         return storage.open_parquet(f"{self.directory}/row_groups.parquet").read()
+
+    def row_group_sizes(self, shard: int) -> list[int]:
+        sizes: list[int] = self.row_groups.filter(pc.equal(self.row_groups["shard"], shard))["rows"].to_pylist()
+        return sizes
 
     def place(self, number: int) -> "Place":
         return Place(number, self.shards["path"][number].as_py(), self.directory, self.manifest["index"])
@@ -101,6 +106,12 @@ def open_catalogue(directory: str) -> Catalogue:
     return Catalogue(directory, storage.finished(directory, "catalogue", "run `jest catalogue` first"))
 
 
+@lru_cache(maxsize=2)
+def held_catalogue(directory: str) -> Catalogue:
+    """The same for a task: a worker's process keeps it, and what was read of it, for its next task."""
+    return open_catalogue(directory)
+
+
 def run_stage(run: Run) -> Catalogue:
     """Write the catalogue of data.shards. A second run does the shards that are missing."""
     directory = run.path(run.data.catalogue)
@@ -126,6 +137,7 @@ def run_stage(run: Run) -> Catalogue:
     progress.say("catalogue", f"{len(paths):,} shards, rules {names}: reading metadata only")
     cluster.connect()
     cluster.data_context()
+    run = rules.with_thresholds(run)
     index = parent.manifest["index"] if parent else f"{directory}/index"
     described = _catalogue_shards(run, paths, directory, index, parent)
     if run.data.rules and isinstance(run.data.rules[-1], DuplicateRule):
@@ -153,6 +165,7 @@ def run_stage(run: Run) -> Catalogue:
         counts=dict(sorted(counts.items())),
         index=index,
         shards_fingerprint=storage.fingerprint([line["fingerprint"] for line in lines]),
+        rules=[rule.model_dump() for rule in run.data.rules],
         lineage=[*parent.manifest["lineage"], parent.manifest["fingerprint"]] if parent else [],
     )
     progress.say("catalogue", audit(manifest["counts"]))
@@ -162,7 +175,7 @@ def run_stage(run: Run) -> Catalogue:
 def _check_scores(run: Run, parent: Catalogue | None) -> None:
     """A score cache lines up, row by row, with the catalogue it was made for and those that refine it."""
     for rule in run.data.rules:
-        if not (isinstance(rule, SimilarityRule) and rule.scores):
+        if not (isinstance(rule, ScoreRule) and rule.scores):
             continue
         scores = storage.finished(run.path(rule.scores), "reference-scores", "run `jest reference-scores` first")
         made_for = scores["config"]["catalogue"]
@@ -200,8 +213,7 @@ def _catalogue_shard(item: dict[str, Any], run: Run, lists: dict[str, Any], pare
     if not item["done"]:
         if place.path.endswith(".tar") and parent is None:
             write_index(place.path, f"{place.index}/{part_name(place.number)}")
-        fs, inner = storage.filesystem(place.path)
-        size = int(fs.size(inner))  # before it is read: what changes meanwhile is noticed by its uids
+        size = storage.size(place.path)  # before it is read: what changes meanwhile is noticed by its uids
         shard = place.open(run.data.columns)
         held = {name: ray.get(reference) for name, reference in lists.items()}
         before = Place(place.number, place.path, parent, place.index) if parent else None

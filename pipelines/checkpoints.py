@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from jest_core import towers
+from jest_core.config import Reference, Run
+from jest_core.towers import Towers
 from pipelines import storage
 
 _PREFIX, _SUFFIX = "step_", ".pt"
@@ -26,6 +28,15 @@ def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
     sink = io.BytesIO()
     torch.save(content, sink)
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
+
+
+def load_reference(run: Run, spec: Reference) -> Towers:
+    """A reference model with the weights of its checkpoint or its pretrained tag, in evaluation mode."""
+    reference = spec.model.create(seed=0)
+    if spec.checkpoint is not None:
+        towers.load_weights(reference, read(run.path(spec.checkpoint)))
+    reference.model.eval()
+    return reference
 
 
 def read(path: str) -> dict[str, Any]:

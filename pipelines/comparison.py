@@ -125,7 +125,7 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
     """What the reference's training, and its one pass over the catalogue, cost; where it is among the runs."""
     if run.run.reference is None or run.run.selection.method == "uniform":
         return 0.0
-    reference = runs.get(run.run.path(run.run.reference.checkpoint))
+    reference = runs.get(run.run.path(run.run.reference.checkpoint or ""))
     if reference is None:
         return float("nan")
     cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")

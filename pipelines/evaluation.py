@@ -34,7 +34,7 @@ def run_stage(run: Run) -> list[dict[str, Any]]:
     results = read_results(directory)
     todo = [step for step in steps if step not in {line["step"] for line in results}]
     if todo:
-        pair = towers.create(run.model.name, seed=0, mean=run.model.image_mean, std=run.model.image_std)
+        pair = run.model.create(seed=0)
         if torch.cuda.is_available():
             pair.model.cuda()
         tasks = json.loads(storage.read_bytes(run.path(run.evaluation.classes))) if run.evaluation.classes else {}
@@ -119,7 +119,7 @@ _held: dict[tuple[str, ...], _Held] = {}  # evaluation sets are small and serve 
 
 def _load(run: Run, spec: EvaluationSet, pair: Towers) -> _Held:
     paths = storage.expand(run_files.sources(spec.shards), run.path(""))
-    key = (pair.input_fingerprint, *paths)
+    key = (pair.inputs.fingerprint, *paths)
     if key not in _held:
         images: list[bytes | None] = []
         captions: list[str] = []

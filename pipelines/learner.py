@@ -35,7 +35,7 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
         )
         return manifest
-    pair = towers.create(run.model.name, seed=0)
+    pair = run.model.create(seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     towers.refuse_image_size(pair, run.selection.image_size)
     costs = step_costs(run)
@@ -89,12 +89,15 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def step_costs(run: Run) -> dict[str, float]:
     """FLOPs of a step of this run, as executed, with the scoring forward reused, and by part."""
-    pair = towers.create(run.model.name, seed=0)
+    pair = run.model.create(seed=0)
     forward, score_forward = flops.forward_flops(pair), flops.forward_flops(pair, run.selection.image_size)
     widths: tuple[int, ...] = ()
     if run.selection.method != "uniform":
         scorers = [run.model.name, *([run.reference.model.name] if run.uses_reference and run.reference else [])]
-        widths = tuple(_embed_dim(name) for name in scorers)
+        widths = tuple(towers.width(name) for name in scorers)
+    reference_forward = 0.0
+    if run.uses_reference and not run.reads_scores and run.reference is not None:
+        reference_forward = flops.forward_flops(run.reference.model.create(seed=0))
     reusable = forward if score_forward == forward else 0.0  # of a forward at another resolution nothing is
     n_chunks = 1 if run.selection.method == "independent" else run.selection.n_chunks
     step = flops.training_flops(
@@ -103,6 +106,7 @@ def step_costs(run: Run) -> dict[str, float]:
         super_batch_size=run.super_batch_size,
         n_chunks=n_chunks,
         widths=widths,
+        reference_forward=reference_forward,
         score_forward=score_forward,
     )
     return {
@@ -216,7 +220,7 @@ def _learn(settings: dict[str, Any]) -> None:
 
 def _create(run: Run, source: super_batches.Source, device: torch.device, group: dist.ProcessGroup | None) -> Learner:
     config = run.training
-    pair = towers.create(run.model.name, seed=run.seed, mean=run.model.image_mean, std=run.model.image_std)
+    pair = run.model.create(run.seed)
     pair.model.to(device=device, memory_format=torch.channels_last)
     optimizer = optim.adamw(
         pair.model,
@@ -226,16 +230,40 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
+    reference, prepare_reference, scale_and_bias = None, None, source.scale_and_bias
+    if run.uses_reference and not run.reads_scores:
+        assert run.reference is not None
+        reference = checkpoints.load_reference(run, run.reference)
+        reference.model.to(device=device, memory_format=torch.channels_last)
+        scale_and_bias = _online_scale_and_bias(run, reference)
+        if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):
+            prepare_reference = functools.partial(super_batches.prepare, inputs=reference.inputs, pool=_decoders())
     wrapped = pair.model if group is None else torch.nn.parallel.DistributedDataParallel(pair.model)
     return Learner(
         run,
         pair,
         optimizer,
         wrapped,
-        source.scale_and_bias,
-        functools.partial(super_batches.prepare, model=run.model.name, pool=_decoders()),
+        scale_and_bias,
+        functools.partial(super_batches.prepare, inputs=pair.inputs, pool=_decoders()),
+        reference,
+        prepare_reference,
         group,
     )
+
+
+def _online_scale_and_bias(run: Run, reference: towers.Towers) -> tuple[float, float]:
+    """The reference's own; of a softmax-trained one, the bias that the run file gives where it is needed."""
+    assert run.reference is not None
+    scale, bias = reference.scale_and_bias()
+    if reference.loss == "softmax" and run.selection.loss == "sigmoid":
+        if run.reference.logit_bias is None:
+            raise ValueError(
+                f"the reference {reference.name} has no logit_bias, which selection.loss sigmoid needs: give "
+                "reference.logit_bias, or let `jest reference-scores` find one (reference.online: false)"
+            )
+        bias = run.reference.logit_bias
+    return scale, bias
 
 
 def _decoders() -> ThreadPoolExecutor:
@@ -297,12 +325,6 @@ def _metrics(
         **{f"jest/{name}_time": value for name, value in result.seconds.items()},
     }
     return {k: v for k, v in line.items() if v == v}  # NaN is no JSON: what was not computed is left out
-
-
-def _embed_dim(name: str) -> int:
-    import open_clip
-
-    return int(open_clip.get_model_config(name)["embed_dim"])
 
 
 def _arrow(fs: Any) -> Any:

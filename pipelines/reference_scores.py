@@ -1,34 +1,36 @@
 """Catalogue + reference model -> score cache: every kept pair embedded once, one part per shard.
 
 Ray Data reads and decodes in tasks, embeds in an actor pool, and stores fragments; when a shard's fragments are
-complete they become its part, row for row beside the shard. What is cached are embeddings, because the loss of a pair
-depends on which others are in the batch.
+complete they become its part. What is cached are embeddings, because the loss of a pair depends on which others are in
+the batch.
 """
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
 
 from jest_core import config as run_files
-from jest_core import tables, towers
-from jest_core.config import Run
+from jest_core import scorers, tables, towers
+from jest_core.config import Reference, Run
 from jest_core.learnability import matched_losses
+from jest_core.scorers import Batch
 from jest_core.towers import Towers
-from pipelines import blocks, checkpoints, cluster, progress, storage
-from pipelines.catalogue import Catalogue, Place, open_catalogue
-from pipelines.shards import part_name
+from pipelines import blocks, checkpoints, cluster, features, progress, score_cache, storage
+from pipelines.catalogue import Catalogue, held_catalogue, open_catalogue
+from pipelines.stopwatch import Stopwatch
 
-PRECISION = "float32 forward, float16 embeddings"
-_DESCRIPTION = b"jest.scores"  # in a part's metadata: its counts, its row groups' slots, its bad rows
-_BLOCK_ROWS = 1024  # rows decoded at once: bounds a block's bytes, whatever the row groups are
+_ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between two machines
+_BLOCK_BYTES = 64 << 20  # of pixels that travel together
 
 
 def run_stage(run: Run) -> dict[str, Any]:
@@ -38,241 +40,260 @@ def run_stage(run: Run) -> dict[str, Any]:
     """
     if run.reference is None:
         raise ValueError("the run file has no `reference` part: nothing to score with")
+    return score(run, run.reference)
+
+
+def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str, Any]:
+    """The same by any model: `jest select` scores with the learner's checkpoint too."""
     catalogue = open_catalogue(run.path(run.data.catalogue))
-    reference = load_reference(run)
-    scale, bias = reference.scale_and_bias()
-    config = {
-        "catalogue": catalogue.manifest["fingerprint"],
-        "model": reference.name,
-        "weights": towers.weights_hash(reference.model),
-        "preprocessing": reference.input_fingerprint,
-        "precision": PRECISION,
-        "logit_scale": scale,
-        "logit_bias": bias,
-    }
-    directory = run.path(run.reference.scores)
-    if (manifest := storage.begin(directory, "reference-scores", config)) is not None:
-        progress.say("reference-scores", f"already at {directory}: {_summary(manifest)}")
+    if spec.features is not None:
+        return features.run_stage(run, spec, catalogue)
+    reference = checkpoints.load_reference(run, spec)
+    config = _config(spec, catalogue, reference)
+    directory = run.path(spec.scores)
+    if (manifest := storage.begin(directory, score_cache.STAGE, config)) is not None:
+        progress.say(label, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
-    done = set(storage.names(f"{directory}/parts", ".parquet"))
-    todo = [i for i in range(len(catalogue.shards)) if part_name(i) not in done]
+    todo = score_cache.missing(directory, catalogue)
     progress.say(
-        "reference-scores",
-        f"{reference.name} embeds the kept pairs of {len(catalogue.shards):,} shards ({len(done):,} done)",
+        label,
+        f"{reference.name} embeds the kept pairs of {len(catalogue.shards):,} shards "
+        f"({len(catalogue.shards) - len(todo):,} done)",
     )
     cluster.connect()
     cluster.data_context()
-    if todo:
-        _embed_shards(run, catalogue, todo, directory)
-    manifest = _finish(directory, catalogue, config)
-    progress.say("reference-scores", _summary(manifest))
+    if len(todo):
+        _embed_shards(run, spec, catalogue, todo, config, label)
+    manifest = score_cache.finish_calibrated(run, directory, catalogue, config)
+    progress.say(label, score_cache.summary(manifest))
     return manifest
 
 
-def load_reference(run: Run) -> Towers:
-    """The run's reference model with the weights of its checkpoint, in evaluation mode."""
-    assert run.reference is not None
-    spec = run.reference.model
-    reference = towers.create(spec.name, seed=0, mean=spec.image_mean, std=spec.image_std)
-    towers.load_weights(reference, checkpoints.read(run.path(run.reference.checkpoint)))
-    reference.model.eval()
-    return reference
-
-
-def _embed_shards(run: Run, catalogue: Catalogue, todo: list[int], directory: str) -> None:
-    assert run.reference is not None
-    places = {i: catalogue.place(i) for i in todo}
-    sizes: dict[int, list[int]] = {i: [] for i in todo}
-    for shard, rows in zip(*(catalogue.row_groups[name].to_pylist() for name in ("shard", "rows")), strict=True):
-        if shard in sizes:
-            sizes[shard].append(rows)
-    rows_left = {i: sum(sizes[i]) for i in todo}
-    units = [
-        {"place": places[i], "row_group": g, "first_row": sum(sizes[i][:g])}
-        for i in todo
-        for g, rows in enumerate(sizes[i])
-        if rows
-    ]
-    merges = [_merge.remote(directory, places[i], [], sizes[i], 1.0) for i in todo if not rows_left[i]]
-    text = run_files.dump(run)
-    stage = (
-        ray.data.from_items(units, override_num_blocks=len(units))
-        .map_batches(_read_and_decode, batch_size=1, batch_format="numpy", fn_kwargs={"run_text": text})  # type: ignore[arg-type]
-        .map_batches(
-            _Embedder,
-            fn_constructor_args=(text, directory),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=run.reference.n_actors),
-            num_cpus=1,
-            num_gpus=run.reference.gpus_per_actor,
-        )
+def verify(run: Run, n_pairs: int = 256) -> None:
+    """Embed a sample of a finished cache again, and compare. Raises ValueError where more than rounding differs."""
+    if run.reference is None or run.reference.features is not None:
+        raise ValueError("--verify embeds again, which needs a `reference` part with a model")
+    spec, catalogue = run.reference, open_catalogue(run.path(run.data.catalogue))
+    directory, reference = run.path(spec.scores), checkpoints.load_reference(run, spec)
+    score_cache.opened(directory)
+    storage.begin(directory, score_cache.STAGE, _config(spec, catalogue, reference))
+    groups = catalogue.row_groups.filter(pc.greater(catalogue.row_groups["slots"], 0))
+    generator, left = np.random.default_rng(run.seed), n_pairs
+    furthest = {"image": 0.0, "text": 0.0, "loss": 0.0}
+    for i in generator.permutation(len(groups)):
+        shard, number = (groups[name][int(i)].as_py() for name in ("shard", "row_group"))
+        rows, _, captions, images = _read(run, shard, number)
+        picked = np.sort(generator.permutation(len(rows))[: min(left, 1 + n_pairs // 8)])
+        columns = ["status", "image_embedding", "text_embedding", "matched_pair_loss"]
+        cached = score_cache.read(directory, catalogue.place(shard), number, columns).take(pa.array(rows[picked]))
+        pixels, status = reference.view.batch(images.take(pa.array(picked)).to_pylist())
+        if cached["status"].to_pylist() != np.array(tables.SLOT_STATUS)[status].tolist():
+            raise ValueError(
+                f"{catalogue.place(shard).path}, row group {number}: other pictures decode than in {directory}"
+            )
+        tokens = reference.tokens([captions[j] for j in picked])
+        found = reference.embed(torch.from_numpy(pixels), tokens, batch_size=spec.batch_size, precision=spec.precision)
+        ok = status == 0
+        for side, new in (("image", found.image), ("text", found.text)):
+            old = blocks.unpack(cached[f"{side}_embedding"]).astype(np.float32)
+            distances = 1 - (old * new.numpy()).sum(1)[ok] / np.maximum(np.linalg.norm(old, axis=1)[ok], 1e-12)
+            furthest[side] = max(furthest[side], float(distances.max(initial=0.0)))
+        losses = matched_losses(found, reference.loss).numpy() - cached["matched_pair_loss"].to_numpy()
+        furthest["loss"] = max(furthest["loss"], float(np.abs(losses[ok]).max(initial=0.0)))
+        left -= len(picked)
+        if not left:
+            break
+    told = (
+        f"{n_pairs - left} pairs embedded again: 1 - cosine to what is cached is at most {furthest['image']:.1e} "
+        f"(image) and {furthest['text']:.1e} (text), the matched-pair loss differs by at most {furthest['loss']:.1e}"
     )
-    fragments: dict[int, list[str]] = defaultdict(list)
-    with progress.bar("reference-scores", sum(rows_left.values()), "pairs") as advance:
-        for report in stage.iter_rows():
-            shard, rows = report["shard"], report["rows"]
-            fragments[shard].append(report["fragment"])
-            rows_left[shard] -= rows
-            advance(rows)
-            if not rows_left[shard]:
-                arguments = fragments.pop(shard), sizes[shard], run.data.max_bad_share
-                merges.append(_merge.remote(directory, places[shard], *arguments))
-        ray.get(merges)
+    if max(furthest["image"], furthest["text"]) > _ROUNDING[spec.precision]:
+        raise ValueError(f"{directory} is not what {reference.name} gives: {told}")
+    progress.say(score_cache.STAGE, told)
 
 
-def _read_and_decode(unit: dict[str, np.ndarray], run_text: str) -> Iterator[pa.Table]:
-    """A row group -> blocks of decoded rows; rows that the catalogue drops or that do not decode stay, marked."""
-    run = run_files.load(run_text)
-    assert run.reference is not None
-    inputs = towers.inputs(run.reference.model.name)
-    place, row_group, first_row = unit["place"][0], int(unit["row_group"][0]), int(unit["first_row"][0])
-    uids, is_kept, captions, images = _read(run, place, row_group)
-    for start in range(0, len(uids), _BLOCK_ROWS):
-        part = slice(start, min(start + _BLOCK_ROWS, len(uids)))
-        encoded = images.slice(part.start, part.stop - part.start).to_pylist()
-        pixels, status = inputs.view.batch(
-            [data if keep else None for data, keep in zip(encoded, is_kept[part], strict=True)]
+def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> dict[str, Any]:
+    """What decides the cache's content: another value of these makes another cache."""
+    return {
+        "catalogue": catalogue.manifest["fingerprint"],
+        "model": reference.name,
+        "weights": towers.weights_hash(reference.model),
+        "preprocessing": reference.inputs.fingerprint,
+        "precision": f"{spec.precision} forward, float16 embeddings",
+        "loss": reference.loss,
+        "logit_scale": reference.scale_and_bias()[0],
+        "logit_bias": reference.scale_and_bias()[1] if reference.loss == "sigmoid" else spec.logit_bias,
+        "width": towers.width(reference.name),
+        "scorers": [scorer.model_dump() for scorer in spec.scorers],
+    }
+
+
+def _embed_shards(
+    run: Run, spec: Reference, catalogue: Catalogue, todo: NDArray[np.int64], config: dict[str, Any], label: str
+) -> None:
+    """Read and decode -> embed -> store fragments -> a part a shard, all at once on the cluster."""
+    directory = run.path(spec.scores)
+    groups = catalogue.row_groups.to_pydict()
+    shards, numbers, rows, slots = (np.array(groups[n]) for n in ("shard", "row_group", "rows", "slots"))
+    units = np.flatnonzero(np.isin(shards, todo) & (slots > 0))
+    first_rows = np.cumsum(rows) - rows
+    first_rows -= first_rows[np.searchsorted(shards, shards)]  # within the shard
+    held = ray.put(np.stack([shards[units], numbers[units], first_rows[units]], 1))
+    units_left = np.bincount(shards[units], minlength=len(catalogue.shards))
+    rows_left: dict[int, int] = {}  # of units that are under way
+    text, spec_text = run_files.dump(run), spec.model_dump_json()
+    session = f"{directory}/fragments/{uuid.uuid4().hex}"  # of this run: another may write the same cache
+    parts = score_cache.Parts(run, directory, config)
+    for shard in todo[units_left[todo] == 0].tolist():
+        parts.write(shard, [])
+    rates = Stopwatch(("read", "decode", "embed", "write"), "embed", spec.n_actors)
+    if len(units):
+        stage = (
+            ray.data.range(len(units), override_num_blocks=min(len(units), 5_000))
+            .map_batches(_read_and_decode, batch_size=1, fn_args=(held, text, spec_text))  # type: ignore[arg-type]
+            .map_batches(
+                _Embedder,
+                fn_constructor_args=(text, spec_text),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=spec.n_actors),
+                num_cpus=1,
+                num_gpus=spec.gpus_per_actor,
+            )
+            .map_batches(_store, batch_size=None, batch_format="pyarrow", fn_args=(session,))  # type: ignore[arg-type]
         )
-        yield pa.table(
+        fragments: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        with progress.bar(label, int(slots[units].sum()), "pairs") as advance:
+            for report in stage.iter_rows():
+                unit = report["unit"]
+                shard = int(shards[units[unit]])
+                rates.add(report)
+                fragments[shard].append((report["first_row"], report["path"]))
+                rows_left[unit] = rows_left.get(unit, report["unit_rows"]) - report["rows"]
+                if rows_left[unit]:
+                    continue
+                del rows_left[unit]
+                advance(int(slots[units[unit]]), note=rates.note())
+                units_left[shard] -= 1
+                if not units_left[shard]:
+                    parts.write(shard, fragments.pop(shard))
+        progress.say(label, rates.summary())
+    parts.wait()
+
+
+def _read_and_decode(batch: dict[str, np.ndarray], held: Any, run_text: str, spec_text: str) -> Iterator[pa.Table]:
+    """One row group -> blocks of its kept rows, decoded and tokenised."""
+    run, spec = run_files.load(run_text), Reference.model_validate_json(spec_text)
+    unit = int(batch["id"][0])
+    shard, row_group, first_row = ray.get(held)[unit].tolist()
+    inputs = spec.model.inputs()
+    started = time.perf_counter()
+    rows, uids, captions, images = _read(run, shard, row_group)
+    read_seconds = time.perf_counter() - started
+    step = max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        started = time.perf_counter()
+        pixels, status = inputs.view.batch(images.slice(start, step).to_pylist())
+        tokens = inputs.tokens(captions[part]).numpy()
+        block = pa.table(
             {
-                "shard": pa.array(np.full(len(status), place.number)),
-                "row": pa.array(np.arange(first_row + part.start, first_row + part.stop), pa.int32()),
+                "row": pa.array(rows[part] + first_row, pa.int32()),
                 "uid": uids[part],
-                "status": np.where(is_kept[part], np.array(tables.SLOT_STATUS)[status], "dropped"),
+                "status": np.array(tables.SLOT_STATUS)[status],
+                "caption": captions[part],
                 "pixels": blocks.pack(pixels),
-                "tokens": blocks.pack(inputs.tokens(captions[part]).numpy()),
+                "tokens": blocks.pack(tokens),
             }
         )
+        told = {
+            "unit": unit,
+            "unit_rows": len(rows),
+            "shard": shard,
+            "read": read_seconds if start == 0 else 0.0,
+            "decode": time.perf_counter() - started,
+        }
+        yield _tell(block, told)
+
+
+def _tell(block: pa.Table, values: dict[str, float]) -> pa.Table:
+    """Columns that say one thing of a whole block."""
+    for name, value in values.items():
+        block = block.append_column(name, pa.array(np.full(len(block), value)))
+    return block
 
 
 @storage.retried
-def _read(run: Run, place: Place, row_group: int) -> tuple[list[str], NDArray[np.bool_], list[str], pa.Array]:
-    """A row group's uids, which of its rows are kept, captions, and encoded images."""
-    shard = place.open(run.data.columns)
-    is_kept = place.aligned(shard, row_group) > 0
-    return shard.uids(row_group), is_kept, shard.captions(row_group), shard.images(row_group)
+def _read(run: Run, shard: int, row_group: int) -> tuple[NDArray[np.int64], list[str], list[str], pa.Array]:
+    """The kept rows of a row group: their numbers in it, uids, captions, and encoded images."""
+    place = held_catalogue(run.path(run.data.catalogue)).place(shard)
+    opened = place.open(run.data.columns)
+    rows = np.flatnonzero(place.aligned(opened, row_group) > 0)
+    uids, captions = opened.uids(row_group), opened.captions(row_group)
+    images = opened.images(row_group).take(pa.array(rows))
+    return rows, [uids[i] for i in rows], [captions[i] for i in rows], images
 
 
 class _Embedder:
-    """An actor that holds the reference on its device: a block of decoded rows -> a stored fragment, and its report."""
+    """An actor that holds the reference on its device: a block of decoded rows -> the cache's columns of them."""
 
-    def __init__(self, run_text: str, directory: str) -> None:
-        run = run_files.load(run_text)
-        assert run.reference is not None
-        self.reference, self.batch_size, self.directory = load_reference(run), run.reference.batch_size, directory
-        if run.reference.gpus_per_actor:
+    def __init__(self, run_text: str, spec_text: str) -> None:
+        run, self.spec = run_files.load(run_text), Reference.model_validate_json(spec_text)
+        self.reference = checkpoints.load_reference(run, self.spec)
+        if self.spec.gpus_per_actor:
             self.reference.model.cuda()
+        if self.spec.compile:
+            self.reference.compile()
+        self.scorers = {s.name: scorers.create(s.scorer, _resolved(run, s.options)) for s in self.spec.scorers}
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        columns: dict[str, Any] = {name: block[name] for name in ("uid", "row", "status")}
+        for name, value in self._embed(block).items():
+            columns[name] = blocks.pack(value) if value.ndim > 1 else value
+        table = pa.table(columns).cast(tables.score_cache(towers.width(self.reference.name), list(self.scorers)))
+        told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode")}
+        return _tell(table, told | {"embed": time.perf_counter() - started})
+
+    def _embed(self, block: pa.Table) -> dict[str, NDArray[Any]]:
+        """Embeddings and scores of a block's rows; zeros where the image did not decode."""
         size = self.reference.view.image_size
-        ok = np.flatnonzero(np.array(block["status"].to_pylist()) == "ok")
+        status = np.array(block["status"].to_pylist(), dtype=object)
+        ok = np.flatnonzero(status == "ok")
+        pixels = torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size))
         found = self.reference.embed(
-            torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size)),
+            pixels,
             torch.from_numpy(blocks.unpack(block["tokens"])[ok]),
-            batch_size=self.batch_size,
+            batch_size=self.spec.batch_size,
+            precision=self.spec.precision,
         )
         values = {
-            "image_embedding": found.image.half(),
-            "text_embedding": found.text.half(),
-            "matched_pair_loss": matched_losses(found).float(),
-            "cosine": (found.image * found.text).sum(1),
+            "image_embedding": found.image.half().cpu().numpy(),
+            "text_embedding": found.text.half().cpu().numpy(),
+            "matched_pair_loss": matched_losses(found, self.reference.loss).float().cpu().numpy(),
+            "cosine": (found.image * found.text).sum(1).cpu().numpy(),
         }
-        columns: dict[str, Any] = {name: block[name] for name in ("uid", "row", "status")}
+        if self.scorers:
+            captions = block["caption"].to_pylist()
+            batch = Batch(pixels, [captions[i] for i in ok], found.image, found.text)
+            values |= {name: scorer(batch) for name, scorer in self.scorers.items()}
+        out = {name: np.zeros((len(block), *value.shape[1:]), value.dtype) for name, value in values.items()}
         for name, value in values.items():
-            rows = np.zeros((len(block), *value.shape[1:]), dtype=value.cpu().numpy().dtype)
-            rows[ok] = value.cpu().numpy()
-            columns[name] = blocks.pack(rows) if rows.ndim > 1 else rows
-        table = pa.table(columns).cast(tables.score_cache(found.image.shape[1], found.text.shape[1]))
-        shard, row = block["shard"][0].as_py(), block["row"][0].as_py()
-        fragment = f"{self.directory}/fragments/{shard:05d}-{row:09d}.parquet"
-        storage.write_table(fragment, table)
-        return pa.table({"shard": [shard], "rows": [len(table)], "fragment": [fragment]})
+            out[name][ok] = value
+        return out
 
 
-@ray.remote(num_cpus=1)
-@storage.retried
-def _merge(
-    directory: str, place: Place, fragments: list[str], row_group_sizes: list[int], max_bad_share: float
-) -> None:
-    """A shard's fragments -> its part, described in its metadata; the fragments go when the part is there."""
-    fragments = sorted(fragments)
-    found = [storage.open_parquet(path).read() for path in fragments]
-    table = pa.concat_tables(found) if found else tables.score_cache(1, 1).empty_table()
-    status = np.array(table["status"].to_pylist(), dtype=object)
-    counts = Counter(status.tolist())
-    n_kept = len(table) - counts["dropped"]
-    if n_bad(counts) > max_bad_share * n_kept:
-        raise ValueError(
-            f"{place.path}: {n_bad(counts)} of {n_kept} kept rows do not decode ({_reasons(counts)}), more than "
-            f"data.max_bad_share {max_bad_share}; drop them with a rule of the catalogue, or raise the share"
-        )
-    groups = []
-    start = 0
-    for number, size in enumerate(row_group_sizes):
-        ok = status[start : start + size] == "ok"
-        groups.append((int(ok.sum()), int(place.rows(number)[1][ok].sum())))
-        start += size
-    bad = np.flatnonzero((status != "ok") & (status != "dropped")).tolist()
-    description = {
-        "counts": counts,
-        "groups": groups,
-        "bad_rows": [(table["uid"][i].as_py(), i, status[i]) for i in bad],
-    }
-    table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(description).encode()})
-    storage.write_table(f"{directory}/parts/{part_name(place.number)}", table, row_group_sizes)
-    for path in fragments:
-        storage.remove(path)
+def _resolved(run: Run, options: dict[str, Any]) -> dict[str, Any]:
+    """A scorer's options; its path as every path of the run file."""
+    return options | ({"path": run.path(options["path"])} if "path" in options else {})
 
 
-def _finish(directory: str, catalogue: Catalogue, config: dict[str, Any]) -> dict[str, Any]:
-    """What the parts say of themselves -> row_groups.parquet, bad_rows.parquet, and the manifest."""
-    n_shards = len(catalogue.shards)
-    stage = ray.data.from_items(
-        [{"number": i, "part": f"{directory}/parts/{part_name(i)}"} for i in range(n_shards)],
-        override_num_blocks=min(n_shards, 1000),
-    ).map(_described)
-    described = {row["number"]: json.loads(row["description"]) for row in stage.iter_rows()}
-    counts: Counter[str] = Counter()
-    groups, bad_rows = [], []
-    for shard in range(n_shards):
-        counts.update(described[shard]["counts"])
-        groups += [(shard, g, ok, slots) for g, (ok, slots) in enumerate(described[shard]["groups"])]
-        bad_rows += [(-1, uid, shard, row, reason) for uid, row, reason in described[shard]["bad_rows"]]
-    for name, rows, schema in (("row_groups", groups, tables.SCORED), ("bad_rows", bad_rows, tables.BAD_ROWS)):
-        columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-        storage.write_table(f"{directory}/{name}.parquet", table)
-    fingerprint = catalogue.manifest["shards_fingerprint"]
-    return storage.finish(
-        directory, "reference-scores", config, shards_fingerprint=fingerprint, counts=dict(sorted(counts.items()))
-    )
-
-
-@storage.retried
-def _described(item: dict[str, Any]) -> dict[str, Any]:
-    metadata = storage.open_parquet(item["part"]).schema_arrow.metadata
-    return {"number": item["number"], "description": metadata[_DESCRIPTION].decode()}
-
-
-def good_slots(directory: str) -> NDArray[np.int64]:
-    """Of each row group of the catalogue: the slots of its rows that decoded."""
-    slots: NDArray[np.int64] = storage.open_parquet(f"{directory}/row_groups.parquet").read()["slots"].to_numpy()
-    return slots
-
-
-def n_bad(counts: Mapping[str, int]) -> int:
-    """Kept rows that did not decode."""
-    return sum(n for status, n in counts.items() if status not in ("ok", "dropped"))
-
-
-def _reasons(counts: Mapping[str, int]) -> str:
-    bad = [(reason, n) for reason, n in counts.items() if reason not in ("ok", "dropped")]
-    return ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad, key=lambda item: -item[1]))
-
-
-def _summary(manifest: dict[str, Any]) -> str:
-    counts, config = manifest["counts"], manifest["config"]
-    temperature = f"logit_scale {config['logit_scale']:.2f}, logit_bias {config['logit_bias']:.2f}"
-    bad = f"{n_bad(counts):,} bad" + (f" ({_reasons(counts)})" if n_bad(counts) else "")
-    return f"{counts.get('ok', 0):,} pairs scored, {bad}; {temperature}"
+def _store(block: pa.Table, session: str) -> pa.Table:
+    """Write an embedded block as a fragment of its shard's part, and report it."""
+    told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode", "embed")}
+    first_row = block["row"][0].as_py()
+    path = f"{session}/{told['shard']:05d}-{first_row:09d}.parquet"
+    started = time.perf_counter()
+    storage.retried(storage.write_table)(path, block.drop_columns(list(told)))
+    told |= {"write": time.perf_counter() - started, "rows": len(block), "first_row": first_row, "path": path}
+    return pa.table({name: [value] for name, value in told.items()})

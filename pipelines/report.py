@@ -1,7 +1,5 @@
 """The report stage: run directories -> one page with the table, the curves, what was selected, and what it cost."""
 
-import base64
-import io
 from importlib.resources import files
 from typing import Any
 
@@ -9,27 +7,14 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 from jinja2 import Environment
-from PIL import Image
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from jest_core import config as run_files
-from pipelines import comparison, progress, selection_log, storage
+from pipelines import comparison, pictures, progress, selection_log, storage
 from pipelines.catalogue import open_catalogue
 from pipelines.comparison import Finished
 
-_COLOURS = (
-    "#4269d0",
-    "#efb118",
-    "#ff725c",
-    "#6cc5b0",
-    "#3ca951",
-    "#ff8ab7",
-    "#a463f2",
-    "#97bbf5",
-    "#9c6b4e",
-    "#9498a0",
-)
 _THUMBNAILS = 12  # in each row of the grids
 
 
@@ -49,7 +34,7 @@ def run_stage(run_dirs: list[str], output: str) -> None:
         note=comparison.NOTE,
         columns=table.columns,
         rows=table.rows,
-        charts=[(title, _html(chart)) for title, chart in charts],
+        charts=[(title, pictures.html(chart)) for title, chart in charts],
         grids=[(run.name, grids(run)) for run in selecting],
     )
     output = run_files.join("", output)
@@ -68,7 +53,7 @@ def curves(runs: list[Finished]) -> go.Figure:
         subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(3)],
         vertical_spacing=0.25 / len(columns),
     )
-    used = {run.run.path(run.run.reference.checkpoint) for run in runs if run.run.reference}
+    used = {run.run.path(run.run.reference.checkpoint or "") for run in runs if run.run.reference}
     compared = [run for run in runs if run.directory not in used]
     for r, (key, metric, _) in enumerate(columns, 1):
         for c, (title, field) in enumerate(axes, 1):
@@ -76,7 +61,7 @@ def curves(runs: list[Finished]) -> go.Figure:
                 found = run.curve(key, metric)
                 x = [line[field] if field else line["step"] * run.manifest["flops_step"] / 1e12 for line, _ in found]
                 y = [100 * value for _, value in found]
-                colour = _COLOURS[i % len(_COLOURS)]
+                colour = pictures.COLOURS[i % len(pictures.COLOURS)]
                 figure.add_scatter(
                     x=x,
                     y=y,
@@ -103,7 +88,7 @@ def learnability_chart(runs: list[Finished]) -> go.Figure:
             ("sub_batch_matched_score", "solid", "selected"),
             ("super_batch_matched_score", "dot", "offered"),
         ):
-            line = {"color": _COLOURS[i % len(_COLOURS)], "dash": dash}
+            line = {"color": pictures.COLOURS[i % len(pictures.COLOURS)], "dash": dash}
             figure.add_scatter(
                 x=steps["step"].to_numpy(), y=steps[field].to_numpy(), name=f"{run.name}, {label}", line=line
             )
@@ -123,7 +108,7 @@ def share_chart(run: Finished, n_bins: int = 20) -> go.Figure:
         used = np.unique(bins)
         share = [100 * np.mean(names[bins == b] == name) for b in used]
         x = [steps[bins == b].mean() for b in used]
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = pictures.COLOURS[i % len(pictures.COLOURS)]
         figure.add_scatter(x=x, y=share, name=name, line={"color": colour}, legendgroup=name)
         figure.add_scatter(
             x=[x[0], x[-1]],
@@ -172,35 +157,8 @@ def grids(run: Finished) -> list[dict[str, Any]]:
     return out
 
 
-def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
-    tiles = []
-    for row in rows:
-        shard = catalogue.place(row["shard"]).open(run.run.data.columns)
-        group, inside = 0, row["row"]
-        while inside >= shard.row_group_sizes[group]:
-            inside -= shard.row_group_sizes[group]
-            group += 1
-        image, caption = shard.images(group)[inside].as_py(), shard.captions(group)[inside]
-        score = row["learner_loss"] - row["reference_loss"]
-        tiles.append(
-            {"image": _thumbnail(image), "caption": caption, "score": f"{score:.1f}" if score == score else ""}
-        )
-    return tiles
-
-
-def _thumbnail(data: bytes, side: int = 64) -> str:
-    """A data URL of a small picture, decoded and encoded again."""
-    with Image.open(io.BytesIO(data)) as image:
-        picture = image.convert("RGB")
-    picture.thumbnail((side, side))
-    sink = io.BytesIO()
-    picture.save(sink, "PNG")
-    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
-
-
-def _html(figure: go.Figure) -> str:
-    figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 60, "b": 50})
-    return str(
-        figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False})
-    )
+    scores = [row["learner_loss"] - row["reference_loss"] for row in rows]
+    notes = [f"{score:.1f}" if score == score else "" for score in scores]
+    return pictures.tiles(run.run, catalogue, [(row["shard"], row["row"]) for row in rows], notes)

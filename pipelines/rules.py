@@ -1,23 +1,24 @@
 """The rules of a catalogue: a row group's metadata -> which of its rows each rule keeps."""
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from jest_core import tables
-from jest_core.config import (
+from jest_core.config import Run
+from jest_core.rules import (
     CaptionRule,
     DenyRule,
     DuplicateRule,
     LanguageRule,
     NsfwRule,
     Rule,
-    Run,
+    ScoreRule,
     SimilarityRule,
     SizeRule,
     StatusRule,
@@ -25,8 +26,9 @@ from jest_core.config import (
     UnsafeRule,
     WatermarkRule,
 )
-from pipelines import storage
+from pipelines import storage, uid_lists
 from pipelines.shards import Shard, clean, part_name
+from pipelines.thresholds import threshold
 
 Multiplicity = NDArray[np.int32]  # of each row: how often an epoch it comes; 0 where a rule drops it
 List = NDArray[np.uint64]  # (n,) sorted hashes of a deny-list, or (2, n) halves of the sorted uids of a subset
@@ -43,6 +45,22 @@ def load_lists(run: Run) -> dict[str, List]:
     return lists
 
 
+def with_thresholds(run: Run) -> Run:
+    """The run with its shares of best scores turned into the thresholds that keep them."""
+    rules = [
+        rule
+        if not (isinstance(rule, ScoreRule) and rule.scores and rule.keep_share)
+        else rule.model_copy(
+            update={
+                "keep_share": None,
+                "at_least": threshold(run.path(rule.scores), rule.column, rule.keep_share),
+            }
+        )
+        for rule in run.data.rules
+    ]
+    return run.model_copy(update={"data": run.data.model_copy(update={"rules": rules})})
+
+
 def _name(rule: DenyRule | SubsetRule) -> str:
     return f"{rule.rule} {rule.by if isinstance(rule, DenyRule) else 'uid'} {rule.file}"
 
@@ -50,7 +68,7 @@ def _name(rule: DenyRule | SubsetRule) -> str:
 def deny_list(path: str, by: str) -> List:
     """Sorted 64-bit hashes of the entries of a deny-list (text, Parquet, or .npy of uids)."""
     if path.endswith(".npy"):
-        high, low = _read_npy(path).T
+        high, low = uid_lists.from_npy(path).T
         entries: Sequence[str] = tables.uid_to_hex(high, low)
     elif path.endswith(".parquet"):
         column = storage.open_parquet(path).read().column(0)
@@ -61,18 +79,10 @@ def deny_list(path: str, by: str) -> List:
 
 
 def subset(path: str) -> List:
-    """Sorted uids (2, n) of a DataComp subset file, or of the kept rows of a finished catalogue; repeats stay."""
-    if path.endswith(".npy"):
-        uids = _read_npy(path)
-    else:
-        storage.finished(path, "catalogue", "give the rule `subset` a .npy file, or a finished catalogue")
-        parts = [
-            storage.open_parquet(f"{path}/parts/{name}").read(columns=["uid", "multiplicity"])
-            for name in storage.names(f"{path}/parts", ".parquet")
-        ]
-        repeated = [np.repeat(_uids(p["uid"].to_pylist()), p["multiplicity"].to_numpy(), axis=0) for p in parts]
-        uids = np.concatenate([np.empty((0, 2), np.uint64), *repeated])
-    return np.ascontiguousarray(uids[np.lexsort((uids[:, 1], uids[:, 0]))].T)
+    """Sorted uids (2, n) of a DataComp subset file, of a finished catalogue's kept rows, or of what `jest select`
+    selected; repeats stay."""
+    uids = uid_lists.from_npy(path) if path.endswith(".npy") else uid_lists.read(path)
+    return np.ascontiguousarray(uid_lists.ordered(uids).T)
 
 
 def apply(
@@ -105,12 +115,14 @@ def apply(
         case CaptionRule():
             captions = shard.captions(row_group)
             keep = [len(c.split()) >= rule.min_words and len(c) >= rule.min_characters for c in captions]
-        case SimilarityRule(scores=None):
+        case SimilarityRule() | ScoreRule(scores=None):
+            assert rule.at_least is not None
             keep = shard.numbers(row_group, rule.column) >= rule.at_least
-        case SimilarityRule():
-            cached = storage.open_parquet(str(scores)).read_row_group(row_group, columns=["status", "cosine"])
+        case ScoreRule():
+            cached = storage.open_parquet(str(scores)).read_row_group(row_group, columns=["status", rule.column])
             scored = np.array(cached["status"].to_pylist(), dtype=object) == "ok"
-            keep = scored & (cached["cosine"].to_numpy() >= rule.at_least)
+            assert rule.at_least is not None  # with_thresholds has seen to it
+            keep = scored & (cached[rule.column].to_numpy() >= rule.at_least)
         case SubsetRule():
             return _times(_uids(uids), lists[_name(rule)]).astype(np.int32)
         case DuplicateRule():
@@ -127,7 +139,7 @@ def duplicate_keys(rule: DuplicateRule, shard: Shard, row_group: int, uids: list
 
 
 def scores_part(rule: Rule, run: Run, shard: int) -> str | None:
-    if isinstance(rule, SimilarityRule) and rule.scores is not None:
+    if isinstance(rule, ScoreRule) and rule.scores is not None:
         return f"{run.path(rule.scores)}/parts/{part_name(shard)}"
     return None
 
@@ -146,17 +158,6 @@ def _language_model(model_file: str | None) -> Callable[[str], str]:
         LangDetectConfig(custom_model_path=model_file, normalize_input=False, max_input_length=None, model="lite")
     )
     return lambda text: str((detector.detect(text.replace("\n", " "), model="lite", k=1) or [{"lang": ""}])[0]["lang"])
-
-
-def _read_npy(path: str) -> List:
-    """A DataComp subset file as (n, 2). Raises ValueError where it is none."""
-    try:
-        array = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy file: {error}") from error
-    if array.ndim != 1 or array.dtype != np.dtype("u8,u8"):
-        raise ValueError(f"{path} has dtype {array.dtype} and {array.ndim} dimensions; a subset is (n,) of u8,u8")
-    return np.stack([array["f0"], array["f1"]], axis=1)
 
 
 def _key(value: str, by: str) -> bytes:

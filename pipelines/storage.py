@@ -43,6 +43,12 @@ def exists(path: str) -> bool:
     return bool(fs.exists(inner))
 
 
+def size(path: str) -> int:
+    """Bytes."""
+    fs, inner = filesystem(path)
+    return int(fs.size(inner))
+
+
 def read_bytes(path: str) -> bytes:
     fs, inner = filesystem(path)
     data: bytes = fs.cat_file(inner)
@@ -83,6 +89,12 @@ def remove(path: str) -> None:
     fs, inner = filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(inner)
+
+
+def remove_tree(directory: str) -> None:
+    fs, inner = filesystem(directory)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(inner, recursive=True)
 
 
 def expand(patterns: Sequence[str], root: str) -> list[str]:
@@ -179,6 +191,15 @@ def finish(directory: str, stage: str, config: dict[str, Any], **results: Any) -
     manifest["fingerprint"] = fingerprint(manifest)
     write_json(f"{directory}/{MANIFEST}", manifest)
     return manifest
+
+
+def manifest(directory: str) -> dict[str, Any]:
+    """A stage's manifest, finished or not. Raises FileNotFoundError where no stage has written there."""
+    path = f"{directory}/{MANIFEST}"
+    if not exists(path):
+        raise FileNotFoundError(f"{directory} holds no {MANIFEST}: no stage has written there")
+    found: dict[str, Any] = read_json(path)
+    return found
 
 
 def finished(directory: str, stage: str, remedy: str) -> dict[str, Any]:

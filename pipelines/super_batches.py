@@ -24,14 +24,14 @@ import ray.data
 import torch
 
 from jest_core import config as run_files
-from jest_core import tables, towers
-from jest_core.config import Run, SimilarityRule
+from jest_core import tables
+from jest_core.config import Run
 from jest_core.examples import Examples
 from jest_core.order import Order, Piece, Window
-from jest_core.preprocess import View
-from pipelines import blocks, cluster, reference_scores, storage
+from jest_core.rules import ScoreRule
+from jest_core.towers import Inputs
+from pipelines import blocks, cluster, score_cache, storage
 from pipelines.catalogue import Catalogue, Place, open_catalogue
-from pipelines.shards import part_name
 
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
 _DATA_CPUS = 2  # concurrent read tasks of one learner
@@ -49,25 +49,20 @@ class Source:
 def open_source(run: Run) -> Source:
     """Read the manifests. Raises where a stage has not run, or the cache belongs to another catalogue."""
     found = open_catalogue(run.path(run.data.catalogue))
-    if not run.uses_reference:
+    if not run.reads_scores:
         return Source(found.order(run), found, None)
     assert run.reference is not None
     directory = run.path(run.reference.scores)
-    scores = storage.finished(directory, "reference-scores", "run `jest reference-scores` first")
-    config = scores["config"]
-    if config["catalogue"] not in (found.manifest["fingerprint"], *found.manifest["lineage"]):
-        raise ValueError(
-            f"{directory} was scored for another catalogue than {run.data.catalogue}, and for none that it refines: "
-            "run `jest reference-scores` into a new directory"
-        )
-    scale_and_bias = (config["logit_scale"], config["logit_bias"])
-    if config["catalogue"] == found.manifest["fingerprint"]:
-        return Source(found.order(run, reference_scores.good_slots(directory)), found, scale_and_bias)
-    by_scores = any(isinstance(rule, SimilarityRule) and rule.scores for rule in run.data.rules)
-    if reference_scores.n_bad(scores["counts"]) and not by_scores:
+    scores = score_cache.opened(directory)
+    score_cache.refuse_other(scores, found, directory)
+    scale_and_bias = score_cache.scale_and_bias(scores)
+    if scores["config"]["catalogue"] == found.manifest["fingerprint"]:
+        return Source(found.order(run, score_cache.good_slots(directory)), found, scale_and_bias)
+    by_scores = any(isinstance(rule, ScoreRule) and rule.scores for rule in run.data.rules)
+    if score_cache.n_bad(scores["counts"]) and not by_scores:
         raise ValueError(
             f"{directory} found rows that do not decode, and {run.data.catalogue} may keep them: refine with a rule "
-            "{rule: similarity, scores: ..., at_least: -1}, which drops what was not scored"
+            "{rule: score, scores: ..., at_least: -1}, which drops what was not scored"
         )
     return Source(found.order(run), found, scale_and_bias)
 
@@ -99,7 +94,7 @@ def stream(
                 buffers[window.stream].append(block.slice(late))
             parts.append(_pop(buffers[s], m))
         table = pa.concat_tables(parts).slice(low - mine.start * m, share)
-        yield _examples(table, image_size, run.uses_reference)
+        yield _examples(table, image_size, run.reads_scores)
 
 
 def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) -> Iterator[tuple[Window, pa.Table]]:
@@ -157,11 +152,11 @@ def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
     run, window, places = run_files.load(run_text), batch["window"][0], batch["places"][0]
     pieces = [_read_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
-    inputs = towers.inputs(run.model.name)
+    inputs = run.model.inputs()
     view = inputs.view
     if run.data.decode == "late":
         assert run.selection.image_size is not None
-        view = View(run.selection.image_size, reduced=True)
+        view = view.smaller(run.selection.image_size)
     pixels, status = view.batch(table["image"].to_pylist())
     tokens = inputs.tokens(table["caption"].to_pylist()).numpy()
     return (
@@ -177,9 +172,10 @@ def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
     shard = place.open(run.data.columns)
     multiplicity = place.aligned(shard, piece.row_group)
     cached = None
-    if run.uses_reference:
+    if run.reads_scores:
         assert run.reference is not None
-        cached = _cached(f"{run.path(run.reference.scores)}/parts/{part_name(piece.shard)}", place, piece.row_group)
+        columns = ["status", "image_embedding", "text_embedding"]
+        cached = score_cache.read(run.path(run.reference.scores), place, piece.row_group, columns)
         multiplicity = np.where(pc.equal(cached["status"], "ok").to_numpy(), multiplicity, 0)
     try:
         rows, occurrences = piece.rows(multiplicity, epoch)
@@ -190,7 +186,7 @@ def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
     uids, captions, images = shard.uids(piece.row_group), shard.captions(piece.row_group), shard.images(piece.row_group)
     high, low = tables.uid_from_hex([uids[i] for i in rows])
     picked = images.take(pa.array(rows))
-    columns: dict[str, Any] = {
+    values: dict[str, Any] = {
         "uid_high": high,
         "uid_low": low,
         "occurrence": occurrences,
@@ -201,7 +197,7 @@ def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
         "content": [_content(data) for data in picked.to_pylist()],
     }
     without_status = pa.schema([field for field in tables.EXAMPLE if field.name != "status"])
-    table = pa.table(columns).cast(without_status)
+    table = pa.table(values).cast(without_status)
     if cached is None:
         return table
     cached = cached.take(pa.array(rows))
@@ -210,26 +206,13 @@ def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
     )
 
 
-def _cached(part: str, place: Place, row_group: int) -> pa.Table:
-    """The score cache's rows beside those of a row group."""
-    columns = ["uid", "status", "image_embedding", "text_embedding"]
-    cached = storage.open_parquet(part).read_row_group(row_group, columns=columns)
-    if cached["uid"].to_pylist() != place.rows(row_group)[0]:
-        raise ValueError(
-            f"the score cache does not line up with {place.path}, row group {row_group}: score it again into a new "
-            "directory"
-        )
-    return cached
-
-
 def _content(image: bytes | None) -> int:
     """A 64-bit hash of an image's bytes, signed."""
     return int.from_bytes(hashlib.blake2b(image or b"", digest_size=8).digest(), "little", signed=True)
 
 
-def prepare(table: pa.Table, model: str, pool: Executor | None = None) -> Examples:
+def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:
     """Decode and tokenise encoded rows: what came from another learner, and in `late` mode all that was selected."""
-    inputs = towers.inputs(model)
     pixels, _ = inputs.view.batch(table["image"].to_pylist(), pool)
     return Examples(table, torch.from_numpy(pixels), inputs.tokens(table["caption"].to_pylist()))
 

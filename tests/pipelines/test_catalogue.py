@@ -126,7 +126,7 @@ def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_run, shar
         "training.examples_trained=16",
         "data.refines=catalogue",
         "data.catalogue=refined",
-        f"data.rules=[{{rule: similarity, scores: scores, at_least: {middle}}}]",
+        f"data.rules=[{{rule: score, scores: scores, at_least: {middle}}}]",
     )
     child = catalogue.run_stage(child_run)
     assert child.manifest["counts"]["kept"] == pytest.approx(parent.manifest["counts"]["kept"] / 2, abs=1)
@@ -143,7 +143,7 @@ def test_a_score_cache_of_another_catalogue_sets_no_threshold(make_run):
     run = make_run("joint")
     make_reference(run)
     catalogue.run_stage(run)
-    rule = "data.rules=[{rule: similarity, scores: scores, at_least: 0}]"
+    rule = "data.rules=[{rule: score, scores: scores, at_least: 0}]"
     with pytest.raises(FileNotFoundError, match="run `jest reference-scores` first"):
         catalogue.run_stage(make_run("joint", rule, "data.catalogue=c1", "data.refines=catalogue"))
     reference_scores.run_stage(run)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from jest_core import towers
-from pipelines import blocks, catalogue, checkpoints, reference_scores, storage, super_batches
+from pipelines import blocks, catalogue, checkpoints, reference_scores, score_cache, storage, super_batches
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -95,7 +95,7 @@ def test_rows_that_do_not_decode_are_counted_and_leave_the_order(make_run, shard
     assert len(bad) >= 6
     assert set(logged["reason"].to_pylist()) <= {"damaged", "no_image"}
     assert all(len(uid) == 32 for uid in logged["uid"].to_pylist())
-    assert reference_scores.n_bad(manifest["counts"]) == len(bad)
+    assert score_cache.n_bad(manifest["counts"]) == len(bad)
     source = super_batches.open_source(run)
     assert source.order.n_rows == manifest["counts"]["ok"]
     size = pair.view.image_size
@@ -110,7 +110,7 @@ def test_too_many_bad_rows_fail_with_the_counts(make_run, shards, tmp_path):
     run = make_run("joint", "data.max_bad_share=0.05", source=damaged(shards, tmp_path / "d", 30))
     make_reference(run)
     catalogue.run_stage(run)
-    with pytest.raises(Exception, match=r"kept rows do not decode \(.*30.*\), more than data\.max_bad_share 0\.05"):
+    with pytest.raises(Exception, match=r"kept rows are bad \(.*30.*\), more than data\.max_bad_share 0\.05"):
         reference_scores.run_stage(run)
 
 

@@ -1,0 +1,83 @@
+"""Further scores of a pair, computed beside its embeddings: text quality, image quality, or what a user plugs in.
+
+A scorer is a factory: called once with its options, it gives a function of a `Batch`. The catalogue's rule `score`
+sets thresholds on what it wrote (section 5 of the paper: alignment, text quality, and aesthetic filters).
+"""
+
+import importlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs whose image decoded, with the reference's unit-norm embeddings of them."""
+
+    pixels: UInt8[Tensor, "B 3 H W"]  # the reference's view
+    captions: list[str]
+    image: Float[Tensor, "B D"]
+    text: Float[Tensor, "B D"]
+
+
+Score = Callable[[Batch], NDArray[np.float32]]  # (B,), higher is better
+
+
+def create(scorer: str, options: Mapping[str, Any]) -> Score:
+    """A scorer by name, or by package.module:factory. Raises ValueError where there is none of that name."""
+    known: dict[str, Callable[..., Score]] = {"fasttext": fasttext, "linear_head": linear_head}
+    if scorer in known:
+        return known[scorer](**options)
+    module, _, factory = scorer.partition(":")
+    try:
+        made: Callable[..., Score] = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"scorer {scorer!r} is none of {', '.join(known)}, and no package.module:factory that can be imported: "
+            f"{error}"
+        ) from error
+    return made(**options)
+
+
+def fasttext(path: str, label: str) -> Score:
+    """Probability of a label by a fastText classifier of captions, a .bin or .ftz file."""
+    try:
+        import fasttext as library  # from fasttext-predict: pip install jest[language]
+    except ImportError as error:
+        raise ValueError("the scorer `fasttext` needs `pip install jest[language]`") from error
+    model = library.load_model(fsspec.open_local(path if "://" not in path else f"simplecache::{path}"))
+
+    def score(batch: Batch) -> NDArray[np.float32]:
+        lines = [caption.replace("\n", " ") for caption in batch.captions]
+        found = [dict(zip(*model.predict(line, k=-1), strict=True)) for line in lines]
+        return np.array([by_label.get(label, 0.0) for by_label in found], dtype=np.float32)
+
+    return score
+
+
+def linear_head(path: str, on: str = "image") -> Score:
+    """A linear layer on the reference's unit-norm embeddings (on: image or text), as LAION's aesthetic predictors are.
+
+    path: a state dictionary with `weight` (1, D) and `bias` (1,).
+    """
+    if on not in ("image", "text"):
+        raise ValueError(f"linear_head: on {on!r} is neither image nor text")
+    with fsspec.open(path, "rb") as file:
+        state = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+    head = nn.Linear(state["weight"].shape[1], 1)
+    head.load_state_dict(state)
+
+    @torch.no_grad()
+    def score(batch: Batch) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = head((batch.image if on == "image" else batch.text).float().cpu())[:, 0].numpy()
+        return values
+
+    return score
