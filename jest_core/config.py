@@ -15,13 +15,13 @@ from pydantic import (
     field_validator,
 )
 
-from jest_core import towers
 from jest_core.learnability import Criterion, Loss, Precision
 from jest_core.optim import Schedule
 from jest_core.rules import BASIC_FILTER, Part, Rule
 from jest_core.selection import Draw
 from jest_core.tables import SCORE_CACHE_COLUMNS
-from jest_core.towers import ForwardPrecision, Inputs, Towers
+
+ForwardPrecision = Literal["fp32", "bf16", "fp16"]  # of a forward pass: float32, or autocast to the other
 
 
 class Data(Part):
@@ -72,14 +72,6 @@ class Model(Part):
     image_std: tuple[float, float, float] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
-
-    def inputs(self) -> Inputs:
-        """How it takes pictures and captions."""
-        shown = (self.image_mean, self.image_std, self.interpolation, self.resize_mode)
-        return towers.inputs(self.name, self.pretrained, *shown)
-
-    def create(self, seed: int) -> Towers:
-        return towers.create(self.name, seed=seed, pretrained=self.pretrained, takes=self.inputs())
 
 
 class Scorer(Part):

@@ -1,7 +1,6 @@
 """The two towers: an open_clip model as learner or as frozen reference, pixels and tokens -> unit-norm embeddings."""
 
 import hashlib
-import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import timm
@@ -19,11 +18,11 @@ from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
+from jest_core.config import ForwardPrecision, Model
 from jest_core.learnability import Embeddings, Loss
 from jest_core.preprocess import View, normalise, resize
 
 Colour = tuple[float, float, float]
-ForwardPrecision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
@@ -172,7 +171,11 @@ def inputs(
     )
     plain = (0.5, 0.5, 0.5)
     colours = mean or tag.get("mean", plain), std or tag.get("std", plain)
-    return Inputs(view, *colours, open_clip.get_tokenizer(name))
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except ImportError as error:
+        raise ValueError(f"the tokenizer of {name} needs another package: {error}") from error
+    return Inputs(view, *colours, tokenizer)
 
 
 def create(name: str, *, seed: int, pretrained: str | None = None, takes: Inputs | None = None) -> Towers:
@@ -189,6 +192,17 @@ def create(name: str, *, seed: int, pretrained: str | None = None, takes: Inputs
             model = open_clip.create_model(name, load_weights=False, output_dict=True)
     refuse_batch_norm(model)
     return Towers(model, name, takes)
+
+
+def inputs_of(model: Model) -> Inputs:
+    """How a run file's model takes pictures and captions."""
+    shown = (model.image_mean, model.image_std, model.interpolation, model.resize_mode)
+    return inputs(model.name, model.pretrained, *shown)
+
+
+def build(model: Model, seed: int) -> Towers:
+    """A run file's model, with weights from `seed` or those of its tag."""
+    return create(model.name, seed=seed, pretrained=model.pretrained, takes=inputs_of(model))
 
 
 @contextmanager
@@ -239,12 +253,6 @@ def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:
     """Take the weights of an open_clip checkpoint dictionary; names may start with `module.`."""
     state = checkpoint.get("state_dict", checkpoint)
     towers.model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
-
-
-def read_checkpoint(data: bytes) -> dict[str, Any]:
-    """Tensors and plain values only: a checkpoint from an untrusted place cannot run code."""
-    checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return checkpoint
 
 
 def weights_hash(model: nn.Module) -> str:

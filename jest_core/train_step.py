@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from jest_core import noise, optim, selection, tables
 from jest_core.collectives import Learners
-from jest_core.config import Run
+from jest_core.config import ForwardPrecision, Run
 from jest_core.examples import Examples, Prepare, exchange, mask_duplicates
 from jest_core.learnability import Embeddings, matched_losses
 from jest_core.losses import sigmoid_loss, softmax_loss
 from jest_core.preprocess import augment
 from jest_core.selection import Selection
 from jest_core.spreading import spread
-from jest_core.towers import ForwardPrecision, Towers
+from jest_core.towers import Towers
 
 _REFUSED = 0x726566  # context of the keyed noise: "ref"
 

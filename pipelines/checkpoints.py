@@ -5,9 +5,6 @@ from typing import Any
 
 import torch
 
-from jest_core import towers
-from jest_core.config import Reference, Run
-from jest_core.towers import Towers
 from pipelines import storage
 
 _PREFIX, _SUFFIX = "step_", ".pt"
@@ -30,15 +27,6 @@ def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
 
 
-def load_reference(run: Run, spec: Reference) -> Towers:
-    """A reference model with the weights of its checkpoint or its pretrained tag, in evaluation mode."""
-    reference = spec.model.create(seed=0)
-    if spec.checkpoint is not None:
-        towers.load_weights(reference, read(run.path(spec.checkpoint)))
-    reference.model.eval()
-    return reference
-
-
 def read(path: str) -> dict[str, Any]:
     """A checkpoint file, or a run directory's newest. Tensors and plain values only: nothing in it can run."""
     if not path.endswith(_SUFFIX):
@@ -48,4 +36,5 @@ def read(path: str) -> dict[str, Any]:
                 f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file"
             )
         path = path_of(path, found[-1])
-    return towers.read_checkpoint(storage.read_bytes(path))
+    checkpoint: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
+    return checkpoint

@@ -15,7 +15,7 @@ from jest_core import config as run_files
 from jest_core.config import Run
 from pipelines import cluster, pictures, progress, score_cache, storage
 from pipelines.catalogue import Catalogue, open_catalogue
-from pipelines.thresholds import threshold
+from pipelines.thresholds import thresholds
 
 STAGE = "thresholds"
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)  # kept
@@ -42,7 +42,7 @@ def run_stage(run: Run, column: str, truth: str | None, output: str) -> None:
     catalogue = _scored(run, directory)
     cluster.connect()
     cluster.data_context()
-    limits = {share: threshold(directory, column, share) for share in SHARES}
+    limits = dict(zip(SHARES, thresholds(directory, column, SHARES), strict=True))
     sample = _sample(run, catalogue, directory, column, truth)
     charts = [("How the scores are spread", histogram(sample, limits))]
     if sample.clean is not None:
@@ -54,7 +54,6 @@ def run_stage(run: Run, column: str, truth: str | None, output: str) -> None:
                 f"the best {share:.0%} by {column} (at least {limit:.3f}): {precision:.1%} clean against "
                 f"{sample.clean.mean():.1%} of all, {recall:.1%} of the clean kept",
             )
-    moments = [_moment(run, catalogue, sample, share, limit) for share, limit in limits.items()]
     template = Environment(autoescape=True).from_string((files("pipelines") / "curation.html.j2").read_text())
     page = template.render(
         plotly=get_plotlyjs(),
@@ -62,7 +61,7 @@ def run_stage(run: Run, column: str, truth: str | None, output: str) -> None:
         n=len(sample.score),
         n_shards=min(_PARTS, len(catalogue.shards)),
         charts=[(title, pictures.html(chart)) for title, chart in charts],
-        moments=moments,
+        moments=_moments(run, catalogue, sample, limits),
     )
     output = run_files.join("", output)
     storage.write_bytes(output, page.encode())
@@ -149,18 +148,26 @@ def histogram(sample: Sample, limits: dict[float, float]) -> go.Figure:
     return figure
 
 
-def _moment(run: Run, catalogue: Catalogue, sample: Sample, share: float, limit: float) -> dict[str, Any]:
-    """Examples that a threshold just keeps, and just drops."""
+def _moments(run: Run, catalogue: Catalogue, sample: Sample, limits: dict[float, float]) -> list[dict[str, Any]]:
+    """Of each threshold: examples that it just keeps, and just drops."""
     order = np.argsort(sample.score, kind="stable")
-    border = int(np.searchsorted(sample.score[order], limit, "left"))
-    sides = {
-        "just kept": order[border : border + _TILES],
-        "just dropped": order[max(0, border - _TILES) : border][::-1],
-    }
-    rows = []
-    for label, picked in sides.items():
-        places = [(int(sample.shard[i]), int(sample.row[i])) for i in picked]
-        notes = [f"{sample.score[i]:.3f}" for i in picked]
-        rows.append((label, pictures.tiles(run, catalogue, places, notes)))
-    n_kept = len(order) - border
-    return {"share": f"{share:.0%}", "limit": f"{limit:.3f}", "kept": n_kept, "dropped": border, "rows": rows}
+    borders = np.searchsorted(sample.score[order], list(limits.values()), "left").tolist()
+    kept = [order[border : border + _TILES] for border in borders]
+    dropped = [order[max(0, border - _TILES) : border][::-1] for border in borders]
+    shown = np.unique(np.concatenate(kept + dropped))
+    places = list(zip(sample.shard[shown].tolist(), sample.row[shown].tolist(), strict=True))
+    pictured = pictures.tiles(run, catalogue, places, [f"{score:.3f}" for score in sample.score[shown]])
+    tiles = dict(zip(shown.tolist(), pictured, strict=True))
+    return [
+        {
+            "share": f"{share:.0%}",
+            "limit": f"{limit:.3f}",
+            "kept": len(order) - borders[i],
+            "dropped": borders[i],
+            "rows": [
+                (f"just {side}", [tiles[j] for j in rows[i].tolist()])
+                for side, rows in (("kept", kept), ("dropped", dropped))
+            ],
+        }
+        for i, (share, limit) in enumerate(limits.items())
+    ]

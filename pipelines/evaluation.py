@@ -34,7 +34,7 @@ def run_stage(run: Run) -> list[dict[str, Any]]:
     results = read_results(directory)
     todo = [step for step in steps if step not in {line["step"] for line in results}]
     if todo:
-        pair = run.model.create(seed=0)
+        pair = towers.build(run.model, seed=0)
         if torch.cuda.is_available():
             pair.model.cuda()
         tasks = json.loads(storage.read_bytes(run.path(run.evaluation.classes))) if run.evaluation.classes else {}

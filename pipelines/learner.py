@@ -20,7 +20,7 @@ from jest_core import config as run_files
 from jest_core import flops, optim, towers
 from jest_core.config import Run
 from jest_core.train_step import Learner, StepResult, train_step
-from pipelines import checkpoints, cluster, progress, storage, super_batches
+from pipelines import checkpoints, cluster, progress, reference_scores, storage, super_batches
 from pipelines.selection_log import SelectionLog
 
 
@@ -35,7 +35,7 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
         )
         return manifest
-    pair = run.model.create(seed=0)
+    pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     towers.refuse_image_size(pair, run.selection.image_size)
     costs = step_costs(run)
@@ -89,7 +89,7 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def step_costs(run: Run) -> dict[str, float]:
     """FLOPs of a step of this run, as executed, with the scoring forward reused, and by part."""
-    pair = run.model.create(seed=0)
+    pair = towers.build(run.model, seed=0)
     forward, score_forward = flops.forward_flops(pair), flops.forward_flops(pair, run.selection.image_size)
     widths: tuple[int, ...] = ()
     if run.selection.method != "uniform":
@@ -97,7 +97,7 @@ def step_costs(run: Run) -> dict[str, float]:
         widths = tuple(towers.width(name) for name in scorers)
     reference_forward = 0.0
     if run.uses_reference and not run.reads_scores and run.reference is not None:
-        reference_forward = flops.forward_flops(run.reference.model.create(seed=0))
+        reference_forward = flops.forward_flops(towers.build(run.reference.model, seed=0))
     reusable = forward if score_forward == forward else 0.0  # of a forward at another resolution nothing is
     n_chunks = 1 if run.selection.method == "independent" else run.selection.n_chunks
     step = flops.training_flops(
@@ -220,7 +220,7 @@ def _learn(settings: dict[str, Any]) -> None:
 
 def _create(run: Run, source: super_batches.Source, device: torch.device, group: dist.ProcessGroup | None) -> Learner:
     config = run.training
-    pair = run.model.create(run.seed)
+    pair = towers.build(run.model, seed=run.seed)
     pair.model.to(device=device, memory_format=torch.channels_last)
     optimizer = optim.adamw(
         pair.model,
@@ -233,7 +233,7 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
     reference, prepare_reference, scale_and_bias = None, None, source.scale_and_bias
     if run.uses_reference and not run.reads_scores:
         assert run.reference is not None
-        reference = checkpoints.load_reference(run, run.reference)
+        reference = reference_scores.load_reference(run, run.reference)
         reference.model.to(device=device, memory_format=torch.channels_last)
         scale_and_bias = _online_scale_and_bias(run, reference)
         if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):

@@ -2,8 +2,10 @@
 
 import base64
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
@@ -27,16 +29,18 @@ COLOURS = (
 def tiles(
     run: Run, catalogue: Catalogue, rows: Sequence[tuple[int, int]], notes: Sequence[str]
 ) -> list[dict[str, str]]:
-    """Thumbnail, caption and note of rows (shard, row of the shard)."""
-    out = []
-    for (number, row), note in zip(rows, notes, strict=True):
+    """Thumbnail, caption and note of rows (shard, row of the shard); each row group is read once."""
+    inside = defaultdict(list)  # shard, row group -> rows of it, each with its place in `rows`
+    for i, (number, row) in enumerate(rows):
+        starts = np.cumsum([0, *catalogue.row_group_sizes(number)])
+        group = int(np.searchsorted(starts, row, "right")) - 1
+        inside[number, group].append((row - int(starts[group]), i))
+    out: list[dict[str, str]] = [{} for _ in rows]
+    for (number, group), wanted in inside.items():
         shard = catalogue.place(number).open(run.data.columns)
-        group, inside = 0, row
-        while inside >= shard.row_group_sizes[group]:
-            inside -= shard.row_group_sizes[group]
-            group += 1
-        image, caption = shard.images(group)[inside].as_py(), shard.captions(group)[inside]
-        out.append({"image": thumbnail(image), "caption": caption, "score": note})
+        images, captions = shard.images(group), shard.captions(group)
+        for row, i in wanted:
+            out[i] = {"image": thumbnail(images[row].as_py()), "caption": captions[row], "score": notes[i]}
     return out
 
 

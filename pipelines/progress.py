@@ -55,6 +55,6 @@ def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
             if done > first:
                 rate = (done - first) / (now - began)
                 pace = f", {rate:.3g}/s, {(total - done) / rate:.0f} s left"
-            say(stage, f"{done:,} of {total:,} {unit}{pace} {note}".rstrip())
+            say(stage, f"{done:,} of {total:,} {unit}{pace}{note and ', '}{note}")
 
     yield advance

@@ -48,7 +48,7 @@ def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str
     catalogue = open_catalogue(run.path(run.data.catalogue))
     if spec.features is not None:
         return features.run_stage(run, spec, catalogue)
-    reference = checkpoints.load_reference(run, spec)
+    reference = load_reference(run, spec)
     config = _config(spec, catalogue, reference)
     directory = run.path(spec.scores)
     if (manifest := storage.begin(directory, score_cache.STAGE, config)) is not None:
@@ -69,12 +69,21 @@ def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str
     return manifest
 
 
+def load_reference(run: Run, spec: Reference) -> Towers:
+    """A reference model with the weights of its checkpoint or its pretrained tag, in evaluation mode."""
+    reference = towers.build(spec.model, seed=0)
+    if spec.checkpoint is not None:
+        towers.load_weights(reference, checkpoints.read(run.path(spec.checkpoint)))
+    reference.model.eval()
+    return reference
+
+
 def verify(run: Run, n_pairs: int = 256) -> None:
     """Embed a sample of a finished cache again, and compare. Raises ValueError where more than rounding differs."""
     if run.reference is None or run.reference.features is not None:
         raise ValueError("--verify embeds again, which needs a `reference` part with a model")
     spec, catalogue = run.reference, open_catalogue(run.path(run.data.catalogue))
-    directory, reference = run.path(spec.scores), checkpoints.load_reference(run, spec)
+    directory, reference = run.path(spec.scores), load_reference(run, spec)
     score_cache.opened(directory)
     storage.begin(directory, score_cache.STAGE, _config(spec, catalogue, reference))
     groups = catalogue.row_groups.filter(pc.greater(catalogue.row_groups["slots"], 0))
@@ -186,7 +195,7 @@ def _read_and_decode(batch: dict[str, np.ndarray], held: Any, run_text: str, spe
     run, spec = run_files.load(run_text), Reference.model_validate_json(spec_text)
     unit = int(batch["id"][0])
     shard, row_group, first_row = ray.get(held)[unit].tolist()
-    inputs = spec.model.inputs()
+    inputs = towers.inputs_of(spec.model)
     started = time.perf_counter()
     rows, uids, captions, images = _read(run, shard, row_group)
     read_seconds = time.perf_counter() - started
@@ -239,7 +248,7 @@ class _Embedder:
 
     def __init__(self, run_text: str, spec_text: str) -> None:
         run, self.spec = run_files.load(run_text), Reference.model_validate_json(spec_text)
-        self.reference = checkpoints.load_reference(run, self.spec)
+        self.reference = load_reference(run, self.spec)
         if self.spec.gpus_per_actor:
             self.reference.model.cuda()
         if self.spec.compile:

@@ -28,7 +28,7 @@ from jest_core.rules import (
 )
 from pipelines import storage, uid_lists
 from pipelines.shards import Shard, clean, part_name
-from pipelines.thresholds import threshold
+from pipelines.thresholds import thresholds
 
 Multiplicity = NDArray[np.int32]  # of each row: how often an epoch it comes; 0 where a rule drops it
 List = NDArray[np.uint64]  # (n,) sorted hashes of a deny-list, or (2, n) halves of the sorted uids of a subset
@@ -53,7 +53,7 @@ def with_thresholds(run: Run) -> Run:
         else rule.model_copy(
             update={
                 "keep_share": None,
-                "at_least": threshold(run.path(rule.scores), rule.column, rule.keep_share),
+                "at_least": thresholds(run.path(rule.scores), rule.column, [rule.keep_share])[0],
             }
         )
         for rule in run.data.rules

@@ -24,7 +24,7 @@ import ray.data
 import torch
 
 from jest_core import config as run_files
-from jest_core import tables
+from jest_core import tables, towers
 from jest_core.config import Run
 from jest_core.examples import Examples
 from jest_core.order import Order, Piece, Window
@@ -152,7 +152,7 @@ def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
     run, window, places = run_files.load(run_text), batch["window"][0], batch["places"][0]
     pieces = [_read_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
-    inputs = run.model.inputs()
+    inputs = towers.inputs_of(run.model)
     view = inputs.view
     if run.data.decode == "late":
         assert run.selection.image_size is not None

@@ -1,9 +1,8 @@
 """The score that the best share of a score cache reaches: an exact quantile over any number of parts."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from math import ceil
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +15,20 @@ from pipelines import storage
 _HALF = 1 << 16
 
 
-def threshold(directory: str, column: str, keep_share: float) -> float:
-    """The least score of the best ceil(keep_share * n) of the n scored rows, for the rule `score`.
+def thresholds(directory: str, column: str, keep_shares: Sequence[float]) -> list[float]:
+    """Of each share: the least score of the best ceil(share * n) of the n scored rows, for the rule `score`.
 
-    Counts how often each upper half of a float32 occurs, then each lower half below the one where the share is reached:
-    two passes over one column, 512 KiB of counts. Raises ValueError where nothing was scored.
+    Counts how often each upper half of a float32 occurs, then each lower half below the ones where a share is reached:
+    two passes over one column, 512 KiB of counts a share. Raises ValueError where nothing was scored.
     """
-    upper = _count(directory, column, lambda keys: keys >> np.uint32(16))
-    n_left = ceil(keep_share * upper.sum())
-    if not n_left:
+    upper = _count(directory, column, [])[0]
+    if not upper.any():
         raise ValueError(f"{directory} scored no pair: there is no best share of {column}")
-    high, n_left = _reach(upper, n_left)
-    lower = _count(directory, column, lambda keys: keys[keys >> 16 == high] & np.uint32(_HALF - 1))
-    low, _ = _reach(lower, n_left)
-    return float(_from_key(np.array([high << 16 | low], dtype=np.uint32))[0])
+    reached = [_reach(upper, ceil(share * upper.sum())) for share in keep_shares]
+    highs = sorted({high for high, _ in reached})
+    lower = _count(directory, column, highs)
+    keys = [high << 16 | _reach(lower[highs.index(high)], rank)[0] for high, rank in reached]
+    return [float(value) for value in _from_key(np.array(keys, dtype=np.uint32))]
 
 
 def _reach(counts: NDArray[np.int64], n: int) -> tuple[int, int]:
@@ -39,22 +38,26 @@ def _reach(counts: NDArray[np.int64], n: int) -> tuple[int, int]:
     return len(counts) - 1 - i, n - int(from_top[i] - counts[::-1][i])
 
 
-def _count(directory: str, column: str, keyed: Callable[[NDArray[np.uint32]], NDArray[Any]]) -> NDArray[np.int64]:
+def _count(directory: str, column: str, highs: list[int]) -> NDArray[np.int64]:
+    """How often each lower half occurs below each of these upper halves; without them, each upper half: (1, 65536)."""
     parts = storage.names(f"{directory}/parts", ".parquet")
     stage = ray.data.from_items(parts, override_num_blocks=min(len(parts), 200)).map_batches(
-        partial(_histogram, directory=directory, column=column, keyed=keyed), batch_size=None, batch_format="pyarrow"
+        partial(_histograms, directory=directory, column=column, highs=highs), batch_size=None, batch_format="pyarrow"
     )
-    total = np.zeros(_HALF, dtype=np.int64)
+    total = np.zeros((max(1, len(highs)), _HALF), dtype=np.int64)
     for row in stage.iter_rows():
-        total += row["counts"]
+        total += np.reshape(row["counts"], total.shape)
     return total
 
 
-def _histogram(batch: pa.Table, directory: str, column: str, keyed: Callable[[Any], Any]) -> pa.Table:
-    counts = np.zeros(_HALF, dtype=np.int64)
+def _histograms(batch: pa.Table, directory: str, column: str, highs: list[int]) -> pa.Table:
+    counts = np.zeros((max(1, len(highs)), _HALF), dtype=np.int64)
     for name in batch["item"].to_pylist():
-        counts += np.bincount(keyed(_keys(f"{directory}/parts/{name}", column)), minlength=_HALF)
-    return pa.table({"counts": pa.array([counts.tolist()])})
+        keys = _keys(f"{directory}/parts/{name}", column)
+        upper, lower = keys >> np.uint32(16), keys & np.uint32(_HALF - 1)
+        halves = [lower[upper == high] for high in highs] if highs else [upper]
+        counts += np.stack([np.bincount(half, minlength=_HALF) for half in halves])
+    return pa.table({"counts": pa.array([counts.ravel()])})
 
 
 @storage.retried

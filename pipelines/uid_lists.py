@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jest_core import tables
-from pipelines import checkpoints, selection_log, storage
+from pipelines import checkpoints, storage
 
 Uids = NDArray[np.uint64]  # (n, 2): the halves of each
 NPY = np.dtype("u8,u8")  # DataComp's: one field a half
@@ -26,7 +26,8 @@ def read(directory: str) -> Uids:
     if manifest["stage"] == "select" and manifest["complete"]:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "selected", _where)
     if manifest["stage"] == "train" and checkpoints.steps(directory):
-        return _gather(f"{directory}/selection", selection_log.committed(directory), "selected", _where)
+        committed = checkpoints.read(directory)["jest"]["log_parts"]
+        return _gather(f"{directory}/selection", committed, "selected", _where)
     raise FileNotFoundError(f"{directory} holds a {manifest['stage']} that has not got to its end: nothing to list")
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from jest_core.losses import sigmoid_loss, sigmoid_pair_losses, softmax_loss, softplus_sums
+from jest_core.losses import calibrated_bias, sigmoid_loss, sigmoid_pair_losses, softmax_loss, softplus_sums
 from tests import oracles
 from tests.processes import run_learners
 
@@ -169,7 +169,7 @@ def test_a_loss_scalers_factor_is_not_lost_to_rounding(name: str):
 
 WRONG_SHAPES = """
 import torch
-from jest_core.losses import sigmoid_loss, softmax_loss
+from jest_core.losses import calibrated_bias, sigmoid_loss, softmax_loss
 x, one = torch.ones(8, 4), torch.ones(())
 for image, text, tile in ((x, x[:7], 4), (x[:, :3], x, 4), (x[0], x[0], 4), (x, x, -1)):
     for loss, shared in ((sigmoid_loss, (one, one)), (softmax_loss, (one,))):
@@ -203,3 +203,12 @@ def test_a_confident_match_keeps_its_gradient():
     loss.backward()
     assert loss.item() == pytest.approx(2.0611536e-9, rel=1e-4)
     assert image.grad[0, 0].item() == pytest.approx(-60 * 2.0611536e-9 / 2, rel=1e-4)
+
+
+def test_the_calibrated_bias_is_where_the_sigmoid_loss_is_least(generator):
+    image = F.normalize(torch.randn(64, 16, generator=generator), dim=1)
+    text = F.normalize(image + 0.8 * torch.randn(64, 16, generator=generator), dim=1)
+    bias = calibrated_bias(image, text, 30.0)
+    at = [sigmoid_loss(image, text, torch.tensor(30.0), torch.tensor(bias + d)).item() for d in (-0.1, 0.0, 0.1)]
+    assert at[1] < min(at[0], at[2])
+    assert at[1] < sigmoid_loss(image, text, torch.tensor(30.0), torch.tensor(0.0)).item()

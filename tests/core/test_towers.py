@@ -1,5 +1,3 @@
-import io
-
 import open_clip
 import pytest
 import torch
@@ -56,18 +54,40 @@ def test_weights_round_trip_through_an_open_clip_checkpoint(tmp_path):
         "jest": {"step": 1},
     }
     torch.save(content, tmp_path / "epoch_1.pt")
-    towers.load_weights(other, towers.read_checkpoint((tmp_path / "epoch_1.pt").read_bytes()))
+    towers.load_weights(other, torch.load(tmp_path / "epoch_1.pt", weights_only=True))
     assert towers.weights_hash(other.model) == towers.weights_hash(ours.model)
     theirs = open_clip.create_model("jest-tiny", pretrained=str(tmp_path / "epoch_1.pt"))
     assert towers.weights_hash(theirs) == towers.weights_hash(ours.model)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused():
-    class Evil:
-        def __reduce__(self):
-            return (print, ("ran",))
+def test_a_pretrained_tag_says_how_pictures_are_shown():
+    openai = towers.inputs("ViT-B-32", "openai")
+    assert openai.mean[0] == pytest.approx(0.48145466)
+    assert "Resize" in repr(openai.view)
+    own = towers.inputs("ViT-B-32", "openai", (0.5, 0.5, 0.5), None, "bilinear", "squash")
+    assert own.mean == (0.5, 0.5, 0.5)
+    assert own.std == openai.std
+    assert not own.prepares_as(openai)
+    assert towers.inputs("ViT-B-32", "laion2b_s34b_b79k").prepares_as(towers.inputs("ViT-B-32"))
+    with pytest.raises(ValueError, match=r"'webli' is no tag of ViT-B-32, which has openai, .*reference\.checkpoint"):
+        towers.inputs("ViT-B-32", "webli")
 
-    sink = io.BytesIO()
-    torch.save({"state_dict": Evil()}, sink)
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        towers.read_checkpoint(sink.getvalue())
+
+@pytest.mark.parametrize(("precision", "far"), [("bf16", 1e-2), ("fp16", 1e-3)])
+def test_low_precision_stays_near(precision, far):
+    pair = towers.create("jest-tiny", seed=0)
+    pixels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    tokens = pair.tokens([f"picture {i}" for i in range(6)])
+    exact, low = pair.embed(pixels, tokens, batch_size=4), pair.embed(pixels, tokens, batch_size=4, precision=precision)
+    assert low.image.dtype == torch.float32
+    assert not torch.equal(exact.image, low.image)
+    assert (1 - (exact.image * low.image).sum(1)).max() < far
+    assert (1 - (exact.text * low.text).sum(1)).max() < far
+
+
+def test_a_model_without_a_logit_bias_was_made_for_the_softmax():
+    pair = towers.create("jest-tiny", seed=0)
+    assert pair.loss == "sigmoid"
+    pair.model.logit_bias = None
+    assert pair.loss == "softmax"
+    assert pair.scale_and_bias()[1] == 0.0
