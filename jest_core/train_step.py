@@ -36,9 +36,9 @@ class Learner:
     wrapped: nn.Module  # the towers' model, inside DistributedDataParallel where there are several learners
     reference_scale_and_bias: tuple[float, float] | None  # of the cached embeddings; None for uniform selection
     prepare: Prepare
+    group: dist.ProcessGroup | None = None
     reference: Towers | None = None  # where it scores online, instead of from the cache
     prepare_reference: Prepare | None = None  # its view, where that is not the learner's
-    group: dist.ProcessGroup | None = None
 
     @property
     def device(self) -> torch.device:

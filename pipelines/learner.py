@@ -246,9 +246,9 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         wrapped,
         scale_and_bias,
         functools.partial(super_batches.prepare, inputs=pair.inputs, pool=_decoders()),
+        group,
         reference,
         prepare_reference,
-        group,
     )
 
 

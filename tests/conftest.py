@@ -105,6 +105,20 @@ def make_run(tmp_path: Path, shards: Path) -> MakeRun:
     return make
 
 
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory, shards: Path, ray_session: None) -> Run:
+    """A run over the small shards whose catalogue and score cache are there; tests do not change them."""
+    from jest_core import towers
+    from pipelines import catalogue, checkpoints, reference_scores
+
+    run = run_files.load(RUN.format(root=tmp_path_factory.mktemp("scored"), name="joint", shards=shards))
+    model = towers.create("jest-tiny", seed=5).model
+    checkpoints.write(run.path("reference"), 1, {"epoch": 1, "state_dict": model.state_dict(), "jest": {"step": 1}})
+    catalogue.run_stage(run)
+    reference_scores.run_stage(run)
+    return run
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -171,3 +171,21 @@ def test_training_lowers_the_loss():
     batch = super_batch(learner.towers)
     losses = [train_step(learner, batch, step).optimisation["loss"] for step in range(5)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("own_view", [False, True])
+def test_a_reference_online_selects_what_its_cache_does(own_view: bool):
+    learner = make_learner([])
+    reference = towers.create("jest-tiny", seed=3)
+    batch = super_batch(learner.towers)
+    found = reference.embed(batch.pixels, batch.tokens, batch_size=16)
+    cached = dataclasses.replace(batch, reference_image=found.image.half(), reference_text=found.text.half())
+    from_cache = train_step(learner, cached, 0).picks
+    online = dataclasses.replace(make_learner([]), reference=reference)
+    if own_view:
+        online.prepare_reference = lambda table: prepare(table, reference)
+    without = dataclasses.replace(batch, reference_image=None, reference_text=None)
+    result = train_step(online, without, 0)
+    selected = [set(np.array(p["uid"])[p["selected"].to_numpy()]) for p in (from_cache, result.picks)]
+    assert len(selected[0] & selected[1]) >= 0.9 * len(selected[0])  # embeddings are rounded to float16
+    assert result.seconds["reference"] > 0

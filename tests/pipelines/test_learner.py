@@ -182,3 +182,24 @@ def test_a_killed_run_goes_on_with_other_learners_at_the_same_example(prepared, 
 def test_a_run_without_its_inputs_says_what_to_run_first(make_run):
     with pytest.raises(FileNotFoundError, match="run `jest catalogue` first"):
         learner.run_stage(make_run("joint"))
+
+
+@pytest.mark.slow
+def test_an_online_reference_selects_what_its_cache_does(prepared):
+    cached = other_dir(prepared, "cached", "training.examples_trained=64")
+    online = other_dir(prepared, "online", "training.examples_trained=64", "reference.online=true")
+    chosen, scores = [], []
+    for run in (cached, online):
+        learner.run_stage(run)
+        picks, steps = (read(run.path(run.run_dir)) for read in (selection_log.read, selection_log.read_steps))
+        chosen.append(set(zip(picks["step"].to_numpy()[: 32 + 16], picks["uid"].to_pylist()[:32], strict=False)))
+        scores.append(steps["sub_batch_score"][0].as_py())
+    overlap = len(chosen[0] & chosen[1]) / len(chosen[0])
+    print(
+        f"overlap of the first sub-batches {overlap:.3f}; learnability {scores[0]:.5f} cached, {scores[1]:.5f} online"
+    )
+    assert overlap >= 0.9
+    assert scores[0] == pytest.approx(scores[1], rel=0.02)
+    lines = [selection_log.read_metrics(run.path(run.run_dir))[0] for run in (cached, online)]
+    assert lines[1]["jest/flops"] > lines[0]["jest/flops"]
+    assert "jest/reference_time" in lines[1]

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,3 +125,57 @@ def test_a_cache_of_another_catalogue_is_refused_by_training(make_run):
     catalogue.run_stage(other)
     with pytest.raises(ValueError, match="scored for another catalogue"):
         super_batches.open_source(other)
+
+
+def test_scorers_write_columns_of_their_own_at_a_precision_of_choice(make_run, tmp_path):
+    torch.save({"weight": torch.ones(1, 32), "bias": torch.zeros(1)}, tmp_path / "head.pt")
+    words = "{name: words, scorer: 'tests.core.test_scorers:word_count', options: {at_most: 5}}"
+    run = make_run(
+        "joint",
+        f"reference.scorers=[{{name: beauty, scorer: linear_head, options: {{path: head.pt}}}}, {words}]",
+        "reference.precision=bf16",
+    )
+    make_reference(run)
+    catalogue.run_stage(run)
+    manifest = reference_scores.run_stage(run)
+    assert [scorer["name"] for scorer in manifest["config"]["scorers"]] == ["beauty", "words"]
+    assert manifest["config"]["precision"].startswith("bf16")
+    part = storage.open_parquet(score_cache.part_path(run.path("scores"), 1)).read()
+    ok = np.array(part["status"].to_pylist()) == "ok"
+    sums = blocks.unpack(part["image_embedding"]).astype(np.float32).sum(1)
+    np.testing.assert_allclose(part["beauty"].to_numpy()[ok], sums[ok], atol=0.01)
+    place = catalogue.open_catalogue(run.path("catalogue")).place(1)
+    captions = [c for g in range(3) for c in place.open({}).captions(g)]
+    expected = [min(len(c.split()), 5) for c in captions]
+    assert part["words"].to_numpy()[ok].tolist() == np.array(expected)[ok].tolist()
+    with pytest.raises(ValueError, match=r"another configuration \(precision: there \"bf16"):
+        reference_scores.run_stage(make_run("joint", "reference.precision=fp32", f"reference.scorers=[{words}]"))
+
+
+def test_a_softmax_reference_gets_the_bias_that_fits_it(make_run, capsys):
+    run = make_run("joint", "reference.model.name=jest-tiny-softmax", "training.examples_trained=32")
+    pair = towers.create("jest-tiny-softmax", seed=5)
+    assert pair.loss == "softmax"
+    checkpoints.write(run.path("reference"), 1, {"state_dict": pair.model.state_dict()})
+    catalogue.run_stage(run)
+    manifest = reference_scores.run_stage(run)
+    scale, bias = score_cache.scale_and_bias(manifest)
+    assert scale == pytest.approx(np.exp(3.0), rel=1e-4)
+    assert "has no logit_bias" in capsys.readouterr().out
+    image, text = score_cache.sample(run.path("scores"), catalogue.open_catalogue(run.path("catalogue")), seed=0)
+    assert torch.sigmoid(scale * image @ text.T + bias).sum().item() == pytest.approx(len(image), rel=1e-3)
+    assert super_batches.open_source(run).scale_and_bias == (scale, bias)
+    given = make_run("joint", "reference.model.name=jest-tiny-softmax", "reference.logit_bias=-7", "reference.scores=b")
+    assert reference_scores.run_stage(given)["logit_bias"] == -7
+
+
+def test_two_writers_of_one_cache_do_not_disturb_each_other(make_run):
+    run = make_run("joint")
+    make_reference(run)
+    catalogue.run_stage(run)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(reference_scores.run_stage, [run, run])
+    assert first == second
+    assert first["counts"]["ok"] == 599
+    assert not storage.exists(f"{run.path('scores')}/fragments")
+    reference_scores.verify(run)

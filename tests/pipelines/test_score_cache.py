@@ -1,0 +1,49 @@
+"""What a finished cache is worth: its size, and that it can be trusted."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jest_core import config as run_files
+from pipelines import blocks, reference_scores, score_cache, storage
+from pipelines.catalogue import open_catalogue
+
+
+def elsewhere(run, tmp_path, *overrides):
+    """The same run in a copy of its directory, which a test may damage."""
+    shutil.copytree(run.root, tmp_path / "copy")
+    return run_files.load(run_files.dump(run), [f"root={tmp_path / 'copy'}", *overrides])
+
+
+def test_verify_finds_what_was_cached(scored, capsys):
+    reference_scores.verify(scored)
+    assert "256 pairs embedded again" in capsys.readouterr().out
+
+
+def test_verify_refuses_embeddings_of_something_else(scored, tmp_path):
+    run = elsewhere(scored, tmp_path)
+    path = Path(score_cache.part_path(run.path("scores"), 2))
+    table = pq.read_table(path)
+    images = np.roll(blocks.unpack(table["image_embedding"]), 1, axis=0)
+    index = table.schema.get_field_index("image_embedding")
+    table = table.set_column(index, "image_embedding", blocks.pack(images))
+    storage.write_table(str(path), table, [50, 50, 50])
+    with pytest.raises(ValueError, match="is not what jest-tiny gives: 256 pairs embedded again"):
+        reference_scores.verify(run)
+
+
+def test_a_part_of_another_cache_is_refused_at_the_end(scored, tmp_path):
+    run = elsewhere(scored, tmp_path)
+    manifest = score_cache.opened(run.path("scores"))
+    config = manifest["config"] | {"precision": "bf16 forward, float16 embeddings"}
+    with pytest.raises(ValueError, match=r"00000\.parquet was written with another configuration at the same time"):
+        score_cache.finish(run.path("scores"), open_catalogue(run.path("catalogue")), config, -10.0)
+
+
+def test_a_sample_is_of_sound_unit_norm_pairs(scored):
+    image, text = score_cache.sample(scored.path("scores"), open_catalogue(scored.path("catalogue")), seed=0, n=100)
+    assert image.shape == text.shape == (100, 32)
+    np.testing.assert_allclose(image.norm(dim=1), np.ones(100), atol=1e-3)
