@@ -32,6 +32,20 @@ def connect() -> None:
     )
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def n_workers(gpus_each: float) -> int:
+    """How many actors the cluster has room for: by its GPUs; without, one a core here, or for each two CPUs elsewhere,
+    which leaves the others to decode."""
+    resources = ray.cluster_resources()
+    if gpus_each:
+        return max(1, int(resources.get("GPU", 0) / gpus_each))
+    return max(1, int(resources["CPU"]) // 2) if os.environ.get("RAY_ADDRESS") else n_cores()
+
+
 def data_context(n_cpus: int | None = None) -> None:
     """Ray Data as jest uses it, in this process: ordered, quiet, and within n_cpus where given."""
     import ray.data

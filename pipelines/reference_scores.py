@@ -30,7 +30,7 @@ from pipelines.catalogue import Catalogue, held_catalogue, open_catalogue
 from pipelines.stopwatch import Stopwatch
 
 _ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between two machines
-_BLOCK_BYTES = 64 << 20  # of pixels that travel together
+_BLOCK_BYTES = 32 << 20  # of pixels that travel together, or one batch where that is more
 
 
 def run_stage(run: Run) -> dict[str, Any]:
@@ -155,17 +155,18 @@ def _embed_shards(
     parts = score_cache.Parts(run, directory, config)
     for shard in todo[units_left[todo] == 0].tolist():
         parts.write(shard, [])
-    rates = Stopwatch(("read", "decode", "embed", "write"), "embed", spec.n_actors)
+    n_actors = spec.n_actors or cluster.n_workers(spec.gpus_per_actor)
+    rates = Stopwatch(("read", "decode", "embed", "write"), "embed", n_actors)
     if len(units):
         stage = (
             ray.data.range(len(units), override_num_blocks=min(len(units), 5_000))
             .map_batches(_read_and_decode, batch_size=1, fn_args=(held, text, spec_text))  # type: ignore[arg-type]
             .map_batches(
                 _Embedder,
-                fn_constructor_args=(text, spec_text),
+                fn_constructor_args=(text, spec_text, n_actors),
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=spec.n_actors),
+                compute=ray.data.ActorPoolStrategy(size=n_actors),
                 num_cpus=1,
                 num_gpus=spec.gpus_per_actor,
             )
@@ -199,7 +200,7 @@ def _read_and_decode(batch: dict[str, np.ndarray], held: Any, run_text: str, spe
     started = time.perf_counter()
     rows, uids, captions, images = _read(run, shard, row_group)
     read_seconds = time.perf_counter() - started
-    step = max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2))
+    step = spec.batch_size * max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2 * spec.batch_size))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         started = time.perf_counter()
@@ -246,11 +247,13 @@ def _read(run: Run, shard: int, row_group: int) -> tuple[NDArray[np.int64], list
 class _Embedder:
     """An actor that holds the reference on its device: a block of decoded rows -> the cache's columns of them."""
 
-    def __init__(self, run_text: str, spec_text: str) -> None:
+    def __init__(self, run_text: str, spec_text: str, n_actors: int) -> None:
         run, self.spec = run_files.load(run_text), Reference.model_validate_json(spec_text)
         self.reference = load_reference(run, self.spec)
         if self.spec.gpus_per_actor:
             self.reference.model.cuda()
+        else:
+            torch.set_num_threads(max(1, cluster.n_cores() // n_actors))  # Ray would give it one
         if self.spec.compile:
             self.reference.compile()
         self.scorers = {s.name: scorers.create(s.scorer, _resolved(run, s.options)) for s in self.spec.scorers}

@@ -1,0 +1,204 @@
+"""Scoring throughput: jest against what the cores allow, and against clip-retrieval's loop on the same pictures.
+
+python -m tests.benchmarks.bench_reference_scores [--shards FOLDER] [--raw FOLDER]
+
+The cores allow what is left when nothing but the forward pass (all cores), decoding and tokenising (measured on one)
+has to be done: 1 / (forward + decode / cores) pairs a second. The tars are those of bench_data. Each contestant has a
+process tree of its own; its time goes from the first picture that is embedded to the last file that is written.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import typer
+
+from jest_core import config as run_files
+from jest_core import towers
+from pipelines import catalogue, checkpoints, cluster, reference_scores, score_cache, storage
+from pipelines.stopwatch import Stopwatch
+from pipelines.tars import TarShard, write_index
+from tests.benchmarks.bench_data import FOLDER, PER_SHARD, _Watch, make_shards
+from tests.benchmarks.measure import console, machine, table, threads
+
+MODELS = {"ViT-B-32": (2_000, 64), "jest-drawings": (10_000, 256)}  # model -> pairs, batch
+RUN = """
+root: {root}
+run_dir: run
+seed: 0
+data: {{shards: "{shards}", catalogue: catalogue, rules: [], n_streams: 1, window_rows: 512, max_bad_share: 0}}
+model: {{name: jest-tiny}}
+reference: {{model: {{name: {model}}}, checkpoint: reference, scores: scores, batch_size: {batch}}}
+selection: {{method: joint}}
+training:
+  sub_batch_size: 16
+  examples_trained: 16
+  learning_rate: 1.0e-3
+  warmup_steps: 0
+  weight_decay: 0.0
+  checkpoint_every_steps: 1
+"""
+
+
+def _rows(shards: list[Path], work: Path) -> Iterator[tuple[list[bytes], list[str]]]:
+    for i, path in enumerate(shards):
+        index = str(work / f"{i}.parquet")
+        write_index(str(path), index)
+        shard = TarShard(str(path), {}, index)
+        for group in range(len(shard.row_group_sizes)):
+            yield shard.images(group).to_pylist(), shard.captions(group)
+
+
+def bare(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
+    """Seconds a pair: decoding and tokenising on one core, the forward pass on all."""
+    pair = towers.create(model, seed=0)
+    images, captions = next(_rows(shards, work))
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    pixels, _ = pair.view.batch(images)
+    tokens = pair.tokens(captions)
+    decode = (time.perf_counter() - began) / len(images)
+    threads()
+    inputs = torch.from_numpy(pixels[: 4 * batch]), tokens[: 4 * batch]
+    pair.embed(*inputs, batch_size=batch)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        pair.embed(*inputs, batch_size=batch)
+        times.append((time.perf_counter() - began) / len(inputs[0]))
+    cores = cluster.n_cores()
+    forward = float(np.median(times))
+    return {"pairs": len(images), "decode": decode, "forward": forward, "rate": 1 / (forward + decode / cores)}
+
+
+def clip_retrieval(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
+    """Its documented pattern, written here: webdataset, a DataLoader whose workers prepare, one model, .npy files."""
+    import webdataset
+
+    threads()
+    pair = towers.create(model, seed=0)
+    from open_clip.transform import image_transform
+
+    transform = image_transform(pair.view.image_size, is_train=False, mean=pair.inputs.mean, std=pair.inputs.std)
+    tokenizer = pair.inputs.tokenizer
+    data = (
+        webdataset.WebDataset([str(path) for path in shards], shardshuffle=False)
+        .decode("pil")
+        .to_tuple("jpg", "txt")
+        .map_tuple(transform, lambda caption: (tokenizer(caption)[0], caption))
+    )
+    loader = torch.utils.data.DataLoader(data, batch_size=batch, num_workers=cluster.n_cores())
+    images, texts, captions = [], [], []
+    began = None
+    with torch.no_grad():
+        for pixels, (tokens, words) in loader:
+            began = began or time.perf_counter()
+            image = pair.model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
+            text = pair.model.encode_text(tokens)
+            images.append((image / image.norm(dim=-1, keepdim=True)).numpy().astype(np.float16))
+            texts.append((text / text.norm(dim=-1, keepdim=True)).numpy().astype(np.float16))
+            captions += words
+    np.save(work / "img_emb_0.npy", np.concatenate(images))
+    np.save(work / "text_emb_0.npy", np.concatenate(texts))
+    pq.write_table(pa.table({"caption": captions}), work / "metadata_0.parquet")
+    assert began is not None
+    return {"pairs": len(captions), "rate": len(captions) / (time.perf_counter() - began)}
+
+
+def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
+    """The stage as users run it."""
+    listed = "::".join(map(str, shards))
+    run = run_files.load(RUN.format(root=work, shards=listed, model=model, batch=batch))
+    pair = towers.create(model, seed=0)
+    checkpoints.write(run.path("reference"), 1, {"state_dict": pair.model.state_dict()})
+    catalogue.run_stage(run)
+    watches: list[Stopwatch] = []
+
+    class Kept(Stopwatch):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            watches.append(self)
+
+    reference_scores.Stopwatch = Kept  # type: ignore[misc]
+    manifest = reference_scores.run_stage(run)
+    ended, pairs = time.monotonic(), manifest["counts"]["ok"]
+    assert watches[0].began is not None
+    parts = [storage.size(score_cache.part_path(run.path("scores"), i)) for i in range(len(shards))]
+    return {
+        "pairs": pairs,
+        "rate": pairs / (ended - watches[0].began),
+        "limit": watches[0].summary(),
+        "bytes": sum(parts) / pairs,
+        "width": manifest["config"]["width"],
+    }
+
+
+CONTESTANTS = {f.__name__: f for f in (bare, clip_retrieval, jest)}
+
+
+def contest(name: str, model: str, shards: list[str], batch: int, work: str, out: str) -> None:
+    """One contestant, in this process."""
+    watch = _Watch()
+    watch.start()
+    found = CONTESTANTS[name](model, [Path(path) for path in shards], batch, Path(work))
+    watch.look()
+    Path(out).write_text(json.dumps(found | {"peak": watch.peak}))
+
+
+def measured(name: str, model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
+    folder = work / f"{model}-{name}"
+    folder.mkdir(parents=True)
+    out = folder / "result.json"
+    module = "tests.benchmarks.bench_reference_scores"
+    code = f"import json, sys; from {module} import contest; contest(*json.loads(sys.argv[1]))"
+    arguments = json.dumps([name, model, [str(path) for path in shards], batch, str(folder), str(out)])
+    ran = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{name}: {ran.stdout}\n{ran.stderr}")
+    return dict(json.loads(out.read_text()))
+
+
+def main(shards: Path = FOLDER / "shards", raw: Path = FOLDER / "raw", only: str = "", pairs: int = 0) -> None:
+    threads()
+    console.print(machine("cpu"))
+    work = shards.parent / f"work-{os.getpid()}"
+    for model, (n, batch) in MODELS.items():
+        if only and model != only:
+            continue
+        n = pairs or n
+        make_shards(shards, raw, n)
+        paths = [shards / f"{i:05d}.tar" for i in range(n // PER_SHARD)]
+        found = {name: measured(name, model, paths, batch, work) for name in CONTESTANTS}
+        floor, ours = found["bare"], found["jest"]
+        rows = [
+            [name, f"{f['rate']:.1f}", f"{f['rate'] / floor['rate']:.2f}", f"{f['peak'] / 1e6:,.0f} MB"]
+            for name, f in found.items()
+        ]
+        size = towers.inputs(model).view.image_size
+        table(
+            f"{model} at {size} pixels, {n:,} JPEGs of 512 pixels, batches of {batch}",
+            ["", "pairs a second", "of what the cores allow", "peak memory"],
+            rows,
+        )
+        expected = 2 * ours["width"] * 2 + 64
+        console.print(
+            f"a pair: decoding and tokenising {1e3 * floor['decode']:.2f} ms on one core, forward "
+            f"{1e3 * floor['forward']:.2f} ms on all; jest against clip-retrieval's loop {ours['rate'] / found['clip_retrieval']['rate']:.2f}\n"
+            f"{ours['limit']}\n"
+            f"cache: {ours['bytes']:.1f} bytes a pair, {ours['bytes'] / expected:.3f} of 2 x {ours['width']} x 2 + 64"
+        )
+    rmtree(work)
+
+
+if __name__ == "__main__":
+    typer.run(main)
