@@ -8,6 +8,6 @@ Shapes in signatures and docstrings:
     n   examples of one chunk, n_chunks * n = b
     L   tokens of a caption;  H, W  pixels of an image
 
-Reading order: config, tables, order, preprocess, towers, examples, losses, learnability, kernels, noise,
-selection, spreading, train_step, optim, collectives, evaluation, flops.
+Reading order: choices, config, rules, tables, order, preprocess, towers, scorers, examples, losses, learnability,
+kernels, noise, selection, spreading, train_step, optim, collectives, evaluation, flops.
 """

@@ -15,13 +15,9 @@ from pydantic import (
     field_validator,
 )
 
-from jest_core.learnability import Criterion, Loss, Precision
-from jest_core.optim import Schedule
+from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision, Schedule
 from jest_core.rules import BASIC_FILTER, Part, Rule
-from jest_core.selection import Draw
 from jest_core.tables import SCORE_CACHE_COLUMNS
-
-ForwardPrecision = Literal["fp32", "bf16", "fp16"]  # of a forward pass: float32, or autocast to the other
 
 
 class Data(Part):

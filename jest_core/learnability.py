@@ -7,18 +7,14 @@ already taken needs its own row and column against those alone.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jest_core.choices import Criterion, Loss, Precision
 from jest_core.losses import TILE, logit_tiles, sigmoid_pair_losses, softplus_sums
-
-Criterion = Literal["learnability", "hard", "easy"]
-Loss = Literal["sigmoid", "softmax"]
-Precision = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """AdamW parameter groups and learning-rate schedules."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import nn
 
-Schedule = Literal["cosine", "constant"]
+from jest_core.choices import Schedule
 
 
 def adamw(

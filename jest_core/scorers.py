@@ -70,9 +70,9 @@ def fasttext(label: str, path: str | None = None) -> Score:
 
 
 def linear_head(path: str, side: str = "image") -> Score:
-    """A linear layer on the reference's unit-norm embeddings of one side (image or text), as LAION's aesthetic predictors are.
+    """A linear layer on the reference's unit-norm embeddings, as LAION's aesthetic predictors are.
 
-    path: a state dictionary with `weight` (1, D) and `bias` (1,).
+    side: image or text. path: a state dictionary with `weight` (1, D) and `bias` (1,).
     """
     if side not in ("image", "text"):
         raise ValueError(f"linear_head: side {side!r} is neither image nor text")

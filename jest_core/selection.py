@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jest_core import noise
+from jest_core.choices import Criterion, Draw, Loss, Method, Precision
 from jest_core.collectives import Learners
 from jest_core.learnability import (
     ConditionalScores,
-    Criterion,
     Embeddings,
-    Loss,
-    Precision,
     batch_score,
     matched_losses,
     signed_models,
@@ -31,9 +29,6 @@ from jest_core.learnability import (
 from jest_core.losses import TILE
 
 __all__ = ["Embeddings", "Selection", "batch_score", "draw_top", "gibbs_select", "select"]
-
-Method = Literal["joint", "independent"]
-Draw = Literal["sample", "top_k"]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
-from jest_core.config import ForwardPrecision, Model
-from jest_core.learnability import Embeddings, Loss
+from jest_core.choices import ForwardPrecision, Loss
+from jest_core.config import Model
+from jest_core.learnability import Embeddings
 from jest_core.preprocess import View, normalise, resize
 
 Colour = tuple[float, float, float]

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jest_core import noise, optim, selection, tables
+from jest_core.choices import ForwardPrecision
 from jest_core.collectives import Learners
-from jest_core.config import ForwardPrecision, Run
+from jest_core.config import Run
 from jest_core.examples import Examples, Prepare, exchange, mask_duplicates
 from jest_core.learnability import Embeddings, matched_losses
 from jest_core.losses import sigmoid_loss, softmax_loss

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from jest_core import tables
 from jest_core.config import Run
-from jest_core.order import Order
 from jest_core.rules import DuplicateRule, ScoreRule
 from pipelines import cluster, progress, rules, storage
 from pipelines.shards import Shard, open_shard, part_name
 from pipelines.tars import write_index
+
+if TYPE_CHECKING:
+    from jest_core.order import Order
 
 KEPT = "kept"
 _DESCRIPTION = b"jest.shard"  # in a part's metadata: its line of shards.parquet and its sizes
@@ -55,8 +57,10 @@ class Catalogue:
     def place(self, number: int) -> "Place":
         return Place(number, self.shards["path"][number].as_py(), self.directory, self.manifest["index"])
 
-    def order(self, run: Run, slots: NDArray[np.int64] | None = None) -> Order:
+    def order(self, run: Run, slots: NDArray[np.int64] | None = None) -> "Order":
         """The order of the catalogue's rows; slots: of each row group, where fewer rows are good than kept."""
+        from jest_core.order import Order  # and with it PyTorch, which no worker of this stage needs
+
         groups = self.row_groups
         shards = groups["shard"].to_numpy().astype(np.int64)
         return Order(

@@ -17,7 +17,7 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
+    if not is_local():
         ray.init(log_to_driver=False)
         return
     cores = os.cpu_count() or 1
@@ -37,13 +37,18 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def is_local() -> bool:
+    """Whether Ray is this machine alone, started by us."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
 def n_workers(gpus_each: float) -> int:
     """How many actors the cluster has room for: by its GPUs; without, one a core here, or for each two CPUs elsewhere,
     which leaves the others to decode."""
     resources = ray.cluster_resources()
     if gpus_each:
         return max(1, int(resources.get("GPU", 0) / gpus_each))
-    return max(1, int(resources["CPU"]) // 2) if os.environ.get("RAY_ADDRESS") else n_cores()
+    return n_cores() if is_local() else max(1, int(resources["CPU"]) // 2)
 
 
 def data_context(n_cpus: int | None = None) -> None:

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from jest_core import tables
 from jest_core.config import Features, Reference, Run
 from jest_core.learnability import Embeddings, matched_losses
-from pipelines import blocks, cluster, progress, score_cache, storage
+from pipelines import blocks, calibration, cluster, progress, score_cache, storage
 from pipelines.catalogue import Catalogue, held_catalogue
 from pipelines.shards import clean
 
@@ -82,7 +82,7 @@ def run_stage(run: Run, spec: Reference, catalogue: Catalogue) -> dict[str, Any]
     for shard in todo.tolist():
         parts.write(shard, fragments.get(shard, []))
     parts.wait()
-    manifest = score_cache.finish_calibrated(run, directory, catalogue, config)
+    manifest = calibration.finish(run, directory, catalogue, config)
     progress.say(_LABEL, score_cache.summary(manifest))
     return manifest
 

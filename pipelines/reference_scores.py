@@ -25,7 +25,7 @@ from jest_core.config import Reference, Run
 from jest_core.learnability import matched_losses
 from jest_core.scorers import Batch
 from jest_core.towers import Towers
-from pipelines import blocks, checkpoints, cluster, features, progress, score_cache, storage
+from pipelines import blocks, calibration, checkpoints, cluster, features, progress, score_cache, storage
 from pipelines.catalogue import Catalogue, held_catalogue, open_catalogue
 from pipelines.stopwatch import Stopwatch
 
@@ -64,7 +64,7 @@ def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str
     cluster.data_context()
     if len(todo):
         _embed_shards(run, spec, catalogue, todo, config, label)
-    manifest = score_cache.finish_calibrated(run, directory, catalogue, config)
+    manifest = calibration.finish(run, directory, catalogue, config)
     progress.say(label, score_cache.summary(manifest))
     return manifest
 
@@ -156,7 +156,9 @@ def _embed_shards(
     for shard in todo[units_left[todo] == 0].tolist():
         parts.write(shard, [])
     n_actors = spec.n_actors or cluster.n_workers(spec.gpus_per_actor)
-    rates = Stopwatch(("read", "decode", "embed", "write"), "embed", n_actors)
+    # on one machine no more tasks than cores: each is a process that imports PyTorch
+    cluster.data_context(n_actors + cluster.n_cores() if cluster.is_local() else None)
+    rates = Stopwatch(("read", "decode", "embed", "write"), "embed", n_actors, shared=not spec.gpus_per_actor)
     if len(units):
         stage = (
             ray.data.range(len(units), override_num_blocks=min(len(units), 5_000))
@@ -170,7 +172,7 @@ def _embed_shards(
                 num_cpus=1,
                 num_gpus=spec.gpus_per_actor,
             )
-            .map_batches(_store, batch_size=None, batch_format="pyarrow", fn_args=(session,))  # type: ignore[arg-type]
+            .map_batches(score_cache.store, batch_size=None, batch_format="pyarrow", fn_args=(session,))  # type: ignore[arg-type]
         )
         fragments: dict[int, list[tuple[int, str]]] = defaultdict(list)
         with progress.bar(label, int(slots[units].sum()), "pairs") as advance:
@@ -298,14 +300,3 @@ class _Embedder:
 def _resolved(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     """A scorer's options; its path as every path of the run file."""
     return options | ({"path": run.path(options["path"])} if "path" in options else {})
-
-
-def _store(block: pa.Table, session: str) -> pa.Table:
-    """Write an embedded block as a fragment of its shard's part, and report it."""
-    told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode", "embed")}
-    first_row = block["row"][0].as_py()
-    path = f"{session}/{told['shard']:05d}-{first_row:09d}.parquet"
-    started = time.perf_counter()
-    storage.retried(storage.write_table)(path, block.drop_columns(list(told)))
-    told |= {"write": time.perf_counter() - started, "rows": len(block), "first_row": first_row, "path": path}
-    return pa.table({name: [value] for name, value in told.items()})

@@ -5,6 +5,7 @@ that. Two writers of one cache do each part twice at worst.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,21 +14,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
-import torch
 from numpy.typing import NDArray
 
 from jest_core import tables
 from jest_core.config import Run
-from jest_core.losses import calibrated_bias
-from pipelines import blocks, progress, storage
+from pipelines import blocks, cluster, storage
 from pipelines.catalogue import Catalogue, Place, held_catalogue
 from pipelines.shards import part_name
 
 STAGE = "reference-scores"
-_AT_ONCE = 32  # parts that are written at the same time
+_AT_ONCE = 32  # parts that are written at the same time on a cluster
 _DESCRIPTION = b"jest.scores"  # in a part's metadata: counts, row groups' slots, bad rows, and whose cache it is
 
 
@@ -71,6 +69,17 @@ def read(directory: str, place: Place, row_group: int, columns: list[str]) -> pa
             "directory"
         )
     return rows
+
+
+def store(block: pa.Table, session: str) -> pa.Table:
+    """Write an embedded block as a fragment of its shard's part, and report it."""
+    told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode", "embed")}
+    first_row = block["row"][0].as_py()
+    path = f"{session}/{told['shard']:05d}-{first_row:09d}.parquet"
+    started = time.perf_counter()
+    storage.retried(storage.write_table)(path, block.drop_columns(list(told)))
+    told |= {"write": time.perf_counter() - started, "rows": len(block), "first_row": first_row, "path": path}
+    return pa.table({name: [value] for name, value in told.items()})
 
 
 def write_part(
@@ -144,11 +153,12 @@ class Parts:
 
     def __init__(self, run: Run, directory: str, config: dict[str, Any]) -> None:
         self.run, self.directory, self.config = run, directory, config
+        self.at_once = cluster.n_cores() if cluster.is_local() else _AT_ONCE
         self.under_way: list[Any] = []
 
     def write(self, shard: int, fragments: list[tuple[int, str]]) -> None:
         self.under_way.append(_write.remote(self.run, self.directory, shard, fragments, self.config))
-        if len(self.under_way) > _AT_ONCE:
+        if len(self.under_way) > self.at_once:
             done, self.under_way = ray.wait(self.under_way)
             ray.get(done)  # raises its error, if it had one
 
@@ -168,17 +178,6 @@ def _write(run: Run, directory: str, shard: int, fragments: list[tuple[int, str]
             raise
     for _, path in fragments:
         storage.remove(path)
-
-
-def finish_calibrated(run: Run, directory: str, catalogue: Catalogue, config: dict[str, Any]) -> dict[str, Any]:
-    """Finish a cache whose parts are all there. A softmax-trained model has no logit_bias: one is found for it."""
-    bias = config["logit_bias"]
-    if bias is None:
-        bias = calibrated_bias(*sample(directory, catalogue, run.seed), config["logit_scale"])
-        progress.say(STAGE, f"{config['model']} has no logit_bias; {bias:.2f} stands for it, a sigmoid loss's best")
-    manifest = finish(directory, catalogue, config, bias)
-    storage.remove_tree(f"{directory}/fragments")
-    return manifest
 
 
 def finish(directory: str, catalogue: Catalogue, config: dict[str, Any], logit_bias: float) -> dict[str, Any]:
@@ -221,23 +220,6 @@ def finish(directory: str, catalogue: Catalogue, config: dict[str, Any], logit_b
 def _described(item: dict[str, Any], directory: str) -> dict[str, Any]:
     metadata = storage.open_parquet(part_path(directory, item["id"])).schema_arrow.metadata
     return {"shard": item["id"], "description": metadata[_DESCRIPTION].decode()}
-
-
-def sample(directory: str, catalogue: Catalogue, seed: int, n: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and text embeddings (float32) of up to n pairs, from row groups drawn at random."""
-    groups = catalogue.row_groups
-    images, texts, held = [], [], 0
-    for i in np.random.default_rng(seed).permutation(len(groups)):
-        shard, number = groups["shard"][i].as_py(), groups["row_group"][i].as_py()
-        rows = read(directory, catalogue.place(shard), number, ["status", "image_embedding", "text_embedding"])
-        rows = rows.filter(pc.equal(rows["status"], "ok"))
-        images.append(blocks.unpack(rows["image_embedding"]))
-        texts.append(blocks.unpack(rows["text_embedding"]))
-        held += len(rows)
-        if held >= n:
-            break
-    image, text = (torch.from_numpy(np.concatenate(side)[:n].astype(np.float32)) for side in (images, texts))
-    return image, text
 
 
 def good_slots(directory: str) -> NDArray[np.int64]:

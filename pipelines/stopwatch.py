@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 class Stopwatch:
     """Sums what blocks report of the work that was done on them.
 
-    parts: of the pipeline, in order. goal: the part that ought to be busy all the time, on n_workers workers.
+    parts: of the pipeline, in order. goal: the part that ought to be busy all the time, on n_workers workers. shared:
+    all parts share the same cores, so that what takes most of them limits.
     """
 
-    def __init__(self, parts: Sequence[str], goal: str, n_workers: int) -> None:
-        self.parts, self.goal, self.n_workers = parts, goal, n_workers
+    def __init__(self, parts: Sequence[str], goal: str, n_workers: int, *, shared: bool) -> None:
+        self.parts, self.goal, self.n_workers, self.shared = parts, goal, n_workers, shared
         self.seconds: Counter[str] = Counter()
         self.began: float | None = None  # with the first block, so that starting up does not count
 
@@ -30,9 +31,10 @@ class Stopwatch:
     @property
     def limit(self) -> str:
         """The part that everything waits for: the goal where it was busy, else what took most of the others' time."""
-        if self.busy >= 0.8:
+        if self.busy >= 0.8 and not self.shared:
             return self.goal
-        return max((part for part in self.parts if part != self.goal), key=lambda part: self.seconds[part])
+        others = self.parts if self.shared else [part for part in self.parts if part != self.goal]
+        return max(others, key=lambda part: self.seconds[part])
 
     def note(self) -> str:
         return f"{self.goal} busy {self.busy:.0%}"

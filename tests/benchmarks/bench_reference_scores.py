@@ -9,10 +9,12 @@ process tree of its own; its time goes from the first picture that is embedded t
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -31,6 +33,7 @@ from pipelines.tars import TarShard, write_index
 from tests.benchmarks.bench_data import FOLDER, PER_SHARD, _Watch, make_shards
 from tests.benchmarks.measure import console, machine, table, threads
 
+POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
 MODELS = {"ViT-B-32": (2_000, 64), "jest-drawings": (10_000, 256)}  # model -> pairs, batch
 RUN = """
 root: {root}
@@ -125,8 +128,8 @@ def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, An
     watches: list[Stopwatch] = []
 
     class Kept(Stopwatch):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             watches.append(self)
 
     reference_scores.Stopwatch = Kept  # type: ignore[misc]
@@ -134,13 +137,49 @@ def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, An
     ended, pairs = time.monotonic(), manifest["counts"]["ok"]
     assert watches[0].began is not None
     parts = [storage.size(score_cache.part_path(run.path("scores"), i)) for i in range(len(shards))]
+    found, columns = catalogue.open_catalogue(run.path("catalogue")), ["status", "image_embedding", "text_embedding"]
+    groups = [(found.place(i), group) for i in range(len(shards)) for group in range(len(found.row_group_sizes(i)))]
+    began = time.perf_counter()
+    for place, group in groups:
+        score_cache.read(run.path("scores"), place, group, columns)
+    read_seconds = (time.perf_counter() - began) / pairs
     return {
         "pairs": pairs,
         "rate": pairs / (ended - watches[0].began),
+        "read": read_seconds,
         "limit": watches[0].summary(),
         "bytes": sum(parts) / pairs,
         "width": manifest["config"]["width"],
     }
+
+
+def growth(work: Path, n_shards: int) -> tuple[int, int]:
+    """Peak memory of the stage (the driver, and everything) over so many shards of 20 rows."""
+    folder = work / f"growth-{n_shards}"
+    (folder / "shards").mkdir(parents=True)
+    rows = pq.read_table(POOL / "00000.parquet").slice(0, 20)
+    for i in range(n_shards):
+        uids = [f"{i:016x}{j:016x}" for j in range(20)]
+        rows = rows.set_column(rows.schema.get_field_index("uid"), "uid", pa.array(uids))
+        pq.write_table(rows, folder / "shards" / f"{i:06d}.parquet")
+    code = f"from tests.benchmarks.bench_reference_scores import score_all; score_all({str(folder)!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{ran.stdout}\n{ran.stderr}")
+    driver, everything = json.loads((folder / "peak.json").read_text())
+    return driver, everything
+
+
+def score_all(folder: str) -> None:
+    run = run_files.load(RUN.format(root=folder, shards="shards/*.parquet", model="jest-tiny", batch=256))
+    checkpoints.write(run.path("reference"), 1, {"state_dict": towers.create("jest-tiny", seed=0).model.state_dict()})
+    catalogue.run_stage(run)
+    watch = _Watch()
+    watch.start()
+    reference_scores.run_stage(run)
+    watch.look()
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path(folder, "peak.json").write_text(json.dumps([driver, watch.peak]))
 
 
 CONTESTANTS = {f.__name__: f for f in (bare, clip_retrieval, jest)}
@@ -195,8 +234,17 @@ def main(shards: Path = FOLDER / "shards", raw: Path = FOLDER / "raw", only: str
         console.print(
             f"decoding and tokenising {decode:.2f} ms a pair on one core, forward {forward:.2f} ms on all; jest to "
             f"clip-retrieval's loop {ours['rate'] / found['clip_retrieval']['rate']:.2f}\n{ours['limit']}\n"
+            f"reading the cache costs {1e6 * ours['read']:.1f} µs a pair, "
+            f"{100 * ours['read'] / (floor['forward'] * (1 + 3 / 5)):.2f} % of a JEST step at f = 0.8 (scoring, and "
+            "three forwards for each pair that is trained on)\n"
             f"cache: {ours['bytes']:.1f} bytes a pair, {ours['bytes'] / expected:.3f} of 2 x {ours['width']} x 2 + 64"
         )
+    if not only:
+        for n_shards in (200, 2_000):
+            driver, everything = growth(work, n_shards)
+            console.print(
+                f"{n_shards:,} shards: driver {driver / 1e6:,.0f} MB, all processes {everything / 1e6:,.0f} MB"
+            )
     rmtree(work)
 
 

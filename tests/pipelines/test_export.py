@@ -53,7 +53,7 @@ def test_a_selection_log_counts_how_often(scored, tmp_path):
     storage.begin(run.path(run.run_dir), "train", {})
     from pipelines import checkpoints
 
-    with pytest.raises(FileNotFoundError, match="has not got to its end"):
+    with pytest.raises(FileNotFoundError, match="has not come to a checkpoint"):
         export.run_stage(run, "selection", str(tmp_path / "picked.npy"))
     checkpoints.write(run.path(run.run_dir), 1, {"jest": {"log_parts": ["committed.parquet"]}})
     assert len(selection_log.read(run.path(run.run_dir))) == 5

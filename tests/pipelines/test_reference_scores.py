@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from jest_core import towers
-from pipelines import blocks, catalogue, checkpoints, reference_scores, score_cache, storage, super_batches
+from pipelines import blocks, calibration, catalogue, checkpoints, reference_scores, score_cache, storage, super_batches
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -162,7 +162,7 @@ def test_a_softmax_reference_gets_the_bias_that_fits_it(make_run, capsys):
     scale, bias = score_cache.scale_and_bias(manifest)
     assert scale == pytest.approx(np.exp(3.0), rel=1e-4)
     assert "has no logit_bias" in capsys.readouterr().out
-    image, text = score_cache.sample(run.path("scores"), catalogue.open_catalogue(run.path("catalogue")), seed=0)
+    image, text = calibration.sample(run.path("scores"), catalogue.open_catalogue(run.path("catalogue")), seed=0)
     assert torch.sigmoid(scale * image @ text.T + bias).sum().item() == pytest.approx(len(image), rel=1e-3)
     assert super_batches.open_source(run).scale_and_bias == (scale, bias)
     given = make_run("joint", "reference.model.name=jest-tiny-softmax", "reference.logit_bias=-7", "reference.scores=b")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jest_core import config as run_files
-from pipelines import blocks, reference_scores, score_cache, storage
+from pipelines import blocks, calibration, reference_scores, score_cache, storage
 from pipelines.catalogue import open_catalogue
 
 
@@ -44,6 +44,6 @@ def test_a_part_of_another_cache_is_refused_at_the_end(scored, tmp_path):
 
 
 def test_a_sample_is_of_sound_unit_norm_pairs(scored):
-    image, text = score_cache.sample(scored.path("scores"), open_catalogue(scored.path("catalogue")), seed=0, n=100)
+    image, text = calibration.sample(scored.path("scores"), open_catalogue(scored.path("catalogue")), seed=0, n=100)
     assert image.shape == text.shape == (100, 32)
     np.testing.assert_allclose(image.norm(dim=1), np.ones(100), atol=1e-3)
