@@ -110,9 +110,13 @@ def open_catalogue(directory: str) -> Catalogue:
     return Catalogue(directory, storage.finished(directory, "catalogue", "run `jest catalogue` first"))
 
 
-@lru_cache(maxsize=2)
 def held_catalogue(directory: str) -> Catalogue:
-    """The same for a task: a worker's process keeps it, and what was read of it, for its next task."""
+    """The same for a task: a worker's process keeps what was read of it for its next task."""
+    return _held(directory, open_catalogue(directory).manifest["fingerprint"])
+
+
+@lru_cache(maxsize=2)
+def _held(directory: str, fingerprint: str) -> Catalogue:
     return open_catalogue(directory)
 
 
