@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -19,6 +29,13 @@ def say(stage: str, text: str) -> None:
     """One line on what a stage does or found."""
     console.print(f"[bold cyan]{stage}:[/] {escape(text)}", soft_wrap=True)
     sys.stdout.flush()
+
+
+class _Rate(ProgressColumn):
+    """Units a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
 
 Advance = Callable[..., None]
@@ -33,6 +50,7 @@ def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
+            _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),

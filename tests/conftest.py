@@ -119,6 +119,13 @@ def scored(tmp_path_factory: pytest.TempPathFactory, shards: Path, ray_session: 
     return run
 
 
+@pytest.fixture
+def make_scored_run(scored: Run, make_run: MakeRun, tmp_path: Path) -> MakeRun:
+    """make_run over a copy of what `scored` made."""
+    shutil.copytree(scored.root, tmp_path, dirs_exist_ok=True)
+    return make_run
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -111,16 +111,14 @@ def test_an_interrupted_search_for_duplicates_ends_the_same(make_run, shards, tm
     assert parts(whole).equals(before)
 
 
-def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_run, shards):
+def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_scored_run):
     """No image is read again, and the parent's cache serves the child."""
-    run = make_run("joint", "training.sub_batch_size=16", "training.examples_trained=16")
-    make_reference(run)
-    parent = catalogue.run_stage(run)
-    reference_scores.run_stage(run)
+    run = make_scored_run("joint", "training.sub_batch_size=16", "training.examples_trained=16")
+    parent = catalogue.open_catalogue(run.path("catalogue"))
     names = storage.names(f"{run.path('scores')}/parts")
     cache = pa.concat_tables([storage.open_parquet(f"{run.path('scores')}/parts/{n}").read() for n in names])
     middle = float(np.median(cache["cosine"].to_numpy()[np.array(cache["status"].to_pylist()) == "ok"]))
-    child_run = make_run(
+    child_run = make_scored_run(
         "joint",
         "training.sub_batch_size=16",
         "training.examples_trained=16",
@@ -139,14 +137,11 @@ def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_run, shar
     assert cosines.min() >= middle - 2e-3
 
 
-def test_a_score_cache_of_another_catalogue_sets_no_threshold(make_run):
-    run = make_run("joint")
-    make_reference(run)
-    catalogue.run_stage(run)
-    rule = "data.rules=[{rule: score, scores: scores, at_least: 0}]"
+def test_a_score_cache_of_another_catalogue_sets_no_threshold(make_scored_run):
+    make_run, rule = make_scored_run, "data.rules=[{rule: score, scores: scores, at_least: 0}]"
+    nowhere = "data.rules=[{rule: score, scores: nowhere, at_least: 0}]"
     with pytest.raises(FileNotFoundError, match="run `jest reference-scores` first"):
-        catalogue.run_stage(make_run("joint", rule, "data.catalogue=c1", "data.refines=catalogue"))
-    reference_scores.run_stage(run)
+        catalogue.run_stage(make_run("joint", nowhere, "data.catalogue=c1", "data.refines=catalogue"))
     with pytest.raises(ValueError, match=r"another catalogue than data\.refines None"):
         catalogue.run_stage(make_run("joint", rule, "data.catalogue=c2"))
     catalogue.run_stage(make_run("joint", "data.rules=[]", "data.catalogue=c3"))

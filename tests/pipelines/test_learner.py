@@ -15,17 +15,12 @@ import torch
 
 from jest_core import config as run_files
 from jest_core import tables, towers
-from pipelines import catalogue, checkpoints, learner, reference_scores, selection_log, storage, super_batches
-from tests.pipelines.test_reference_scores import make_reference
+from pipelines import checkpoints, learner, selection_log, storage, super_batches
 
 
 @pytest.fixture
-def prepared(ray_session, make_run):
-    run = make_run("joint")
-    make_reference(run)
-    catalogue.run_stage(run)
-    reference_scores.run_stage(run)
-    return run
+def prepared(make_scored_run):
+    return make_scored_run("joint")
 
 
 def copy(source: str, target: str) -> None:

@@ -116,12 +116,8 @@ def test_too_many_bad_rows_fail_with_the_counts(make_run, shards, tmp_path):
         reference_scores.run_stage(run)
 
 
-def test_a_cache_of_another_catalogue_is_refused_by_training(make_run):
-    run = make_run("joint")
-    make_reference(run)
-    catalogue.run_stage(run)
-    reference_scores.run_stage(run)
-    other = make_run("joint", "data.rules=[{rule: status}]", "data.catalogue=other")
+def test_a_cache_of_another_catalogue_is_refused_by_training(make_scored_run):
+    other = make_scored_run("joint", "data.rules=[{rule: status}]", "data.catalogue=other")
     catalogue.run_stage(other)
     with pytest.raises(ValueError, match="scored for another catalogue"):
         super_batches.open_source(other)
