@@ -206,6 +206,8 @@ def finish(directory: str, catalogue: Catalogue, config: dict[str, Any], logit_b
     storage.write_table(f"{directory}/row_groups.parquet", pa.table(scored).cast(tables.SCORED))
     bad = [dict(zip(tables.BAD_ROWS.names, row, strict=True)) for row in bad_rows]
     storage.write_table(f"{directory}/bad_rows.parquet", pa.Table.from_pylist(bad, tables.BAD_ROWS))
+    for left in storage.names(f"{directory}/parts", ".tmp"):  # half written by a process that was killed
+        storage.remove(f"{directory}/parts/{left}")
     return storage.finish(
         directory,
         STAGE,
