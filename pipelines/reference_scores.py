@@ -261,13 +261,13 @@ class _Embedder:
         self.scorers = {s.name: scorers.create(s.scorer, _resolved(run, s.options)) for s in self.spec.scorers}
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         columns: dict[str, Any] = {name: block[name] for name in ("uid", "row", "status")}
         for name, value in self._embed(block).items():
             columns[name] = blocks.pack(value) if value.ndim > 1 else value
         table = pa.table(columns).cast(tables.score_cache(towers.width(self.reference.name), list(self.scorers)))
         told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode")}
-        return _tell(table, told | {"embed": time.perf_counter() - started})
+        return _tell(table, told | {"embed": time.perf_counter() - started, "began": began})
 
     def _embed(self, block: pa.Table) -> dict[str, NDArray[Any]]:
         """Embeddings and scores of a block's rows; zeros where the image did not decode."""

@@ -73,7 +73,7 @@ def read(directory: str, place: Place, row_group: int, columns: list[str]) -> pa
 
 def store(block: pa.Table, session: str) -> pa.Table:
     """Write an embedded block as a fragment of its shard's part, and report it."""
-    told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode", "embed")}
+    told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode", "embed", "began")}
     first_row = block["row"][0].as_py()
     path = f"{session}/{told['shard']:05d}-{first_row:09d}.parquet"
     started = time.perf_counter()

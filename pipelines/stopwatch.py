@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 class Stopwatch:
     """Sums what blocks report of the work that was done on them.
 
+    A report has each part's seconds, and in `began` the clock when the goal began with the block: reports come late.
     parts: of the pipeline, in order. goal: the part that ought to be busy all the time, on n_workers workers. shared:
     all parts share the same cores, so that what takes most of them limits.
     """
@@ -15,17 +16,16 @@ class Stopwatch:
     def __init__(self, parts: Sequence[str], goal: str, n_workers: int, *, shared: bool) -> None:
         self.parts, self.goal, self.n_workers, self.shared = parts, goal, n_workers, shared
         self.seconds: Counter[str] = Counter()
-        self.began: float | None = None  # with the first block, so that starting up does not count
+        self.began: float | None = None  # when the goal began with the first block: starting up does not count
 
     def add(self, report: Mapping[str, float]) -> None:
-        if self.began is None:
-            self.began = time.monotonic() - report[self.goal]
+        self.began = min(self.began or report["began"], report["began"])
         self.seconds.update({part: report[part] for part in self.parts})
 
     @property
     def busy(self) -> float:
         """Share of the time in which the goal's workers worked."""
-        elapsed = 0.0 if self.began is None else time.monotonic() - self.began
+        elapsed = 0.0 if self.began is None else time.time() - self.began
         return min(1.0, self.seconds[self.goal] / (elapsed * self.n_workers)) if elapsed else 0.0
 
     @property
