@@ -3,8 +3,9 @@
 python -m tests.benchmarks.bench_reference_scores [--shards FOLDER] [--raw FOLDER]
 
 The cores allow what is left when nothing but the forward pass (all cores), decoding and tokenising (measured on each,
-all at once) has to be done: 1 / (forward + decode / cores) pairs a second. The tars are those of bench_data. Each contestant has a
-process tree of its own; its time goes from the first picture that is embedded to the last file that is written.
+all at once) has to be done: 1 / (forward + decode / cores) pairs a second. The tars are those of bench_data. Each
+contestant has a process tree of its own; its time goes from the first picture that is embedded to the last file that
+is written.
 """
 
 import json
@@ -35,7 +36,7 @@ from tests.benchmarks.bench_data import FOLDER, PER_SHARD, _Watch, make_shards
 from tests.benchmarks.measure import console, machine, table, threads
 
 POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
-MODELS = {"ViT-B-32": (2_000, 64), "jest-drawings": (10_000, 256)}  # model -> pairs, batch
+MODELS = {"ViT-B-32": (2_000, 64), "jest-drawings": (20_000, 256)}  # model -> pairs, batch
 RUN = """
 root: {root}
 run_dir: run
