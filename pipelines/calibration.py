@@ -31,7 +31,8 @@ def sample(directory: str, catalogue: Catalogue, seed: int, n: int = 4096) -> tu
     for i in np.random.default_rng(seed).permutation(len(groups)):
         shard, number = groups["shard"][i].as_py(), groups["row_group"][i].as_py()
         columns = ["status", "image_embedding", "text_embedding"]
-        rows = score_cache.read(directory, catalogue.place(shard), number, columns)
+        place = catalogue.place(shard)
+        rows = score_cache.read(directory, place, number, place.rows(number)[0], columns)
         rows = rows.filter(pc.equal(rows["status"], "ok"))
         images.append(blocks.unpack(rows["image_embedding"]))
         texts.append(blocks.unpack(rows["text_embedding"]))

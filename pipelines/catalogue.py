@@ -94,15 +94,15 @@ class Place:
         part = file.read_row_group(row_group, columns=["uid", "multiplicity"])
         return part["uid"].to_pylist(), part["multiplicity"].to_numpy().astype(np.int64)
 
-    def aligned(self, shard: Shard, row_group: int) -> NDArray[np.int64]:
-        """Multiplicities of a row group. Raises ValueError where the shard is not the one that was catalogued."""
+    def aligned(self, shard: Shard, row_group: int) -> tuple[list[str], NDArray[np.int64]]:
+        """The same. Raises ValueError where the shard is not the one that was catalogued."""
         uids, multiplicity = self.rows(row_group)
         if row_group >= len(shard.row_group_sizes) or shard.uids(row_group) != uids:
             raise ValueError(
                 f"{self.path}, row group {row_group}, changed since it was catalogued: run `jest catalogue` into a new "
                 "directory"
             )
-        return multiplicity
+        return uids, multiplicity
 
 
 def open_catalogue(directory: str) -> Catalogue:
@@ -242,8 +242,8 @@ def _apply(
     else:
         file = storage.open_parquet(f"{parent.directory}/parts/{part_name(place.number)}")
         part = file.read_row_group(row_group)
-        multiplicity = parent.aligned(shard, row_group).copy()
-        uids, dropped = part["uid"].to_pylist(), np.array(part["dropped_by"].to_pylist(), dtype=object)
+        uids, multiplicity = parent.aligned(shard, row_group)
+        dropped = np.array(part["dropped_by"].to_pylist(), dtype=object)
     for rule in run.data.rules:
         times = rules.apply(rule, shard, row_group, uids, lists, rules.scores_part(rule, run, place.number))
         dropped[(times == 0) & (multiplicity > 0)] = rule.rule

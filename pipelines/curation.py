@@ -85,10 +85,11 @@ def _sample(run: Run, catalogue: Catalogue, directory: str, column: str, truth: 
     shards, rows, scores, clean = [], [], [], []
     for number in chosen.tolist():
         part = storage.open_parquet(score_cache.part_path(directory, number)).read(columns=["row", "status", column])
-        ok = pc.equal(part["status"], "ok").to_numpy()
+        score = part[column].to_numpy()
+        ok = pc.equal(part["status"], "ok").to_numpy() & ~np.isnan(score)
         shards.append(np.full(int(ok.sum()), number))
         rows.append(part["row"].to_numpy()[ok].astype(np.int64))
-        scores.append(part[column].to_numpy()[ok])
+        scores.append(score[ok])
         if truth is not None:
             shard = catalogue.place(number).open(run.data.columns)
             groups = range(len(shard.row_group_sizes))

@@ -89,8 +89,8 @@ def _export_file(item: dict[str, Any], run_text: str, output: str) -> dict[str, 
         place = catalogue.place(number)
         shard = place.open(run.data.columns)
         for group in range(len(shard.row_group_sizes)):
-            place.aligned(shard, group)
-            cached = score_cache.read(run.path(run.reference.scores), place, group, columns)
+            uids, _ = place.aligned(shard, group)
+            cached = score_cache.read(run.path(run.reference.scores), place, group, uids, columns)
             ok = pc.equal(cached["status"], "ok")
             captions = pa.chunked_array([pa.array(shard.captions(group), pa.string())])
             cached = cached.append_column("caption", captions).filter(ok)

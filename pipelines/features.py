@@ -184,7 +184,7 @@ def _read(batch: dict[str, Any], held: Any, session: str, spec: Features, config
     index: _Index = ray.get(held)
     uids = _uids(source.uids, spec)
     image, text = _array(source.image, f"{spec.kind}_img"), _array(source.text, f"{spec.kind}_txt")
-    if not len(uids) == len(image) == len(text) or image.shape[1] != text.shape[1] != config["width"]:
+    if not (len(uids) == len(image) == len(text) and image.shape[1] == text.shape[1] == config["width"]):
         raise ValueError(
             f"{source.image}: embeddings of shape {image.shape} and {text.shape} for the {len(uids)} rows of "
             f"{source.uids}, and {config['width']} wide elsewhere"
@@ -194,8 +194,9 @@ def _read(batch: dict[str, Any], held: Any, session: str, spec: Features, config
     which, entries = which[order], entries[order]
     told = [{"shard": -1, "first_row": -1, "path": "", "last": 1}]
     keys = np.stack([index.shard[entries], index.group[entries]], 1)
-    for shard, group in np.unique(keys, axis=0).tolist():
-        mine = (keys == (shard, group)).all(1)
+    groups, starts, sizes = np.unique(keys, axis=0, return_index=True, return_counts=True)
+    for (shard, group), start, size in zip(groups.tolist(), starts, sizes, strict=True):
+        mine = slice(start, start + size)  # in one piece: rows are in order
         table = _fragment(uids, image, text, which[mine], index.row[entries[mine]], config)
         path = f"{session}/{shard:05d}-{group:09d}-{uuid.uuid4().hex}.parquet"
         storage.write_table(path, table)

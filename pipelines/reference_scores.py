@@ -91,15 +91,15 @@ def verify(run: Run, n_pairs: int = 256) -> None:
     furthest = {"image": 0.0, "text": 0.0, "loss": 0.0}
     for i in generator.permutation(len(groups)):
         shard, number = (groups[name][int(i)].as_py() for name in ("shard", "row_group"))
+        place = catalogue.place(shard)
         rows, _, captions, images = _read(run, shard, number)
         picked = np.sort(generator.permutation(len(rows))[: min(left, 1 + n_pairs // 8)])
         columns = ["status", "image_embedding", "text_embedding", "matched_pair_loss"]
-        cached = score_cache.read(directory, catalogue.place(shard), number, columns).take(pa.array(rows[picked]))
+        cached = score_cache.read(directory, place, number, place.rows(number)[0], columns)
+        cached = cached.take(pa.array(rows[picked]))
         pixels, status = reference.view.batch(images.take(pa.array(picked)).to_pylist())
         if cached["status"].to_pylist() != np.array(tables.SLOT_STATUS)[status].tolist():
-            raise ValueError(
-                f"{catalogue.place(shard).path}, row group {number}: other pictures decode than in {directory}"
-            )
+            raise ValueError(f"{place.path}, row group {number}: other pictures decode than in {directory}")
         tokens = reference.tokens([captions[j] for j in picked])
         found = reference.embed(torch.from_numpy(pixels), tokens, batch_size=spec.batch_size, precision=spec.precision)
         ok = status == 0
@@ -240,8 +240,8 @@ def _read(run: Run, shard: int, row_group: int) -> tuple[NDArray[np.int64], list
     """The kept rows of a row group: their numbers in it, uids, captions, and encoded images."""
     place = held_catalogue(run.path(run.data.catalogue)).place(shard)
     opened = place.open(run.data.columns)
-    rows = np.flatnonzero(place.aligned(opened, row_group) > 0)
-    uids, captions = opened.uids(row_group), opened.captions(row_group)
+    uids, multiplicity = place.aligned(opened, row_group)
+    rows, captions = np.flatnonzero(multiplicity > 0), opened.captions(row_group)
     images = opened.images(row_group).take(pa.array(rows))
     return rows, [uids[i] for i in rows], [captions[i] for i in rows], images
 

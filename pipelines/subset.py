@@ -192,7 +192,7 @@ def _rows(catalogue: Catalogue, shard: int, row_group: int, caches: dict[str, An
         "row": pa.array(np.arange(start, start + len(uids))),
     }
     for name, (directory, _) in caches.items():
-        cached = score_cache.read(directory, place, row_group, _COLUMNS)
+        cached = score_cache.read(directory, place, row_group, uids, _COLUMNS)
         good &= np.array(cached["status"].to_pylist(), dtype=object) == "ok"
         columns[f"{name}_image"], columns[f"{name}_text"] = cached["image_embedding"], cached["text_embedding"]
     return pa.table(columns).filter(pa.array(good))

@@ -170,12 +170,12 @@ def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
 def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
     """The slots of a piece, laid end to end."""
     shard = place.open(run.data.columns)
-    multiplicity = place.aligned(shard, piece.row_group)
+    uids, multiplicity = place.aligned(shard, piece.row_group)
     cached = None
     if run.reads_scores:
         assert run.reference is not None
         columns = ["status", "image_embedding", "text_embedding"]
-        cached = score_cache.read(run.path(run.reference.scores), place, piece.row_group, columns)
+        cached = score_cache.read(run.path(run.reference.scores), place, piece.row_group, uids, columns)
         multiplicity = np.where(pc.equal(cached["status"], "ok").to_numpy(), multiplicity, 0)
     try:
         rows, occurrences = piece.rows(multiplicity, epoch)
@@ -183,7 +183,7 @@ def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
         raise ValueError(
             f"{place.path}, row group {piece.row_group}: {error}; was a catalogue or cache written anew?"
         ) from error
-    uids, captions, images = shard.uids(piece.row_group), shard.captions(piece.row_group), shard.images(piece.row_group)
+    captions, images = shard.captions(piece.row_group), shard.images(piece.row_group)
     high, low = tables.uid_from_hex([uids[i] for i in rows])
     picked = images.take(pa.array(rows))
     values: dict[str, Any] = {

@@ -150,10 +150,11 @@ def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, An
     assert watches[0].began is not None
     parts = [storage.size(score_cache.part_path(run.path("scores"), i)) for i in range(len(shards))]
     found, columns = catalogue.open_catalogue(run.path("catalogue")), ["status", "image_embedding", "text_embedding"]
-    groups = [(found.place(i), group) for i in range(len(shards)) for group in range(len(found.row_group_sizes(i)))]
+    places = [(found.place(i), group) for i in range(len(shards)) for group in range(len(found.row_group_sizes(i)))]
+    groups = [(place, group, place.rows(group)[0]) for place, group in places]
     began = time.perf_counter()
-    for place, group in groups:
-        score_cache.read(run.path("scores"), place, group, columns)
+    for place, group, uids in groups:
+        score_cache.read(run.path("scores"), place, group, uids, columns)
     read_seconds = (time.perf_counter() - began) / pairs
     return {
         "pairs": pairs,

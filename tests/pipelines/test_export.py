@@ -164,5 +164,15 @@ def test_features_that_are_none_are_refused(scored, tmp_path):
         imported(scored, tmp_path, f"{{format: datacomp, folder: {tmp_path}}}")
     (tmp_path / "img_emb").mkdir()
     np.save(tmp_path / "img_emb" / "img_emb_0.npy", np.zeros((3, 4), np.float16))
+    clip_retrieval = f"{{format: clip-retrieval, folder: {tmp_path}}}"
     with pytest.raises(FileNotFoundError, match=r"there is no .*text_emb_0\.npy"):
-        imported(scored, tmp_path, f"{{format: clip-retrieval, folder: {tmp_path}}}")
+        imported(scored, tmp_path, clip_retrieval)
+    for number, width in ((0, 4), (1, 8)):
+        for side in ("img", "text"):
+            (tmp_path / f"{side}_emb").mkdir(exist_ok=True)
+            np.save(tmp_path / f"{side}_emb" / f"{side}_emb_{number}.npy", np.ones((3, width), np.float16))
+        (tmp_path / "metadata").mkdir(exist_ok=True)
+        uids = pa.table({"uid": [f"{i:032x}" for i in range(3)]})
+        pq.write_table(uids, tmp_path / "metadata" / f"metadata_{number}.parquet")
+    with pytest.raises(Exception, match=r"img_emb_1\.npy: embeddings of shape \(3, 8\) .* and 4 wide elsewhere"):
+        imported(scored, tmp_path, clip_retrieval)
