@@ -32,7 +32,9 @@ class Data(Part):
     n_streams: PositiveInt  # canonical streams of the order; not the number of learners
     window_rows: PositiveInt  # rows of a stream that are read and shuffled together
     max_bad_share: float = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
-    decode: Literal["eager", "late"] = "eager"  # late: all at selection.image_size, only the selected at the model's
+    decode: Literal["eager", "late"] = (
+        "eager"  # late: all at selection.score_image_size, only the selected at the model's
+    )
     mask_duplicates: Literal["none", "uid", "image"] = "none"  # of equal slots of a super-batch, only one is selectable
 
     @field_validator("rules", mode="before")
@@ -68,6 +70,7 @@ class Model(Part):
     image_std: tuple[float, float, float] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    context_length: PositiveInt | None = None  # tokens of a caption, where not the model's own
 
 
 class Scorer(Part):
@@ -95,6 +98,8 @@ class Reference(Part):
     checkpoint: str | None = None  # a checkpoint file, or a run directory: its newest; not with model.pretrained
     scores: str  # directory that `jest reference-scores` writes
     online: bool = False  # embed in the learner, at every step, instead of reading scores
+    score_image_size: PositiveInt | None = None  # pixels a side at which it looks; the model's own if not given
+    score_patch_size: PositiveInt | None = None  # of a ViT; its own if not given
     features: Features | None = None  # what to make the scores of, instead of embedding the pictures
     scorers: list[Scorer] = Field(default=[])
     batch_size: PositiveInt = 256
@@ -114,7 +119,10 @@ class Selection(Part):
     draw: Draw = "sample"
     gain: PositiveFloat = 1.0  # 1.0 is the paper
     precision: Precision = "exact"  # fast: products of bfloat16
-    image_size: PositiveInt | None = None  # pixels a side at which the learner scores; the model's own if not given
+    score_image_size: PositiveInt | None = None  # pixels a side at which the learner scores; the model's if not given
+    score_patch_size: PositiveInt | None = None  # of a ViT, as it scores; its own if not given
+    score_precision: ForwardPrecision = "fp32"  # of the learner's forward pass as it scores
+    agreement_every_steps: NonNegativeInt = 0  # compare with scoring at full resolution as often as that; 0 = never
 
 
 class Subset(Part):
@@ -133,6 +141,14 @@ class Augmentation(Part):
     colour: float = Field(default=0.0, ge=0, lt=1)
 
 
+class LowResolution(Part):
+    """FlexiJEST: a random share of each sub-batch is trained at another resolution than the model's own."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    image_size: PositiveInt | None = None  # pixels a side; the model's own if not given
+    patch_size: PositiveInt | None = None  # of a ViT; its own if not given
+
+
 class Training(Part):
     sub_batch_size: PositiveInt  # b, all learners together
     examples_trained: PositiveInt  # the budget; examples seen are 1 / (1 - filter_ratio) times as many
@@ -148,6 +164,13 @@ class Training(Part):
     weight_decay: NonNegativeFloat
     gradient_clip: PositiveFloat = 1.0
     augmentation: Augmentation = Augmentation()
+    low_resolution: LowResolution | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights, loss and update are float32
+    compile: bool = False  # torch.compile of both towers, for scoring and training
+    micro_batch_size: PositiveInt | None = (
+        None  # a learner's examples whose activations are held at once; all if not given
+    )
+    activation_checkpointing: bool = False  # hold the activations of one layer at a time
     score_batch_size: PositiveInt = 256  # micro-batch of the scoring pass
     loss_tile: PositiveInt = 1024  # rows of logits held at once
     checkpoint_every_steps: PositiveInt
@@ -192,6 +215,12 @@ class Run(Part):
         if self.selection.method == "uniform":
             return self.sub_batch_size
         return round(self.sub_batch_size / (1 - self.selection.filter_ratio))
+
+    @property
+    def n_low_resolution(self) -> int:
+        """How many of a sub-batch's examples are trained at training.low_resolution."""
+        low = self.training.low_resolution
+        return 0 if low is None else round(low.share * self.sub_batch_size)
 
     @property
     def n_steps(self) -> int:
@@ -254,10 +283,18 @@ class Run(Part):
                 f"data.weights has {len(data.weights)} numbers for {len(data.sources)} sources in data.shards; give one"
                 " to each"
             )
-        if data.decode == "late" and (self.selection.image_size is None or self.selection.method == "uniform"):
+        if data.decode == "late" and (self.selection.score_image_size is None or self.selection.method == "uniform"):
             found.append(
-                "data.decode late is for runs that score at a lower resolution; set selection.image_size, or decode "
+                "data.decode late is for runs that score smaller pictures; set selection.score_image_size, or decode "
                 "eager"
+            )
+        low = training.low_resolution
+        if low is not None and low.image_size is None and low.patch_size is None:
+            found.append("training.low_resolution names no resolution; give its image_size or its patch_size")
+        if low is not None and self.n_low_resolution % training.n_learners:
+            found.append(
+                f"training.low_resolution.share {low.share} of training.sub_batch_size {b} is {self.n_low_resolution} "
+                f"examples, not a multiple of training.n_learners {training.n_learners}; change either"
             )
         if self.reference is not None:
             found += _reference_problems("reference", self.reference)

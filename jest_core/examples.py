@@ -1,6 +1,6 @@
 """What a learner holds of a super-batch: examples as columns, decoded once, with their cached reference embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -56,6 +56,10 @@ class Examples:
             maybe(self.reference_image),
             maybe(self.reference_text),
         )
+
+    def split(self, size: int) -> "Iterator[Examples]":
+        """Runs of `size` examples; the last may be shorter."""
+        return (self[torch.arange(i, min(i + size, len(self)))] for i in range(0, len(self), size))
 
 
 Prepare = Callable[[pa.Table], Examples]

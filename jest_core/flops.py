@@ -1,16 +1,36 @@
-"""The cost of a step by part, in FLOPs (one multiply-add is two), from the models themselves.
+"""The cost of a step by part, in FLOPs (one multiply-add is two), from the run file alone.
 
-A forward pass is counted by torch's own FLOP counter on one example; a backward pass costs two forwards (paper section
-7). Two conventions are in use for the scoring forward: Table 1 of the paper counts it as reused for the selected
-examples (233 % of a uniform step at f = 0.8), Figure 1 does not (267 %). jest runs the latter and reports both.
+A forward pass is counted by torch's own FLOP counter on a model of the same configuration without weights; a backward
+pass costs two forwards (paper section 7). Two conventions are in use for the scoring forward: Table 1 of the paper
+counts it as reused for the selected examples (233 % of a uniform step at f = 0.8), Figure 1 does not (267 %). jest runs
+the latter and reports both.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jest_core.towers import Towers
+from jest_core import flexible, towers
+from jest_core.choices import Loss
+from jest_core.config import Model, Run
+from jest_core.flexible import Resolution
+
+_ADAMW = 14  # operations a parameter: two moments, their corrections, decay and the update itself
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """FLOPs of one pair's forward pass through each tower."""
+
+    image: float
+    text: float
+
+    @property
+    def total(self) -> float:
+        return self.image + self.text
 
 
 @dataclass(frozen=True)
@@ -20,29 +40,20 @@ class StepFlops:
     score: float  # the learner's forward over the super-batch
     reference: float  # the reference's, where it is not cached
     select: float  # matrix products of the conditional scores
-    train: float  # forward and backward over the sub-batch
+    train: float  # forward and backward over the sub-batch, and what of it is computed twice to save memory
+    loss: float  # matrix products of its logits and their gradients
+    optimizer: float
+    reusable: float  # of `score`: what the selected need again in `train`
 
     @property
     def total(self) -> float:
         """As executed: the scoring forward is not reused."""
-        return self.score + self.reference + self.select + self.train
+        return self.score + self.reference + self.select + self.train + self.loss + self.optimizer
 
-    def total_with_reuse(self, sub_batch_size: int, forward: float) -> float:
+    @property
+    def total_with_reuse(self) -> float:
         """As in the paper's Table 1: the selected examples' scoring forward is counted once."""
-        return self.total - (sub_batch_size * forward if self.score else 0.0)
-
-
-def forward_flops(towers: Towers, image_size: int | None = None) -> float:
-    """FLOPs of one pair's forward through both towers, at the model's own resolution unless another is given."""
-    size = image_size or towers.view.image_size
-    pixels, tokens = torch.zeros(1, 3, size, size), towers.tokens(["a"])
-    model = towers.model
-    was_training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(pixels, tokens)
-    model.train(was_training)
-    return float(counter.get_total_flops())
+        return self.total - self.reusable
 
 
 def training_flops(
@@ -54,18 +65,101 @@ def training_flops(
     widths: tuple[int, ...] = (),
     reference_forward: float = 0.0,
     score_forward: float | None = None,
+    low_forward: float = 0.0,
+    n_low_resolution: int = 0,
+    n_recomputed: int = 0,
+    loss: Loss = "sigmoid",
+    loss_width: int = 0,
+    n_parameters: int = 0,
 ) -> StepFlops:
     """The cost of one step. For a uniform step super_batch_size equals sub_batch_size, and nothing is scored.
 
-    widths: embedding widths of the models that score (learner, reference). reference_forward: FLOPs of one pair by the
-    reference, 0 where its scores are cached; score_forward: by the learner as it scores, where that is at another
-    resolution. The matrix products of selection are 2 directions x 2 B n D a model and
-    chunk, for all chunks but the last; against that only the b selected are multiplied, for the score of the set.
+    forward, score_forward, low_forward, reference_forward: FLOPs of one pair through the learner at full resolution, as
+    it scores (at full resolution unless given), and at the low resolution of n_low_resolution examples of the
+    sub-batch; and through the reference, 0 where its scores are cached. n_recomputed: how often the training forward is
+    computed again in the backward pass. widths: of the embeddings that are scored (learner, reference); loss_width: of
+    the learner's.
+
+    The matrix products of selection are 2 directions x 2 B n D a model and chunk, for all chunks but the last; against
+    that only the b selected are multiplied, for the score of the set. Those of the loss are the logits (twice for the
+    softmax) and the gradients of both sides, 2 b b D each.
     """
-    train = 3.0 * forward * sub_batch_size
-    if super_batch_size == sub_batch_size:
-        return StepFlops(0.0, 0.0, 0.0, train)
-    chunk = sub_batch_size // n_chunks
-    select = 4.0 * (super_batch_size * (sub_batch_size - chunk) + sub_batch_size * chunk) * sum(widths)
+    b = sub_batch_size
+    train = (3.0 + n_recomputed) * (forward * (b - n_low_resolution) + low_forward * n_low_resolution)
+    loss_products = (4.0 if loss == "softmax" else 3.0) * 2 * b * b * loss_width
+    update = float(_ADAMW * n_parameters)
+    if super_batch_size == b:
+        return StepFlops(0.0, 0.0, 0.0, train, loss_products, update, 0.0)
+    chunk = b // n_chunks
+    select = 4.0 * (super_batch_size * (b - chunk) + b * chunk) * sum(widths)
     scored = forward if score_forward is None else score_forward
-    return StepFlops(scored * super_batch_size, reference_forward * super_batch_size, select, train)
+    reusable = forward * (b - n_low_resolution) if scored == forward else 0.0
+    if n_low_resolution and scored == low_forward:
+        reusable = low_forward * n_low_resolution
+    return StepFlops(
+        scored * super_batch_size, reference_forward * super_batch_size, select, train, loss_products, update, reusable
+    )
+
+
+def step_flops(run: Run) -> StepFlops:
+    """The cost of a step of this run."""
+    selection, training, reference = run.selection, run.training, run.reference
+    low = training.low_resolution
+    scores = selection.method != "uniform"
+    reference_forward = 0.0
+    if scores and run.uses_reference and not run.reads_scores and reference is not None:
+        sizes = reference.score_image_size, reference.score_patch_size
+        reference_forward = forward_flops(reference.model, *sizes).total
+    models = [run.model, *([reference.model] if run.uses_reference and reference is not None else [])]
+    return training_flops(
+        forward=forward_flops(run.model).total,
+        sub_batch_size=run.sub_batch_size,
+        super_batch_size=run.super_batch_size,
+        n_chunks=1 if selection.method == "independent" else selection.n_chunks,
+        widths=tuple(towers.width(model.name) for model in models) if scores else (),
+        reference_forward=reference_forward,
+        score_forward=forward_flops(run.model, selection.score_image_size, selection.score_patch_size).total,
+        low_forward=forward_flops(run.model, low.image_size, low.patch_size).total if low else 0.0,
+        n_low_resolution=run.n_low_resolution,
+        n_recomputed=(training.micro_batch_size is not None) + training.activation_checkpointing,
+        loss=training.loss,
+        loss_width=towers.width(run.model.name),
+        n_parameters=n_parameters(run.model),
+    )
+
+
+def forward_flops(model: Model, image_size: int | None = None, patch_size: int | None = None) -> ForwardFlops:
+    """FLOPs of one pair's forward through both towers, at the model's own resolution unless another is given."""
+    return _forward_flops(model.name, model.context_length, image_size, patch_size)
+
+
+def n_parameters(model: Model) -> int:
+    """Of both towers, logit_scale and logit_bias."""
+    return sum(p.numel() for p in _outline(model.name, model.context_length).parameters())
+
+
+@lru_cache(maxsize=64)
+def _forward_flops(
+    name: str, context_length: int | None, image_size: int | None, patch_size: int | None
+) -> ForwardFlops:
+    model = _outline(name, context_length)
+    size = image_size or towers.image_size(name)
+
+    def count(n: int) -> tuple[int, int]:
+        pixels = torch.zeros(n, 3, size, size, device="meta")
+        tokens = torch.zeros(n, towers.context_length(name, context_length), dtype=torch.int64, device="meta")
+        with torch.no_grad(), flexible.at(model.visual, Resolution(size, patch_size)):
+            with FlopCounterMode(display=False) as image:
+                model.encode_image(pixels)
+            with FlopCounterMode(display=False) as text:
+                model.encode_text(tokens)
+        return image.get_total_flops(), text.get_total_flops()
+
+    # resizing the kernel costs the same for any number of pictures
+    (image, text), (more_image, more_text) = count(1), count(2)
+    return ForwardFlops(float(more_image - image), float(more_text - text))
+
+
+@lru_cache(maxsize=4)
+def _outline(name: str, context_length: int | None) -> Any:
+    return towers.outline(name, context_length)

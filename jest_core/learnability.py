@@ -62,6 +62,14 @@ def matched_losses(model: Embeddings, loss: Loss = "sigmoid") -> Float[Tensor, "
     return _own_losses(_logits(model, loss), loss)
 
 
+def matched_scores(
+    learner: Embeddings | None, reference: Embeddings | None, criterion: Criterion, loss: Loss = "sigmoid"
+) -> Float[Tensor, "B"]:
+    """What each example's own pair scores by the criterion, float64."""
+    scores = [sign * matched_losses(model, loss) for sign, model in signed_models(learner, reference, criterion)]
+    return torch.stack(scores).sum(0)
+
+
 def _logits(model: Embeddings, loss: Loss) -> Tensor:
     """Matched logits, float64; the softmax is blind to the bias."""
     return (model if loss == "sigmoid" else replace(model, logit_bias=0.0)).matched_logits().double()

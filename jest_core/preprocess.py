@@ -101,9 +101,9 @@ class View:
         return "; ".join(" ".join(repr(step).split()) for step in self.steps if not hasattr(step, "__name__"))
 
 
-def resize(pixels: UInt8[Tensor, "B 3 H W"], image_size: int | None) -> Tensor:
-    """Reduce square pictures to image_size a side, as floats; smaller ones, and None, change nothing."""
-    if image_size is None or image_size >= pixels.shape[-1]:
+def resize(pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], image_size: int) -> Tensor:
+    """Reduce square pictures to image_size a side, as floats; smaller ones stay as they are."""
+    if image_size >= pixels.shape[-1]:
         return pixels
     small = nn.functional.interpolate(
         pixels.float(), size=(image_size, image_size), mode="bicubic", antialias=True, align_corners=False

@@ -1,10 +1,23 @@
-"""Which learner trains on which selected example: an even share each, moving as few as possible."""
+"""Which learner trains on which selected example: an even share each, moving as few as possible; and at which
+resolution."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from jest_core import noise
+
+_LOW_RESOLUTION = 0x6C6F77  # context of the keyed noise: "low"
+
+
+def low_resolution(
+    uids: Int[Tensor, "b 2"], occurrences: Int[Tensor, "b"], n: int, seed: int, step: int
+) -> Bool[Tensor, "b"]:
+    """Which n examples of a sub-batch are trained at low resolution: at random, anew in each step."""
+    order = torch.argsort(noise.hashes(uids, occurrences, seed, step, _LOW_RESOLUTION), stable=True)
+    chosen = torch.zeros(len(uids), dtype=torch.bool)
+    chosen[order[:n]] = True
+    return chosen
 
 
 def spread(

@@ -18,13 +18,15 @@ from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
+from jest_core import flexible
 from jest_core.choices import ForwardPrecision, Loss
-from jest_core.config import Model
+from jest_core.config import Model, Run
+from jest_core.flexible import Resolution
 from jest_core.learnability import Embeddings
 from jest_core.preprocess import View, normalise, resize
 
 Colour = tuple[float, float, float]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
 
@@ -56,6 +58,7 @@ class Towers:
     model: Any  # an open_clip model: an nn.Module with encode_image, encode_text, logit_scale, logit_bias
     name: str
     inputs: "Inputs"
+    compiled: bool = False
 
     @property
     def view(self) -> View:
@@ -74,6 +77,12 @@ class Towers:
         text = self.model.text if hasattr(self.model, "text") else self.model.transformer
         self.model.visual.compile()
         text.compile()
+        self.compiled = True
+
+    def resolution(self, image_size: int | None = None, patch_size: int | None = None) -> Resolution:
+        """The model's own, but for what is given. Towers without patches, or with fixed ones, have no patch_size."""
+        own = flexible.patch_size(self.model.visual) if flexible.is_flexible(self.model.visual) else None
+        return Resolution(image_size or self.view.image_size, patch_size or own)
 
     @torch.no_grad()
     def embed(
@@ -82,30 +91,48 @@ class Towers:
         tokens: Int[Tensor, "B L"],
         *,
         batch_size: int,
-        image_size: int | None = None,
+        resolution: Resolution | None = None,
         precision: ForwardPrecision = "fp32",
     ) -> Embeddings:
         """Embeddings with the model's current weights, without gradients, in micro-batches of batch_size; float32.
 
-        image_size: pixels a side to which larger pictures are reduced first. precision: of the forward pass (autocast).
+        resolution: at which the image tower looks, its own if not given; larger pictures are reduced. precision: of the
+        forward pass (autocast).
         """
         was_training = self.model.training
         self.model.eval()
-        device = next(self.model.parameters()).device
-        with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32"):
-            parts = [
-                (
-                    self.model.encode_image(self.normalise(resize(images.to(device), image_size)), normalize=True),
-                    self.model.encode_text(words.to(device), normalize=True),
-                )
-                for images, words in zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
-            ]
+        parts = [
+            self.encode(
+                *self._filled(images, words, batch_size if len(pixels) > batch_size else 0), resolution, precision
+            )
+            for images, words in zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
+        ]
         self.model.train(was_training)
-        image, text = (torch.cat(side) for side in zip(*parts, strict=True))
-        return Embeddings(image.float(), text.float(), *self.scale_and_bias())
+        image, text = (torch.cat(side)[: len(pixels)] for side in zip(*parts, strict=True))
+        return Embeddings(image, text, *self.scale_and_bias())
 
-    def normalise(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
-        return normalise(pixels, self.inputs.mean, self.inputs.std)
+    def encode(
+        self, pixels: Tensor, tokens: Tensor, resolution: Resolution | None, precision: ForwardPrecision
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+        """Unit-norm image and text embeddings, float32, of pictures of 0..255 in one pass, differentiable."""
+        device = next(self.model.parameters()).device
+        resolution = resolution or self.resolution()
+        shown = normalise(resize(pixels.to(device), resolution.image_size), self.inputs.mean, self.inputs.std)
+        with (
+            torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"),
+            flexible.at(self.model.visual, resolution),
+        ):
+            image = self.model.encode_image(shown, normalize=True)
+            text = self.model.encode_text(tokens.to(device), normalize=True)
+        return image.float(), text.float()
+
+    def _filled(self, pixels: Tensor, tokens: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Compiled towers are compiled again for another batch size: a last, smaller one is filled up."""
+        missing = batch_size - len(pixels)
+        if not self.compiled or missing <= 0:
+            return pixels, tokens
+        first = torch.zeros(missing, dtype=torch.int64)
+        return torch.cat([pixels, pixels[first]]), torch.cat([tokens, tokens[first]])
 
     def scale_and_bias(self) -> tuple[float, float]:
         """logit_scale (the multiplier) and logit_bias; a softmax model has no bias, and 0 stands for it."""
@@ -138,7 +165,35 @@ class Inputs:
 
 def width(name: str) -> int:
     """Of an open_clip model's embeddings."""
-    return int(open_clip.get_model_config(name)["embed_dim"])
+    return int(configuration(name)["embed_dim"])
+
+
+def image_size(name: str) -> int:
+    """Of the pictures that an open_clip model takes, in pixels a side."""
+    size = configuration(name)["vision_cfg"].get("image_size", 224)  # open_clip's own default
+    return int(size[0] if isinstance(size, tuple | list) else size)
+
+
+def context_length(name: str, given: int | None = None) -> int:
+    """Of the captions that an open_clip model takes, in tokens."""
+    return int(given or configuration(name)["text_cfg"].get("context_length", 77))  # open_clip's own default
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """An open_clip model's. Raises ValueError where there is no such model."""
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
+    return config
+
+
+def outline(name: str, given_context_length: int | None = None) -> Any:
+    """An open_clip model without weights, on PyTorch's meta device: its sizes, and what it would compute."""
+    options = {"load_weights": False, "output_dict": True, "device": "meta"}
+    with torch.device("meta"), _warnings_off():
+        model = open_clip.create_model(name, force_context_length=context_length(name, given_context_length), **options)
+    flexible.make_flexible(model.visual)
+    return model.eval().requires_grad_(False)  # torch's counter trips over attention pooling otherwise
 
 
 @lru_cache(maxsize=8)
@@ -149,14 +204,13 @@ def inputs(
     std: Colour | None = None,
     interpolation: str | None = None,
     resize_mode: str | None = None,
+    context_length: int | None = None,
 ) -> Inputs:
     """What an open_clip model takes, by its configuration and that of its pretrained tag; kept for the process.
 
     What is given goes before what the tag says; without a tag, pixels are scaled to -1..1.
     """
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
+    configuration(name)
     if pretrained is not None and not open_clip.get_pretrained_cfg(name, pretrained):
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(
@@ -164,16 +218,15 @@ def inputs(
             "reference.checkpoint"
         )
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-    size = config["vision_cfg"].get("image_size", 224)  # open_clip's own default
     view = View(
-        size[0] if isinstance(size, tuple | list) else size,
+        image_size(name),
         interpolation=interpolation or tag.get("interpolation", "bicubic"),
         resize_mode=resize_mode or tag.get("resize_mode", "shortest"),
     )
     plain = (0.5, 0.5, 0.5)
     colours = mean or tag.get("mean", plain), std or tag.get("std", plain)
     try:
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = open_clip.get_tokenizer(name, context_length=context_length)
     except ImportError as error:
         raise ValueError(f"the tokenizer of {name} needs another package: {error}") from error
     return Inputs(view, *colours, tokenizer)
@@ -182,23 +235,26 @@ def inputs(
 def create(name: str, *, seed: int, pretrained: str | None = None, takes: Inputs | None = None) -> Towers:
     """An open_clip model by name with fresh weights from `seed`, or with those of a pretrained tag.
 
-    takes: its inputs, where not those of its configuration. Refuses towers whose output depends on the batch.
+    takes: its inputs, where not those of its configuration. ViTs come flexible. Refuses towers whose output depends on
+    the batch.
     """
     takes = takes or inputs(name, pretrained)
+    options = {"output_dict": True, "force_context_length": takes.tokenizer.context_length}
     if pretrained is not None:
-        model = open_clip.create_model(name, pretrained, output_dict=True)
+        model = open_clip.create_model(name, pretrained, **options)
     else:
         with torch.random.fork_rng(), _warnings_off():  # open_clip warns of weights that were never asked for
             torch.manual_seed(seed)
-            model = open_clip.create_model(name, load_weights=False, output_dict=True)
+            model = open_clip.create_model(name, load_weights=False, **options)
     refuse_batch_norm(model)
+    flexible.make_flexible(model.visual)
     return Towers(model, name, takes)
 
 
 def inputs_of(model: Model) -> Inputs:
     """How a run file's model takes pictures and captions."""
     shown = (model.image_mean, model.image_std, model.interpolation, model.resize_mode)
-    return inputs(model.name, model.pretrained, *shown)
+    return inputs(model.name, model.pretrained, *shown, model.context_length)
 
 
 def build(model: Model, seed: int) -> Towers:
@@ -235,19 +291,45 @@ def refuse_loss(towers: Towers, loss: Loss, field: str) -> None:
         )
 
 
-def refuse_image_size(towers: Towers, image_size: int | None) -> None:
-    """Some towers, most ViTs among them, take pictures of one size only."""
-    if image_size is None or image_size == towers.view.image_size:
+def refuse_resolution(towers: Towers, part: str, image_size: int | None, patch_size: int | None) -> None:
+    """Refuse what the image tower cannot do; part is that of the run file that gives the sizes, and their prefix."""
+    own, given = towers.view.image_size, towers.resolution(image_size, patch_size)
+    if given.image_size > own:
+        raise ValueError(f"{part}image_size {image_size} is larger than the pictures of {own} that {towers.name} takes")
+    if given == towers.resolution():
         return
-    device = next(towers.model.parameters()).device
+    if flexible.is_flexible(towers.model.visual):
+        assert given.patch_size is not None
+        if given.image_size % given.patch_size:
+            raise ValueError(
+                f"pictures of {given.image_size} pixels do not divide into patches of {given.patch_size}: change "
+                f"{part}image_size or {part}patch_size"
+            )
+    elif patch_size is not None:
+        raise ValueError(
+            f"model {towers.name} has no patches whose size can change, as plain ViTs have: give {part}image_size "
+            f"instead of {part}patch_size {patch_size}"
+        )
     try:
-        with torch.no_grad():
-            towers.model.encode_image(torch.zeros(2, 3, image_size, image_size, device=device))
+        towers.embed(
+            torch.zeros(2, 3, own, own, dtype=torch.uint8),
+            torch.zeros(2, towers.inputs.tokenizer.context_length, dtype=torch.int64),
+            batch_size=2,
+            resolution=given,
+        )
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"model {towers.name} takes pictures of {towers.view.image_size} pixels and not of selection.image_size "
-            f"{image_size} ({error}): leave it out, or take a model that does"
+            f"model {towers.name} takes pictures of {own} pixels and not of {part}image_size {image_size} ({error}): "
+            "leave it out, or take a model that does"
         ) from error
+
+
+def refuse_resolutions(towers: Towers, run: Run) -> None:
+    """Refuse what a run's learner cannot score or train at."""
+    selection, low = run.selection, run.training.low_resolution
+    refuse_resolution(towers, "selection.score_", selection.score_image_size, selection.score_patch_size)
+    if low is not None:
+        refuse_resolution(towers, "training.low_resolution.", low.image_size, low.patch_size)
 
 
 def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.table import Table
 
 from jest_core import config as run_files
+from jest_core import flops
 from jest_core.config import Run
 from pipelines import evaluation, selection_log, storage
 
@@ -129,7 +130,7 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
     if reference is None:
         return float("nan")
     cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")
-    forward = reference.manifest["flops_train"] / (3 * reference.run.sub_batch_size)
+    forward = flops.forward_flops(reference.run.model).total
     return reference.teraflops + cache["counts"]["ok"] * forward / 1e12
 
 

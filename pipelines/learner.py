@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,7 +20,9 @@ import torch.distributed as dist
 from jest_core import config as run_files
 from jest_core import flops, optim, towers
 from jest_core.config import Run
+from jest_core.towers import Towers
 from jest_core.train_step import Learner, StepResult, train_step
+from jest_core.training_pass import TrainingPass
 from pipelines import checkpoints, cluster, progress, reference_scores, storage, super_batches
 from pipelines.selection_log import SelectionLog
 
@@ -37,8 +40,10 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
         return manifest
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
-    towers.refuse_image_size(pair, run.selection.image_size)
+    towers.refuse_resolutions(pair, run)
     costs = step_costs(run)
+    if note := _untrained_resolution(pair, run):
+        progress.say(label, note)
     storage.write_bytes(f"{directory}/run.yaml", run_files.dump(run).encode())
     reached = (checkpoints.steps(directory) or [0])[-1]
     going = f"resumes after step {reached} of" if reached else "starts,"
@@ -74,7 +79,16 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
 
 
 # What may change between a run and its resume: where and how it runs, not what it computes
-_CIRCUMSTANCES = {"n_learners", "gpus_per_learner", "max_failures", "score_batch_size", "loss_tile"}
+_CIRCUMSTANCES = {
+    "n_learners",
+    "gpus_per_learner",
+    "max_failures",
+    "score_batch_size",
+    "loss_tile",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "compile",
+}
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -87,34 +101,31 @@ def _identity(run: Run) -> dict[str, Any]:
     return flat
 
 
+def _untrained_resolution(pair: Towers, run: Run) -> str | None:
+    """A warning where the learner scores at a resolution that it is never trained at (paper section 6)."""
+    selection, low = run.selection, run.training.low_resolution
+    scored = pair.resolution(selection.score_image_size, selection.score_patch_size)
+    trained = [pair.resolution(), *([pair.resolution(low.image_size, low.patch_size)] if low else [])]
+    if selection.method == "uniform" or scored in trained:
+        return None
+    return (
+        f"scores at {scored.image_size} pixels in patches of {scored.patch_size}, and never trains at that: what a "
+        "learner has not seen it scores badly; set training.low_resolution to the same"
+    )
+
+
 def step_costs(run: Run) -> dict[str, float]:
     """FLOPs of a step of this run, as executed, with the scoring forward reused, and by part."""
-    pair = towers.build(run.model, seed=0)
-    forward, score_forward = flops.forward_flops(pair), flops.forward_flops(pair, run.selection.image_size)
-    widths: tuple[int, ...] = ()
-    if run.selection.method != "uniform":
-        scorers = [run.model.name, *([run.reference.model.name] if run.uses_reference and run.reference else [])]
-        widths = tuple(towers.width(name) for name in scorers)
-    reference_forward = 0.0
-    if run.uses_reference and not run.reads_scores and run.reference is not None:
-        reference_forward = flops.forward_flops(towers.build(run.reference.model, seed=0))
-    reusable = forward if score_forward == forward else 0.0  # of a forward at another resolution nothing is
-    n_chunks = 1 if run.selection.method == "independent" else run.selection.n_chunks
-    step = flops.training_flops(
-        forward=forward,
-        sub_batch_size=run.sub_batch_size,
-        super_batch_size=run.super_batch_size,
-        n_chunks=n_chunks,
-        widths=widths,
-        reference_forward=reference_forward,
-        score_forward=score_forward,
-    )
+    step = flops.step_flops(run)
     return {
         "flops_step": step.total,
-        "flops_step_with_reuse": step.total_with_reuse(run.sub_batch_size, reusable),
+        "flops_step_with_reuse": step.total_with_reuse,
         "flops_score": step.score,
+        "flops_reference": step.reference,
         "flops_select": step.select,
         "flops_train": step.train,
+        "flops_loss": step.loss,
+        "flops_optimizer": step.optimizer,
     }
 
 
@@ -222,6 +233,10 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
     config = run.training
     pair = towers.build(run.model, seed=run.seed)
     pair.model.to(device=device, memory_format=torch.channels_last)
+    if config.activation_checkpointing:
+        pair.model.set_grad_checkpointing()
+    if config.compile:
+        pair.compile()
     optimizer = optim.adamw(
         pair.model,
         learning_rate=config.learning_rate,
@@ -238,17 +253,25 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         scale_and_bias = _online_scale_and_bias(run, reference)
         if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):
             prepare_reference = functools.partial(super_batches.prepare, inputs=reference.inputs, pool=_decoders())
-    wrapped = pair.model if group is None else torch.nn.parallel.DistributedDataParallel(pair.model)
+    trained: torch.nn.Module = TrainingPass(pair, run)
+    if group is not None:  # no buffer of a tower changes: batch norm is refused
+        trained = torch.nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
+    small = None
+    if run.data.decode == "late":
+        assert run.selection.score_image_size is not None
+        view = pair.view.smaller(run.selection.score_image_size)
+        small = functools.partial(super_batches.prepare, inputs=replace(pair.inputs, view=view), pool=_decoders())
     return Learner(
         run,
         pair,
         optimizer,
-        wrapped,
+        trained,
         scale_and_bias,
         functools.partial(super_batches.prepare, inputs=pair.inputs, pool=_decoders()),
         group,
         reference,
         prepare_reference,
+        small,
     )
 
 
@@ -314,6 +337,9 @@ def _metrics(
         "jest/samples_seen": step * run.super_batch_size,
         "jest/samples_trained": step * run.sub_batch_size,
         "jest/flops": step * costs["flops_step"],
+        "jest/flops_score": step * costs["flops_score"],
+        "jest/flops_ref": step * costs["flops_reference"],
+        "jest/flops_train": step * costs["flops_train"],
         "jest/filter_ratio": 1 - run.sub_batch_size / run.super_batch_size,
         "jest/learnability_super_mean": summary["super_batch_matched_score"],
         "jest/learnability_selected_mean": summary["sub_batch_matched_score"],
@@ -322,6 +348,7 @@ def _metrics(
         "jest/duplicates_dropped": summary["n_duplicates"],
         "jest/seconds": seconds,
         "jest/wait_time": waited,
+        **{f"jest/{name}": value for name, value in result.agreement.items()},
         **{f"jest/{name}_time": value for name, value in result.seconds.items()},
     }
     return {k: v for k, v in line.items() if v == v}  # NaN is no JSON: what was not computed is left out

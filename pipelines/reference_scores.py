@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from jest_core import config as run_files
 from jest_core import scorers, tables, towers
 from jest_core.config import Reference, Run
+from jest_core.flexible import Resolution
 from jest_core.learnability import matched_losses
 from jest_core.scorers import Batch
 from jest_core.towers import Towers
@@ -74,6 +75,7 @@ def load_reference(run: Run, spec: Reference) -> Towers:
     reference = towers.build(spec.model, seed=0)
     if spec.checkpoint is not None:
         towers.load_weights(reference, checkpoints.read(run.path(spec.checkpoint)))
+    towers.refuse_resolution(reference, "reference.score_", spec.score_image_size, spec.score_patch_size)
     reference.model.eval()
     return reference
 
@@ -101,7 +103,13 @@ def verify(run: Run, n_pairs: int = 256) -> None:
         if cached["status"].to_pylist() != np.array(tables.SLOT_STATUS)[status].tolist():
             raise ValueError(f"{place.path}, row group {number}: other pictures decode than in {directory}")
         tokens = reference.tokens([captions[j] for j in picked])
-        found = reference.embed(torch.from_numpy(pixels), tokens, batch_size=spec.batch_size, precision=spec.precision)
+        found = reference.embed(
+            torch.from_numpy(pixels),
+            tokens,
+            batch_size=spec.batch_size,
+            resolution=_resolution(spec, reference),
+            precision=spec.precision,
+        )
         ok = status == 0
         for side, new in (("image", found.image), ("text", found.text)):
             old = blocks.unpack(cached[f"{side}_embedding"]).astype(np.float32)
@@ -121,13 +129,25 @@ def verify(run: Run, n_pairs: int = 256) -> None:
     progress.say(score_cache.STAGE, told)
 
 
+def _resolution(spec: Reference, reference: Towers) -> Resolution:
+    return reference.resolution(spec.score_image_size, spec.score_patch_size)
+
+
+def _other_resolution(spec: Reference, reference: Towers) -> str:
+    """In words, where the reference does not look at its own resolution."""
+    seen = _resolution(spec, reference)
+    if seen == reference.resolution():
+        return ""
+    return f"; looks at {seen.image_size} pixels" + (f" in patches of {seen.patch_size}" if seen.patch_size else "")
+
+
 def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> dict[str, Any]:
     """What decides the cache's content: another value of these makes another cache."""
     return {
         "catalogue": catalogue.manifest["fingerprint"],
         "model": reference.name,
         "weights": towers.weights_hash(reference.model),
-        "preprocessing": reference.inputs.fingerprint,
+        "preprocessing": reference.inputs.fingerprint + _other_resolution(spec, reference),
         "precision": f"{spec.precision} forward, float16 embeddings",
         "loss": reference.loss,
         "logit_scale": reference.scale_and_bias()[0],
@@ -279,6 +299,7 @@ class _Embedder:
             pixels,
             torch.from_numpy(blocks.unpack(block["tokens"])[ok]),
             batch_size=self.spec.batch_size,
+            resolution=_resolution(self.spec, self.reference),
             precision=self.spec.precision,
         )
         values = {

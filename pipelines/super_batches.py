@@ -74,7 +74,7 @@ def stream(
 
     The place in the stream is the number of the super-batch: super-batch k takes rows k m .. (k + 1) m of every
     canonical stream, m = B / n_streams. A learner holds B / n_learners consecutive slots. image_size: of the model; in
-    `late` mode pixels have selection.image_size instead.
+    `late` mode pixels have selection.score_image_size instead.
     """
     m = run.super_batch_size // run.data.n_streams
     share = run.super_batch_size // n_learners
@@ -84,7 +84,7 @@ def stream(
     skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
     blocks_in = _windows(run, source, mine, first_step, m)
     if run.data.decode == "late":
-        image_size = run.selection.image_size or image_size
+        image_size = run.selection.score_image_size or image_size
     for _ in range(first_step, run.n_steps):
         parts = []
         for s in mine:
@@ -155,8 +155,8 @@ def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
     inputs = towers.inputs_of(run.model)
     view = inputs.view
     if run.data.decode == "late":
-        assert run.selection.image_size is not None
-        view = view.smaller(run.selection.image_size)
+        assert run.selection.score_image_size is not None
+        view = view.smaller(run.selection.score_image_size)
     pixels, status = view.batch(table["image"].to_pylist())
     tokens = inputs.tokens(table["caption"].to_pylist()).numpy()
     return (

@@ -64,3 +64,30 @@ def softmax_conditional_scores(models: Sequence[tuple[int, Rows, Rows, float]], 
 def set_score(scores: Rows, members: Sequence[int]) -> float:
     """The sum of a set's block of the score matrix."""
     return sum(scores[i][j] for i in members for j in members)
+
+
+def vit_flops(name: str, image_size: int | None = None, patch_size: int | None = None) -> tuple[float, float]:
+    """A ViT's and a text transformer's forward pass, from the sizes that their publications give; two a multiply-add."""
+    layers, width, pooled, context, vocabulary_width, out = {
+        "ViT-B-16": (12, 768, False, 77, 512, 512),
+        "ViT-B-16-SigLIP-256": (12, 768, True, 64, 768, 768),
+        "ViT-L-16-SigLIP-256": (24, 1024, True, 64, 1024, 1024),
+    }[name]
+    size = image_size or (224 if name == "ViT-B-16" else 256)
+    patch = patch_size or 16
+    n = (size // patch) ** 2
+
+    def layer(tokens: int, d: int) -> float:
+        projections = tokens * (3 * d * d + d * d + 4 * d * d + 4 * d * d)  # query, key, value; output; MLP
+        attention = 2 * tokens * tokens * d  # its weights, and their product with the values
+        return 2.0 * (projections + attention)
+
+    tokens = n + (0 if pooled else 1)  # a class token, or attention pooling
+    image = 2.0 * n * 3 * patch * patch * width + layers * layer(tokens, width)
+    if pooled:  # one query: its projection, keys and values, attention, output, MLP
+        image += 2.0 * (width**2 + n * 2 * width**2 + 2 * n * width + width**2 + 8 * width**2)
+    else:
+        image += 2.0 * width * out
+    text_layers = layers if pooled and width == 1024 else 12
+    text = text_layers * layer(context, vocabulary_width) + 2.0 * vocabulary_width * out
+    return image, text

@@ -53,7 +53,7 @@ run_dir: run
 seed: 0
 data: {{shards: "{shards}", catalogue: catalogue, rules: [], n_streams: 4, window_rows: 512, decode: {decode}}}
 model: {{name: ViT-B-32}}
-selection: {{method: {method}, criterion: hard, filter_ratio: 0.8, n_chunks: 16, image_size: {size}}}
+selection: {{method: {method}, criterion: hard, filter_ratio: 0.8, n_chunks: 16, score_image_size: {size}}}
 training:
   sub_batch_size: 256
   examples_trained: {trained}

@@ -13,6 +13,7 @@ from jest_core import config, optim, tables, towers
 from jest_core.examples import Examples
 from jest_core.preprocess import resize
 from jest_core.train_step import Learner, train_step
+from jest_core.training_pass import TrainingPass
 from tests.conftest import RUN
 from tests.processes import run_learners
 
@@ -59,8 +60,16 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
         pair.model.logit_bias = None
     # a large eps: Adam would blow the rounding noise of gradients that are zero (key biases) up to whole steps
     optimizer = optim.adamw(pair.model, learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
-    wrapped = pair.model if group is None else torch.nn.parallel.DistributedDataParallel(pair.model)
-    return Learner(run, pair, optimizer, wrapped, (10.0, -8.0), lambda table: prepare(table, pair), group)
+    trained = TrainingPass(pair, run)
+    return Learner(
+        run,
+        pair,
+        optimizer,
+        trained if group is None else torch.nn.parallel.DistributedDataParallel(trained),
+        (10.0, -8.0),
+        lambda table: prepare(table, pair),
+        group,
+    )
 
 
 def _step(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
@@ -147,8 +156,8 @@ def test_of_equal_slots_one_is_selectable_whoever_holds_them(by: str, n: int):
 
 def test_late_decoding_trains_on_whole_pictures_and_scores_reduced_ones():
     """As eager decoding does that reduces the same pictures on the device, up to the decoder's rounding."""
-    eager = make_learner(["selection.image_size=32"], name="jest-drawings")
-    late = make_learner(["selection.image_size=32", "data.decode=late"], name="jest-drawings")
+    eager = make_learner(["selection.score_image_size=32"], name="jest-drawings")
+    late = make_learner(["selection.score_image_size=32", "data.decode=late"], name="jest-drawings")
     whole = super_batch(eager.towers)
     reduced = dataclasses.replace(whole, pixels=resize(whole.pixels, 32).round().to(torch.uint8))
     one, two = train_step(eager, whole, 0), train_step(late, reduced, 0)

@@ -1,0 +1,178 @@
+"""ViT image towers of open_clip and timm at several resolutions, from one set of weights (FlexiViT, arXiv:2212.08013).
+
+A flexible tower keeps its parameters, their names and its forward pass. What depends on the resolution are linear maps
+of two of them, each the identity at the tower's own: of the kernel that cuts patches, and of the position embeddings.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from open_clip.transformer import VisionTransformer as ClipTower
+from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmTower
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How finely an image tower looks: pixels a side of a picture, and of a patch where not the tower's own."""
+
+    image_size: int
+    patch_size: int | None = None
+
+
+def make_flexible(visual: nn.Module) -> None:
+    """Let a ViT work at every resolution, in place: class-token, average- or attention-pooled, of open_clip or timm
+    (plain, or EVA's with rotary embeddings). Other image towers stay as they are."""
+    tower: Any = _tower(visual)
+    match tower:
+        case ClipTower():
+            flexible: type[nn.Module] = _FlexibleClipTower
+            conv, grid = tower.conv1, tower.grid_size
+        case TimmTower() | Eva() if type(tower) in (TimmTower, Eva) and type(tower.patch_embed) is PatchEmbed:
+            if type(getattr(tower, "rope", None)) not in (type(None), RotaryEmbeddingCat):
+                return
+            flexible = _FlexibleEva if isinstance(tower, Eva) else _FlexibleTimmTower
+            conv, grid = tower.patch_embed.proj, tower.patch_embed.grid_size
+            tower.patch_embed.strict_img_size = False
+        case _:
+            return
+    if grid[0] != grid[1] or conv.kernel_size[0] != conv.kernel_size[1]:
+        return  # jest's view of a picture is square
+    tower.__class__, conv.__class__ = flexible, _FlexibleConv
+    tower.own_grid = tower.grid = grid[0]
+    conv.patch_size = conv.kernel_size[0]
+
+
+def is_flexible(visual: nn.Module) -> bool:
+    return isinstance(_tower(visual), _FlexibleClipTower | _FlexibleTimmTower | _FlexibleEva)
+
+
+def patch_size(visual: nn.Module) -> int:
+    """Of a flexible tower: its own, in pixels a side."""
+    return int(_conv(_tower(visual)).kernel_size[0])
+
+
+@contextmanager
+def at(visual: nn.Module, resolution: Resolution) -> Iterator[None]:
+    """Meanwhile, a flexible tower takes pictures of that size and cuts them into patches of that size.
+
+    Any other tower takes what it takes. The maps are computed the first time, and stay with the tower.
+    """
+    if not is_flexible(visual):
+        yield
+        return
+    tower: Any = _tower(visual)
+    conv = _conv(tower)
+    before = tower.grid, conv.patch_size
+    size = resolution.patch_size or conv.kernel_size[0]
+    _set(tower, resolution.image_size // size, size)
+    try:
+        yield
+    finally:
+        _set(tower, *before)
+
+
+def kernel_map(own: int, other: int) -> Float[Tensor, "P Q"]:
+    """PI-resize of FlexiViT, from P = own ** 2 weights to Q: the pseudo-inverse of the bilinear resize R of a patch from `own` pixels a side to
+    `other`. The product of a patch x and a kernel w is that of R x and the resized w: exactly so where `other` is
+    larger, and as nearly as can be where it is smaller.
+    """
+    every = torch.eye(own * own).reshape(-1, 1, own, own)
+    return resample_patch_embed(every, [other, other], interpolation="bilinear").flatten(1)
+
+
+def position_map(own: int, other: int) -> Float[Tensor, "Q P"]:
+    """Interpolation of position embeddings from a grid of `own` patches a side to one of `other`."""
+    return resample_abs_pos_embed(torch.eye(own * own)[None], [other, other], [own, own], num_prefix_tokens=0)[0]
+
+
+def _tower(visual: nn.Module) -> nn.Module:
+    """timm's towers stand in open_clip's adapter."""
+    return getattr(visual, "trunk", visual)
+
+
+def _conv(tower: Any) -> "_FlexibleConv":
+    return tower.conv1 if isinstance(tower, ClipTower) else tower.patch_embed.proj
+
+
+def _set(tower: Any, grid: int, size: int) -> None:
+    conv, device = _conv(tower), _conv(tower).weight.device
+    if not hasattr(tower, f"to_grid_{grid}"):
+        tower.register_buffer(f"to_grid_{grid}", position_map(tower.own_grid, grid).to(device), persistent=False)
+    if not hasattr(conv, f"to_patch_{size}"):
+        conv.register_buffer(f"to_patch_{size}", kernel_map(conv.kernel_size[0], size).to(device), persistent=False)
+    tower.grid, conv.patch_size = grid, size
+    if isinstance(tower, TimmTower | Eva):
+        tower.patch_embed.patch_size = (size, size)
+    rope = getattr(tower, "rope", None)
+    if rope is not None and not tower.dynamic_img_size:  # such a tower makes them anew in each forward pass
+        if not hasattr(rope, f"at_grid_{grid}"):
+            other = deepcopy(rope)
+            other.update_feat_shape([grid, grid])
+            rope.register_buffer(f"at_grid_{grid}", other.pos_embed, persistent=False)
+        rope.pos_embed = getattr(rope, f"at_grid_{grid}")
+
+
+class _FlexibleConv(nn.Conv2d):
+    """The embedding of patches, of patch_size pixels a side; its kernel has kernel_size."""
+
+    patch_size: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        size = self.patch_size
+        if size == self.kernel_size[0]:
+            return super().forward(input)
+        kernel = _product(self.weight.flatten(2), getattr(self, f"to_patch_{size}")).unflatten(2, (size, size))
+        return F.conv2d(input, kernel, self.bias, stride=size)
+
+
+def _positions(tower: Any, own: Tensor, n_prefix: int) -> Tensor:
+    """Position embeddings (..., N, D) for the grid in use; those of n_prefix tokens before the patches stay."""
+    if tower.grid == tower.own_grid:
+        return own
+    resized = _product(getattr(tower, f"to_grid_{tower.grid}"), own[..., n_prefix:, :])
+    return torch.cat([own[..., :n_prefix, :], resized], -2)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own precision: under autocast, what it gives is rounded again where it is used."""
+    with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
+        return a @ b
+
+
+class _FlexibleClipTower(ClipTower):
+    @property
+    def positional_embedding(self) -> Tensor:
+        own = self._parameters["positional_embedding"]
+        assert own is not None
+        return _positions(self, own, 1)
+
+
+class _TimmPositions(nn.Module):
+    dynamic_img_size: bool
+    no_embed_class: bool
+    num_prefix_tokens: int
+
+    @property
+    def pos_embed(self) -> Tensor | None:
+        own = self._parameters["pos_embed"]
+        if own is None or self.dynamic_img_size:  # such a tower interpolates by itself
+            return own
+        return _positions(self, own, 0 if self.no_embed_class else self.num_prefix_tokens)
+
+
+class _FlexibleTimmTower(_TimmPositions, TimmTower):
+    pass
+
+
+class _FlexibleEva(_TimmPositions, Eva):
+    pass

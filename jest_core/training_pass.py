@@ -1,0 +1,74 @@
+"""The forward pass that is trained: this learner's share of a sub-batch, at one or two resolutions -> embeddings."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jest_core.config import Run
+from jest_core.examples import Examples
+from jest_core.flexible import Resolution
+from jest_core.preprocess import augment
+from jest_core.towers import Towers
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples of a sub-batch that are trained at one resolution."""
+
+    examples: Examples
+    resolution: Resolution
+
+
+class Features(NamedTuple):
+    """Unit-norm embeddings of the groups, one after the other, float32, with what turns them into logits."""
+
+    image: Float[Tensor, "b D"]
+    text: Float[Tensor, "b D"]
+    logit_scale: Float[Tensor, ""]
+    logit_bias: Float[Tensor, ""] | None
+
+
+class TrainingPass(nn.Module):
+    """A module, so that DistributedDataParallel can wrap it.
+
+    Where training.micro_batch_size is given, that many examples are embedded at a time and none of their activations
+    are kept: the backward pass embeds each micro-batch once more. Embeddings are all held, so that the loss sees the
+    whole sub-batch, and the gradients are those of one pass.
+    """
+
+    def __init__(self, towers: Towers, run: Run) -> None:
+        super().__init__()
+        self.model: nn.Module = towers.model
+        self.towers, self.run = towers, run
+
+    def forward(self, groups: list[Group], step: int) -> Features:
+        size = self.run.training.micro_batch_size
+        parts = []
+        for group in groups:
+            for examples in group.examples.split(size) if size else [group.examples]:
+                if size:
+                    parts.append(checkpoint(self._embed, examples, group.resolution, step, use_reentrant=False))
+                else:
+                    parts.append(self._embed(examples, group.resolution, step))
+        image, text = (torch.cat(side) for side in zip(*parts, strict=True))
+        return Features(image, text, self.towers.model.logit_scale.exp(), self.towers.model.logit_bias)
+
+    def _embed(self, examples: Examples, resolution: Resolution, step: int) -> tuple[Tensor, Tensor]:
+        config, device = self.run.training, next(self.model.parameters()).device
+        pixels = examples.pixels.to(device)
+        # `late` mode may hold them reduced already
+        shift = config.augmentation.shift_pixels * pixels.shape[-1] / self.towers.view.image_size
+        pixels = augment(
+            pixels,
+            examples.uids.to(device),
+            examples.column("occurrence").to(device),
+            shift_pixels=round(shift),
+            colour=config.augmentation.colour,
+            seed=self.run.seed,
+            step=step,
+        )
+        return self.towers.encode(pixels, examples.tokens, resolution, config.precision)
