@@ -288,13 +288,13 @@ class Run(Part):
                 "data.decode late is for runs that score smaller pictures; set selection.score_image_size, or decode "
                 "eager"
             )
-        low = training.low_resolution
-        if low is not None and low.image_size is None and low.patch_size is None:
+        mixed = training.low_resolution
+        if mixed is not None and mixed.image_size is None and mixed.patch_size is None:
             found.append("training.low_resolution names no resolution; give its image_size or its patch_size")
-        if low is not None and self.n_low_resolution % training.n_learners:
+        if mixed is not None and self.n_low_resolution % training.n_learners:
             found.append(
-                f"training.low_resolution.share {low.share} of training.sub_batch_size {b} is {self.n_low_resolution} "
-                f"examples, not a multiple of training.n_learners {training.n_learners}; change either"
+                f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b}, {self.n_low_resolution} "
+                f"examples, is not a multiple of training.n_learners {training.n_learners}; change either"
             )
         if self.reference is not None:
             found += _reference_problems("reference", self.reference)

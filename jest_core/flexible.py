@@ -82,9 +82,9 @@ def at(visual: nn.Module, resolution: Resolution) -> Iterator[None]:
 
 
 def kernel_map(own: int, other: int) -> Float[Tensor, "P Q"]:
-    """PI-resize of FlexiViT, from P = own ** 2 weights to Q: the pseudo-inverse of the bilinear resize R of a patch from `own` pixels a side to
-    `other`. The product of a patch x and a kernel w is that of R x and the resized w: exactly so where `other` is
-    larger, and as nearly as can be where it is smaller.
+    """PI-resize of FlexiViT, from P = own ** 2 weights to Q: the pseudo-inverse of R, the bilinear resize of a patch
+    from `own` pixels a side to `other`. The product of a patch x and a kernel w is that of R x and the resized w:
+    exactly so where `other` is larger, and as nearly as can be where it is smaller.
     """
     every = torch.eye(own * own).reshape(-1, 1, own, own)
     return resample_patch_embed(every, [other, other], interpolation="bilinear").flatten(1)
@@ -149,7 +149,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
-class _FlexibleClipTower(ClipTower):
+class _FlexibleClipTower(ClipTower):  # type: ignore[misc]
     @property
     def positional_embedding(self) -> Tensor:
         own = self._parameters["positional_embedding"]
@@ -157,22 +157,16 @@ class _FlexibleClipTower(ClipTower):
         return _positions(self, own, 1)
 
 
-class _TimmPositions(nn.Module):
-    dynamic_img_size: bool
-    no_embed_class: bool
-    num_prefix_tokens: int
-
-    @property
-    def pos_embed(self) -> Tensor | None:
-        own = self._parameters["pos_embed"]
-        if own is None or self.dynamic_img_size:  # such a tower interpolates by itself
-            return own
-        return _positions(self, own, 0 if self.no_embed_class else self.num_prefix_tokens)
+def _timm_positions(self: Any) -> Tensor | None:
+    own = self._parameters["pos_embed"]
+    if own is None or self.dynamic_img_size:  # such a tower interpolates by itself
+        return own
+    return _positions(self, own, 0 if self.no_embed_class else self.num_prefix_tokens)
 
 
-class _FlexibleTimmTower(_TimmPositions, TimmTower):
-    pass
+class _FlexibleTimmTower(TimmTower):
+    pos_embed = property(_timm_positions)
 
 
-class _FlexibleEva(_TimmPositions, Eva):
-    pass
+class _FlexibleEva(Eva):
+    pos_embed = property(_timm_positions)

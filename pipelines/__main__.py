@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from botocore.exceptions import BotoCoreError
 from ray.exceptions import RayError
 
 from jest_core import config as run_files
@@ -42,6 +43,21 @@ def _load(path: Path, overrides: list[str] | None) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"no run file at {path}")
     return run_files.load(path.read_text(), overrides, str(path))
+
+
+@app.command()
+def plan(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="What one learner sustains, such as 4e14, to be told hours.", show_default=False),
+    ] = None,
+) -> None:
+    """Tell what a run will cost: FLOPs of a step by part, beside uniform batches and other methods, and memory."""
+    from pipelines import plan as stage
+
+    stage.run_stage(_load(run_file, overrides), flops_per_second)
 
 
 @app.command()
@@ -161,7 +177,7 @@ def main() -> None:
     """Run the command line; an expected error is one clear line and exit status 1."""
     try:
         app()
-    except (ValueError, FileNotFoundError, RuntimeError, RayError) as error:
+    except (ValueError, OSError, BotoCoreError, RuntimeError, RayError) as error:
         told = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
         why = f"\n  {_reason(error.__cause__)}" if error.__cause__ and told is error else ""
         print(f"jest: {told}{why}", file=sys.stderr)

@@ -67,7 +67,7 @@ def set_score(scores: Rows, members: Sequence[int]) -> float:
 
 
 def vit_flops(name: str, image_size: int | None = None, patch_size: int | None = None) -> tuple[float, float]:
-    """A ViT's and a text transformer's forward pass, from the sizes that their publications give; two a multiply-add."""
+    """A forward pass of a ViT and of its text transformer, by the sizes that their papers give; two a multiply-add."""
     layers, width, pooled, context, vocabulary_width, out = {
         "ViT-B-16": (12, 768, False, 77, 512, 512),
         "ViT-B-16-SigLIP-256": (12, 768, True, 64, 768, 768),

@@ -76,7 +76,7 @@ def _step(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
     learner = make_learner(overrides, group)
     share = super_batch(learner.towers)[torch.arange(cuts[rank], cuts[rank + 1])]
     results = [train_step(learner, share, step) for step in range(2)]
-    logs = [(r.picks.to_pydict(), r.summary, r.optimisation) for r in results]
+    logs = [(r.picks.to_pydict(), r.summary, r.optimisation | r.agreement) for r in results]
     return logs, {k: v.clone() for k, v in learner.towers.model.state_dict().items()}
 
 
@@ -85,7 +85,18 @@ def _step(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
 )
 @pytest.mark.parametrize("cuts", [[0, 32, 64], [0, 10, 20, 44, 64]])
 def test_several_learners_do_what_one_does(method: str, loss: str, cuts: list[int]):
-    overrides = [f"selection.method={method}", f"selection.loss={loss}", f"training.loss={loss}"]
+    _compare(cuts, [f"selection.method={method}", f"selection.loss={loss}", f"training.loss={loss}"])
+
+
+@pytest.mark.parametrize("method", ["joint", "uniform"])
+@pytest.mark.parametrize("cuts", [[0, 32, 64], [0, 10, 20, 44, 64]])
+def test_several_learners_do_what_one_does_at_two_resolutions(method: str, cuts: list[int]):
+    flexi = ["selection.score_patch_size=16", "training.low_resolution={patch_size: 16, share: 0.25}"]
+    more = ["training.micro_batch_size=3", "selection.agreement_every_steps=2"]
+    _compare(cuts, [f"selection.method={method}", *flexi, *more])
+
+
+def _compare(cuts: list[int], overrides: list[str]) -> None:
     (alone, weights), *_ = [_step(0, 1, None, [0, B], overrides)]
     for logs, state in run_learners(_step, len(cuts) - 1, cuts, overrides):
         for (picks, summary, optimisation), (picks_1, summary_1, optimisation_1) in zip(logs, alone, strict=True):

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,12 @@ from tests.conftest import RUN
 
 def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "pipelines", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith("AWS_")},
     )
 
 
@@ -24,7 +30,7 @@ def run_file(tmp_path, shards):
 def test_help_names_every_stage():
     out = jest("--help")
     assert out.returncode == 0
-    for stage in ("catalogue", "reference-scores", "train", "evaluate", "report", "demo"):
+    for stage in ("plan", "catalogue", "reference-scores", "train", "evaluate", "report", "demo"):
         assert stage in out.stdout
 
 
@@ -38,6 +44,7 @@ def test_help_names_every_stage():
         (["reference-scores", "RUN"], "run `jest catalogue` first"),
         (["evaluate", "RUN"], "no `evaluation` part"),
         (["report", "nowhere"], "no finished train"),
+        (["catalogue", "RUN", "--set", "root=s3://bucket/x", "--set", "data.shards=a.parquet"], "locate credentials"),
     ],
 )
 def test_errors_are_one_clear_line_and_a_status(run_file: str, arguments: list[str], message: str):

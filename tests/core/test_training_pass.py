@@ -1,0 +1,106 @@
+"""Mixed resolution, micro-batches and their options: the same gradients as one plain pass."""
+
+from functools import partialmethod
+
+import pytest
+import torch
+from torch import nn
+
+from jest_core.flexible import Resolution
+from jest_core.losses import sigmoid_loss
+from jest_core.training_pass import Features, Group, TrainingPass
+from tests.core.test_train_step import make_learner, super_batch, train_step
+
+PLAIN = ["training.augmentation={}"]
+FLEXI = [
+    "selection.score_patch_size=16",
+    "training.low_resolution={patch_size: 16}",
+    "selection.agreement_every_steps=1",
+]
+
+
+def gradients(*overrides: str) -> tuple[Features, dict[str, torch.Tensor], int]:
+    """Features and gradients of a sub-batch at two resolutions, and the bytes held between forward and backward."""
+    learner = make_learner(list(overrides))
+    if learner.run.training.activation_checkpointing:
+        learner.towers.model.set_grad_checkpointing()
+    batch = super_batch(learner.towers)
+    groups = [Group(batch[torch.arange(40)], Resolution(32)), Group(batch[torch.arange(40, 64)], Resolution(32, 16))]
+    held = 0
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        nonlocal held
+        held += x.nbytes
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        features = TrainingPass(learner.towers, learner.run)(groups, 3)
+    bias = features.logit_bias
+    assert bias is not None
+    sigmoid_loss(features.image, features.text, features.logit_scale, bias).backward()
+    return features, {name: p.grad for name, p in learner.towers.model.named_parameters()}, held
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.micro_batch_size=7"],
+        ["training.activation_checkpointing=true"],
+        ["training.micro_batch_size=16", "training.activation_checkpointing=true"],
+    ],
+)
+def test_memory_is_saved_and_gradients_stay_what_they_are(overrides: list[str]):
+    whole, expected, held = gradients()
+    features, found, held_now = gradients(*overrides)
+    torch.testing.assert_close(features, whole)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+    assert held_now < 0.5 * held
+
+
+def test_each_group_is_embedded_at_its_resolution():
+    features, _, _ = gradients(*PLAIN)
+    learner = make_learner(PLAIN)
+    batch = super_batch(learner.towers)
+    full = learner.towers.embed(batch.pixels, batch.tokens, batch_size=64)
+    low = learner.towers.embed(batch.pixels, batch.tokens, batch_size=64, resolution=Resolution(32, 16))
+    torch.testing.assert_close(features.image, torch.cat([full.image[:40], low.image[40:]]))
+    torch.testing.assert_close(features.text, full.text)
+    assert not torch.allclose(full.image[40:], low.image[40:], atol=1e-2)
+
+
+def test_bfloat16_changes_little_and_keeps_embeddings_in_float32():
+    exact, expected, _ = gradients()
+    features, found, _ = gradients("training.precision=bf16")
+    assert features.image.dtype == torch.float32
+    assert not torch.equal(features.image, exact.image)
+    assert (1 - (features.image * exact.image).sum(1)).max() < 1e-2
+    for name in ("visual.conv1.weight", "visual.positional_embedding", "text_projection"):
+        assert torch.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0) > 0.99, name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["selection.score_precision=bf16", "training.precision=bf16"],
+        ["training.micro_batch_size=16", "training.activation_checkpointing=true"],
+    ],
+)
+def test_every_pass_is_compiled_once(monkeypatch, overrides: list[str]):
+    """Scoring (in micro-batches of 24, 24 and 16), agreement, and both halves of the sub-batch, at two resolutions."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    learner = make_learner([*FLEXI, "training.score_batch_size=24", *overrides])
+    if learner.run.training.activation_checkpointing:
+        learner.towers.model.set_grad_checkpointing()
+    learner.towers.compile()
+    batch = super_batch(learner.towers)
+    plain = make_learner([*FLEXI, "training.score_batch_size=24", *overrides])
+    first = train_step(learner, batch, 0).optimisation
+    assert first == pytest.approx(train_step(plain, batch, 0).optimisation, rel=2e-2)
+    # images: scored, compared, and trained twice; captions: scored and trained
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4 + 2
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for step in range(1, 4):
+            train_step(learner, batch, step)
