@@ -133,12 +133,12 @@ def _resolution(spec: Reference, reference: Towers) -> Resolution:
     return reference.resolution(spec.score_image_size, spec.score_patch_size)
 
 
-def _other_resolution(spec: Reference, reference: Towers) -> str:
-    """In words, where the reference does not look at its own resolution."""
+def _other_resolution(spec: Reference, reference: Towers) -> dict[str, str]:
+    """Where the reference does not look at its own."""
     seen = _resolution(spec, reference)
     if seen == reference.resolution():
-        return ""
-    return f"; looks at {seen.image_size} pixels" + (f" in patches of {seen.patch_size}" if seen.patch_size else "")
+        return {}
+    return {"resolution": f"{seen.image_size} pixels" + (f", patches of {seen.patch_size}" if seen.patch_size else "")}
 
 
 def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> dict[str, Any]:
@@ -147,7 +147,8 @@ def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> dict[st
         "catalogue": catalogue.manifest["fingerprint"],
         "model": reference.name,
         "weights": towers.weights_hash(reference.model),
-        "preprocessing": reference.inputs.fingerprint + _other_resolution(spec, reference),
+        "preprocessing": reference.inputs.fingerprint,
+        **_other_resolution(spec, reference),
         "precision": f"{spec.precision} forward, float16 embeddings",
         "loss": reference.loss,
         "logit_scale": reference.scale_and_bias()[0],

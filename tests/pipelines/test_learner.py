@@ -98,6 +98,36 @@ def test_two_learners_draw_the_same_first_sub_batch_and_train_alike(prepared):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "low",
+    [
+        ["selection.score_patch_size=16", "training.low_resolution={patch_size: 16}"],
+        ["data.decode=late", "selection.score_image_size=16", "training.low_resolution={image_size: 16, share: 0.25}"],
+    ],
+    ids=["patches", "pictures decoded late"],
+)
+def test_flexijest_on_two_learners_is_that_of_one(prepared, low: list[str]):
+    more = [
+        "selection.agreement_every_steps=2",
+        "training.micro_batch_size=6",
+        "training.activation_checkpointing=true",
+    ]
+    short = ["training.examples_trained=64", *low, *more]
+    one, two = other_dir(prepared, "one", *short), other_dir(prepared, "two", *short, "training.n_learners=2")
+    manifest = learner.run_stage(one)
+    assert manifest["flops_score"] < 0.75 * learner.step_costs(prepared)["flops_score"]
+    learner.run_stage(two)
+    metrics = [selection_log.read_metrics(each.path(each.run_dir)) for each in (one, two)]
+    for a, b in zip(*metrics, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+    assert ["jest/score_spearman" in line for line in metrics[0]] == [True, False]
+    first, other = (lines[0] for lines in metrics)
+    assert first["jest/selection_overlap"] == other["jest/selection_overlap"] >= 0.5
+    assert first["jest/score_spearman"] == pytest.approx(other["jest/score_spearman"], abs=1e-3)
+    assert 0.1 < first["jest/score_spearman"] < 1
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", ["learner", "driver"])
 def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, victim: str):

@@ -69,6 +69,25 @@ def test_a_second_run_does_what_is_missing_and_another_reference_is_refused(make
         reference_scores.run_stage(run)
 
 
+def test_a_reference_may_look_at_another_resolution(make_run, shards):
+    run = make_run("joint", "reference.score_patch_size=16")
+    pair = make_reference(run)
+    catalogue.run_stage(run)
+    reference_scores.run_stage(run)
+    reference_scores.verify(run)
+    table = storage.open_parquet(f"{run.path('scores')}/parts/00000.parquet").read()
+    pixels, _ = pair.view.batch(pq.read_table(sorted(shards.iterdir())[0])["webp"].to_pylist())
+    tokens = torch.zeros(len(pixels), 16, dtype=torch.int64)
+    seen = pair.embed(torch.from_numpy(pixels), tokens, batch_size=50, resolution=pair.resolution(patch_size=16)).image
+    ok = np.array(table["status"].to_pylist()) == "ok"
+    image = torch.from_numpy(blocks.unpack(table["image_embedding"]).astype(np.float32))
+    torch.testing.assert_close(image[ok], seen[ok], atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"another configuration .*resolution: there .*patches of 16"):
+        reference_scores.run_stage(make_run("joint"))
+    with pytest.raises(ValueError, match=r"pixels do not divide into patches of 12.*reference\.score_patch_size"):
+        reference_scores.run_stage(make_run("joint", "reference.score_patch_size=12"))
+
+
 def damaged(shards, folder, rows: int) -> str:
     folder.mkdir()
     for path in sorted(shards.iterdir()):
