@@ -27,11 +27,12 @@ def class_embeddings(towers: Towers, classes: ClassNames, batch_size: int = 512)
     owner = torch.tensor(
         [i for i, names in enumerate(classes.names) for _ in range(len(names) * len(classes.templates))]
     )
-    device = next(towers.model.parameters()).device
     was_training = towers.model.training
     towers.model.eval()
     parts = [
-        towers.model.encode_text(towers.tokens(prompts[i : i + batch_size]).to(device), normalize=True).float().cpu()
+        towers.model.encode_text(towers.tokens(prompts[i : i + batch_size]).to(towers.device), normalize=True)
+        .float()
+        .cpu()
         for i in range(0, len(prompts), batch_size)
     ]
     towers.model.train(was_training)

@@ -26,7 +26,7 @@ from jest_core.learnability import Embeddings
 from jest_core.preprocess import View, normalise, resize
 
 Colour = tuple[float, float, float]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
 
@@ -63,6 +63,10 @@ class Towers:
     @property
     def view(self) -> View:
         return self.inputs.view
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
         return self.inputs.tokens(captions)
@@ -101,12 +105,10 @@ class Towers:
         """
         was_training = self.model.training
         self.model.eval()
-        parts = [
-            self.encode(
-                *self._filled(images, words, batch_size if len(pixels) > batch_size else 0), resolution, precision
-            )
-            for images, words in zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
-        ]
+        full = batch_size if len(pixels) > batch_size else len(pixels)
+        batches = zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
+        with self._autocast(precision):  # around all, so that weights are converted once
+            parts = [self.encode(*self._filled(*batch, full), resolution, precision) for batch in batches]
         self.model.train(was_training)
         image, text = (torch.cat(side)[: len(pixels)] for side in zip(*parts, strict=True))
         return Embeddings(image, text, *self.scale_and_bias())
@@ -115,16 +117,16 @@ class Towers:
         self, pixels: Tensor, tokens: Tensor, resolution: Resolution | None, precision: ForwardPrecision
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """Unit-norm image and text embeddings, float32, of pictures of 0..255 in one pass, differentiable."""
-        device = next(self.model.parameters()).device
         resolution = resolution or self.resolution()
-        shown = normalise(resize(pixels.to(device), resolution.image_size), self.inputs.mean, self.inputs.std)
-        with (
-            torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"),
-            flexible.at(self.model.visual, resolution),
-        ):
+        shown = resize(pixels.to(self.device), resolution.image_size)
+        shown = normalise(shown, self.inputs.mean, self.inputs.std)
+        with self._autocast(precision), flexible.at(self.model.visual, resolution):
             image = self.model.encode_image(shown, normalize=True)
-            text = self.model.encode_text(tokens.to(device), normalize=True)
+            text = self.model.encode_text(tokens.to(self.device), normalize=True)
         return image.float(), text.float()
+
+    def _autocast(self, precision: ForwardPrecision) -> torch.autocast:
+        return torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "fp32")
 
     def _filled(self, pixels: Tensor, tokens: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """Compiled towers are compiled again for another batch size: a last, smaller one is filled up."""

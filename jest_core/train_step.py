@@ -44,7 +44,7 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        return next(self.towers.model.parameters()).device
+        return self.towers.device
 
     @property
     def score_resolution(self) -> Resolution:

@@ -58,7 +58,7 @@ class TrainingPass(nn.Module):
         return Features(image, text, self.towers.model.logit_scale.exp(), self.towers.model.logit_bias)
 
     def _embed(self, examples: Examples, resolution: Resolution, step: int) -> tuple[Tensor, Tensor]:
-        config, device = self.run.training, next(self.model.parameters()).device
+        config, device = self.run.training, self.towers.device
         pixels = examples.pixels.to(device)
         # `late` mode may hold them reduced already
         shift = config.augmentation.shift_pixels * pixels.shape[-1] / self.towers.view.image_size

@@ -45,10 +45,9 @@ def run_stage(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int)
     ):
         train_and_evaluate(runs[name], name)
         run_dirs.append(runs[name].path(runs[name].run_dir))
-    for run in runs.values():
-        if run.reference and run.selection.method == "joint":
-            catalogue.run_stage(run)
-            reference_scores.run_stage(run)
+    for run in {run.reference.scores: run for run in runs.values() if run.reference and run.reads_scores}.values():
+        catalogue.run_stage(run)
+        reference_scores.run_stage(run)
     for seed in range(seeds):
         for name, run in _load(data, root, smoke, n_learners, seed).items():
             if name not in {"reference", "raw-reference"}:
@@ -77,6 +76,7 @@ def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict
         "uniform-equal-flops",
         "independent",
         "joint",
+        "flexi",
         "joint-raw-reference",
     ]
     runs = {}
@@ -84,8 +84,10 @@ def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict
         overrides = [f"root={root}", f"seed={seed}", f"training.n_learners={n_learners}", *(_SMOKE if smoke else [])]
         if name not in {"reference", "raw-reference"}:
             overrides.append(f"run_dir={name}-seed{seed}")
-        if smoke and name in {"independent", "joint", "joint-raw-reference"}:
+        if smoke and name in {"independent", "joint", "flexi", "joint-raw-reference"}:
             overrides.append("reference.model.name=jest-tiny")
+        if smoke and name == "flexi":
+            overrides += ["selection.score_image_size=16", "training.low_resolution.image_size=16"]
         runs[name] = run_files.load((folder / f"{name}.yaml").read_text(), overrides, f"{name}.yaml")
     return runs
 
