@@ -267,6 +267,11 @@ class Run(Part):
                     f"training.sub_batch_size {b} is not a multiple of selection.n_chunks "
                     f"{self.selection.n_chunks}; change either"
                 )
+            if self.selection.criterion == "easy" and self.selection.agreement_every_steps:
+                found.append(
+                    "selection.agreement_every_steps compares the learner's scores, and selection.criterion easy uses "
+                    "none; leave it out"
+                )
             if round(size * (1 - self.selection.filter_ratio)) != b:
                 found.append(
                     f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
@@ -291,6 +296,11 @@ class Run(Part):
         mixed = training.low_resolution
         if mixed is not None and mixed.image_size is None and mixed.patch_size is None:
             found.append("training.low_resolution names no resolution; give its image_size or its patch_size")
+        if mixed is not None and not self.n_low_resolution:
+            found.append(
+                f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b} is less than one example; "
+                "make it larger, or leave training.low_resolution out"
+            )
         if mixed is not None and self.n_low_resolution % training.n_learners:
             found.append(
                 f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b}, {self.n_low_resolution} "

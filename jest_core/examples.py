@@ -58,8 +58,8 @@ class Examples:
         )
 
     def split(self, size: int) -> "Iterator[Examples]":
-        """Runs of `size` examples; the last may be shorter."""
-        return (self[torch.arange(i, min(i + size, len(self)))] for i in range(0, len(self), size))
+        """Runs of `size` examples; the last may be shorter. One empty run of none."""
+        return (self[torch.arange(i, min(i + size, len(self)))] for i in range(0, max(1, len(self)), size))
 
 
 Prepare = Callable[[pa.Table], Examples]

@@ -42,7 +42,6 @@ def make_flexible(visual: nn.Module) -> None:
                 return
             flexible = _FlexibleEva if isinstance(tower, Eva) else _FlexibleTimmTower
             conv, grid = tower.patch_embed.proj, tower.patch_embed.grid_size
-            tower.patch_embed.strict_img_size = False
         case _:
             return
     if grid[0] != grid[1] or conv.kernel_size[0] != conv.kernel_size[1]:
@@ -113,6 +112,8 @@ def _set(tower: Any, grid: int, size: int) -> None:
     tower.grid, conv.patch_size = grid, size
     if isinstance(tower, TimmTower | Eva):
         tower.patch_embed.patch_size = (size, size)
+        # its own picture may leave a margin that patches do not cover; of others timm wants that they divide
+        tower.patch_embed.strict_img_size = grid == tower.own_grid and size == conv.kernel_size[0]
     rope = getattr(tower, "rope", None)
     if rope is not None and not tower.dynamic_img_size:  # such a tower makes them anew in each forward pass
         if not hasattr(rope, f"at_grid_{grid}"):
@@ -158,7 +159,7 @@ class _FlexibleClipTower(ClipTower):  # type: ignore[misc]
 
 
 def _timm_positions(self: Any) -> Tensor | None:
-    own = self._parameters["pos_embed"]
+    own = self._parameters.get("pos_embed")
     if own is None or self.dynamic_img_size:  # such a tower interpolates by itself
         return own
     return _positions(self, own, 0 if self.no_embed_class else self.num_prefix_tokens)

@@ -6,9 +6,8 @@ counts it as reused for the selected examples (233 % of a uniform step at f = 0.
 the latter and reports both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,17 +41,18 @@ class StepFlops:
     select: float  # matrix products of the conditional scores
     train: float  # forward and backward over the sub-batch, and what of it is computed twice to save memory
     loss: float  # matrix products of its logits and their gradients
-    optimizer: float
+    optimizer: float  # once, though every learner computes it
     reusable: float  # of `score`: what the selected need again in `train`
+    agreement: float = 0.0  # scoring and selecting once more at full resolution, spread over the steps between
 
     @property
     def total(self) -> float:
         """As executed: the scoring forward is not reused."""
-        return self.score + self.reference + self.select + self.train + self.loss + self.optimizer
+        return self.score + self.reference + self.select + self.train + self.loss + self.optimizer + self.agreement
 
     @property
     def total_with_reuse(self) -> float:
-        """As in the paper's Table 1: the selected examples' scoring forward is counted once."""
+        """As in the 233 % of the paper's Table 1: the selected examples' scoring forward is counted once."""
         return self.total - self.reusable
 
 
@@ -67,6 +67,7 @@ def training_flops(
     score_forward: float | None = None,
     low_forward: float = 0.0,
     n_low_resolution: int = 0,
+    n_reusable: int | None = None,
     n_recomputed: int = 0,
     loss: Loss = "sigmoid",
     loss_width: int = 0,
@@ -76,9 +77,10 @@ def training_flops(
 
     forward, score_forward, low_forward, reference_forward: FLOPs of one pair through the learner at full resolution, as
     it scores (at full resolution unless given), and at the low resolution of n_low_resolution examples of the
-    sub-batch; and through the reference, 0 where its scores are cached. n_recomputed: how often the training forward is
-    computed again in the backward pass. widths: of the embeddings that are scored (learner, reference); loss_width: of
-    the learner's.
+    sub-batch; and through the reference, 0 where its scores are cached. n_reusable: how many of the sub-batch are
+    trained as they were scored; all, or none where score_forward is given. n_recomputed: how often the training
+    forward is computed again in the backward pass. widths: of the embeddings that are scored (learner, reference);
+    loss_width: of the learner's.
 
     The matrix products of selection are 2 directions x 2 B n D a model and chunk, for all chunks but the last; against
     that only the b selected are multiplied, for the score of the set. Those of the loss are the logits (twice for the
@@ -93,11 +95,16 @@ def training_flops(
     chunk = b // n_chunks
     select = 4.0 * (super_batch_size * (b - chunk) + b * chunk) * sum(widths)
     scored = forward if score_forward is None else score_forward
-    reusable = forward * (b - n_low_resolution) if scored == forward else 0.0
-    if n_low_resolution and scored == low_forward:
-        reusable = low_forward * n_low_resolution
+    if n_reusable is None:
+        n_reusable = b if score_forward is None else 0
     return StepFlops(
-        scored * super_batch_size, reference_forward * super_batch_size, select, train, loss_products, update, reusable
+        scored * super_batch_size,
+        reference_forward * super_batch_size,
+        select,
+        train,
+        loss_products,
+        update,
+        scored * n_reusable,
     )
 
 
@@ -110,22 +117,31 @@ def step_flops(run: Run) -> StepFlops:
     if scores and run.uses_reference and not run.reads_scores and reference is not None:
         sizes = reference.score_image_size, reference.score_patch_size
         reference_forward = forward_flops(reference.model, *sizes).total
+    own = (None, None)
+    as_scored = selection.score_image_size, selection.score_patch_size
+    as_low = (low.image_size, low.patch_size) if low else own
+    n_low, full = run.n_low_resolution, forward_flops(run.model).total
     models = [run.model, *([reference.model] if run.uses_reference and reference is not None else [])]
-    return training_flops(
-        forward=forward_flops(run.model).total,
+    step = training_flops(
+        forward=full,
         sub_batch_size=run.sub_batch_size,
         super_batch_size=run.super_batch_size,
         n_chunks=1 if selection.method == "independent" else selection.n_chunks,
         widths=tuple(towers.width(model.name) for model in models) if scores else (),
         reference_forward=reference_forward,
-        score_forward=forward_flops(run.model, selection.score_image_size, selection.score_patch_size).total,
-        low_forward=forward_flops(run.model, low.image_size, low.patch_size).total if low else 0.0,
-        n_low_resolution=run.n_low_resolution,
+        score_forward=forward_flops(run.model, *as_scored).total,
+        low_forward=forward_flops(run.model, *as_low).total if low else 0.0,
+        n_low_resolution=n_low,
+        n_reusable=n_low * (as_scored == as_low) + (run.sub_batch_size - n_low) * (as_scored == own),
         n_recomputed=(training.micro_batch_size is not None) + training.activation_checkpointing,
         loss=training.loss,
         loss_width=towers.width(run.model.name),
         n_parameters=n_parameters(run.model),
     )
+    if not scores or not selection.agreement_every_steps:
+        return step
+    once_more = full * run.super_batch_size + step.select
+    return replace(step, agreement=once_more / selection.agreement_every_steps)
 
 
 def forward_flops(model: Model, image_size: int | None = None, patch_size: int | None = None) -> ForwardFlops:
@@ -135,14 +151,14 @@ def forward_flops(model: Model, image_size: int | None = None, patch_size: int |
 
 def n_parameters(model: Model) -> int:
     """Of both towers, logit_scale and logit_bias."""
-    return sum(p.numel() for p in _outline(model.name, model.context_length).parameters())
+    return sum(p.numel() for p in towers.outline(model.name, model.context_length).parameters())
 
 
 @lru_cache(maxsize=64)
 def _forward_flops(
     name: str, context_length: int | None, image_size: int | None, patch_size: int | None
 ) -> ForwardFlops:
-    model = _outline(name, context_length)
+    model = towers.outline(name, context_length)
     size = image_size or towers.image_size(name)
 
     def count(n: int) -> tuple[int, int]:
@@ -158,8 +174,3 @@ def _forward_flops(
     # resizing the kernel costs the same for any number of pictures
     (image, text), (more_image, more_text) = count(1), count(2)
     return ForwardFlops(float(more_image - image), float(more_text - text))
-
-
-@lru_cache(maxsize=4)
-def _outline(name: str, context_length: int | None) -> Any:
-    return towers.outline(name, context_length)

@@ -85,8 +85,7 @@ class Towers:
 
     def resolution(self, image_size: int | None = None, patch_size: int | None = None) -> Resolution:
         """The model's own, but for what is given. Towers without patches, or with fixed ones, have no patch_size."""
-        own = flexible.patch_size(self.model.visual) if flexible.is_flexible(self.model.visual) else None
-        return Resolution(image_size or self.view.image_size, patch_size or own)
+        return _resolution(self.name, self.model.visual, image_size, patch_size)
 
     @torch.no_grad()
     def embed(
@@ -121,9 +120,9 @@ class Towers:
         shown = resize(pixels.to(self.device), resolution.image_size)
         shown = normalise(shown, self.inputs.mean, self.inputs.std)
         with self._autocast(precision), flexible.at(self.model.visual, resolution):
-            image = self.model.encode_image(shown, normalize=True)
-            text = self.model.encode_text(tokens.to(self.device), normalize=True)
-        return image.float(), text.float()
+            image = self.model.encode_image(shown, normalize=False)
+            text = self.model.encode_text(tokens.to(self.device), normalize=False)
+        return nn.functional.normalize(image.float(), dim=-1), nn.functional.normalize(text.float(), dim=-1)
 
     def _autocast(self, precision: ForwardPrecision) -> torch.autocast:
         return torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "fp32")
@@ -189,6 +188,7 @@ def configuration(name: str) -> dict[str, Any]:
     return config
 
 
+@lru_cache(maxsize=4)
 def outline(name: str, given_context_length: int | None = None) -> Any:
     """An open_clip model without weights, on PyTorch's meta device: its sizes, and what it would compute."""
     options = {"load_weights": False, "output_dict": True, "device": "meta"}
@@ -293,45 +293,61 @@ def refuse_loss(towers: Towers, loss: Loss, field: str) -> None:
         )
 
 
-def refuse_resolution(towers: Towers, part: str, image_size: int | None, patch_size: int | None) -> None:
+def _resolution(name: str, visual: nn.Module, size: int | None, patch_size: int | None) -> Resolution:
+    own = flexible.patch_size(visual) if flexible.is_flexible(visual) else None
+    return Resolution(size or image_size(name), patch_size or own)
+
+
+def refuse_resolution(model: Model, part: str, size: int | None, patch_size: int | None) -> Resolution:
     """Refuse what the image tower cannot do; part is that of the run file that gives the sizes, and their prefix."""
-    own, given = towers.view.image_size, towers.resolution(image_size, patch_size)
-    if given.image_size > own:
-        raise ValueError(f"{part}image_size {image_size} is larger than the pictures of {own} that {towers.name} takes")
-    if given == towers.resolution():
-        return
-    if flexible.is_flexible(towers.model.visual):
-        assert given.patch_size is not None
-        if given.image_size % given.patch_size:
-            raise ValueError(
-                f"pictures of {given.image_size} pixels do not divide into patches of {given.patch_size}: change "
-                f"{part}image_size or {part}patch_size"
-            )
-    elif patch_size is not None:
+    visual = outline(model.name, model.context_length).visual
+    own, given = (_resolution(model.name, visual, *sizes) for sizes in ((None, None), (size, patch_size)))
+    if given == own:
+        return own
+    if given.image_size > own.image_size:
         raise ValueError(
-            f"model {towers.name} has no patches whose size can change, as plain ViTs have: give {part}image_size "
+            f"{part}image_size {size} is larger than the pictures of {own.image_size} that {model.name} takes"
+        )
+    if patch_size is not None and not flexible.is_flexible(visual):
+        raise ValueError(
+            f"model {model.name} has no patches whose size can change, as plain ViTs have: give {part}image_size "
             f"instead of {part}patch_size {patch_size}"
         )
-    try:
-        towers.embed(
-            torch.zeros(2, 3, own, own, dtype=torch.uint8),
-            torch.zeros(2, towers.inputs.tokenizer.context_length, dtype=torch.int64),
-            batch_size=2,
-            resolution=given,
+    if given.patch_size is not None and given.image_size % given.patch_size:
+        raise ValueError(
+            f"pictures of {given.image_size} pixels do not divide into patches of {given.patch_size}: change "
+            f"{part}image_size or {part}patch_size"
         )
+    try:
+        with torch.no_grad(), flexible.at(visual, given):
+            visual(torch.zeros(2, 3, given.image_size, given.image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"model {towers.name} takes pictures of {own} pixels and not of {part}image_size {image_size} ({error}): "
-            "leave it out, or take a model that does"
+            f"model {model.name} takes pictures of {own.image_size} pixels and not of {part}image_size {size} "
+            f"({error}): leave it out, or take a model that does"
         ) from error
+    return given
 
 
-def refuse_resolutions(towers: Towers, run: Run) -> None:
-    """Refuse what a run's learner cannot score or train at."""
+def refuse_resolutions(run: Run) -> None:
+    """Refuse what the models of a run cannot score or train at, and settings that would do nothing."""
     selection, low = run.selection, run.training.low_resolution
-    refuse_resolution(towers, "selection.score_", selection.score_image_size, selection.score_patch_size)
+    scored = refuse_resolution(run.model, "selection.score_", selection.score_image_size, selection.score_patch_size)
+    own = refuse_resolution(run.model, "", None, None)
     if low is not None:
-        refuse_resolution(towers, "training.low_resolution.", low.image_size, low.patch_size)
+        trained = refuse_resolution(run.model, "training.low_resolution.", low.image_size, low.patch_size)
+        if trained == own:
+            raise ValueError(
+                f"training.low_resolution is that of {run.model.name} itself: make it lower, or leave it out"
+            )
+    if selection.agreement_every_steps and selection.method != "uniform" and scored == own:
+        raise ValueError(
+            "selection.agreement_every_steps compares with scoring at full resolution, which is what this run does: "
+            "give selection.score_image_size or selection.score_patch_size, or leave it out"
+        )
+    if run.reference is not None and run.reference.features is None:
+        sizes = run.reference.score_image_size, run.reference.score_patch_size
+        refuse_resolution(run.reference.model, "reference.score_", *sizes)
 
 
 def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def _whole(learner: Learner, super_batch: Examples, step: int, learners: Learner
         Group(sound[torch.nonzero(~low)[:, 0]], own),
         Group(sound[torch.nonzero(low)[:, 0]], learner.low_resolution),
     ]
-    return [group for group in groups if len(group.examples)]
+    return [group for group in groups if len(group.examples)] or groups[:1]
 
 
 def _selected(learner: Learner, super_batch: Examples, chosen: Selection, step: int, learners: Learners) -> list[Group]:

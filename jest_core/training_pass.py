@@ -50,14 +50,16 @@ class TrainingPass(nn.Module):
         parts = []
         for group in groups:
             for examples in group.examples.split(size) if size else [group.examples]:
-                if size:
-                    parts.append(checkpoint(self._embed, examples, group.resolution, step, use_reentrant=False))
+                tokens = examples.tokens.to(self.towers.device)
+                if size:  # a tensor of that device among the arguments: its random state is restored with it
+                    inputs = examples, tokens, group.resolution, step
+                    parts.append(checkpoint(self._embed, *inputs, use_reentrant=False))
                 else:
-                    parts.append(self._embed(examples, group.resolution, step))
+                    parts.append(self._embed(examples, tokens, group.resolution, step))
         image, text = (torch.cat(side) for side in zip(*parts, strict=True))
         return Features(image, text, self.towers.model.logit_scale.exp(), self.towers.model.logit_bias)
 
-    def _embed(self, examples: Examples, resolution: Resolution, step: int) -> tuple[Tensor, Tensor]:
+    def _embed(self, examples: Examples, tokens: Tensor, resolution: Resolution, step: int) -> tuple[Tensor, Tensor]:
         config, device = self.run.training, self.towers.device
         pixels = examples.pixels.to(device)
         # `late` mode may hold them reduced already
@@ -71,4 +73,8 @@ class TrainingPass(nn.Module):
             seed=self.run.seed,
             step=step,
         )
-        return self.towers.encode(pixels, examples.tokens, resolution, config.precision)
+        n = len(pixels)
+        if not n:  # whoever has nothing to train on takes part in the backward pass by a picture that counts nothing
+            pixels, tokens = pixels.new_zeros(1, *pixels.shape[1:]), tokens.new_zeros(1, *tokens.shape[1:])
+        image, text = self.towers.encode(pixels, tokens, resolution, config.precision)
+        return image[:n], text[:n]

@@ -130,7 +130,8 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
     if reference is None:
         return float("nan")
     cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")
-    forward = flops.forward_flops(reference.run.model).total
+    spec = run.run.reference
+    forward = flops.forward_flops(spec.model, spec.score_image_size, spec.score_patch_size).total
     return reference.teraflops + cache["counts"]["ok"] * forward / 1e12
 
 

@@ -40,7 +40,7 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
         return manifest
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
-    towers.refuse_resolutions(pair, run)
+    towers.refuse_resolutions(run)
     costs = step_costs(run)
     if note := _untrained_resolution(pair, run):
         progress.say(label, note)
@@ -105,12 +105,15 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
     """A warning where the learner scores at a resolution that it is never trained at (paper section 6)."""
     selection, low = run.selection, run.training.low_resolution
     scored = pair.resolution(selection.score_image_size, selection.score_patch_size)
-    trained = [pair.resolution(), *([pair.resolution(low.image_size, low.patch_size)] if low else [])]
+    trained = [pair.resolution(low.image_size, low.patch_size)] if low else []
+    if low is None or low.share < 1:
+        trained.append(pair.resolution())
     if selection.method == "uniform" or scored in trained:
         return None
+    patches = f" in patches of {scored.patch_size}" if scored.patch_size else ""
     return (
-        f"scores at {scored.image_size} pixels in patches of {scored.patch_size}, and never trains at that: what a "
-        "learner has not seen it scores badly; set training.low_resolution to the same"
+        f"scores at {scored.image_size} pixels{patches} and never trains at that: what a learner has not seen it "
+        "scores badly; set training.low_resolution to the same"
     )
 
 
@@ -126,6 +129,7 @@ def step_costs(run: Run) -> dict[str, float]:
         "flops_train": step.train,
         "flops_loss": step.loss,
         "flops_optimizer": step.optimizer,
+        "flops_agreement": step.agreement,
     }
 
 

@@ -27,6 +27,7 @@ class _Pairs:
 
 def run_stage(run: Run, flops_per_second: float | None = None) -> None:
     """Print sizes, cost by part, the cost of other methods, and memory. flops_per_second: what a learner sustains."""
+    towers.refuse_resolutions(run)
     pairs = _catalogue(run)
     tables = (
         _sizes(run, pairs),
@@ -44,17 +45,22 @@ def alternatives(run: Run) -> dict[str, StepFlops]:
     reference = run.reference or Reference(model=run.model, checkpoint="-", scores="-")
     low = _low_resolution(run)
     uniform = _changed(run, selection={"method": "uniform"}, training={"low_resolution": None})
-    full = {"method": "joint", "score_image_size": None, "score_patch_size": None}
+    full = {"method": "joint", "score_image_size": None, "score_patch_size": None, "agreement_every_steps": 0}
     joint = _changed(run, selection=full, training={"low_resolution": None})
     found = {
         "uniform": uniform,
         "JEST, reference online": joint.model_copy(update={"reference": _changed(reference, online=True)}),
         "JEST, reference cached": joint.model_copy(update={"reference": _changed(reference, online=False)}),
     }
+    if run.selection.criterion == "hard":
+        found["JEST, no reference"] = found.pop("JEST, reference cached")
+        del found["JEST, reference online"]
     if low is not None:
         sizes = {"score_image_size": low.image_size, "score_patch_size": low.patch_size}
         flexi = _changed(run, selection=full | sizes, training={"low_resolution": low})
-        found["FlexiJEST, reference cached"] = flexi.model_copy(update={"reference": _changed(reference, online=False)})
+        found["FlexiJEST" + ", reference cached" * (run.selection.criterion != "hard")] = flexi.model_copy(
+            update={"reference": _changed(reference, online=False)}
+        )
     return {name: flops.step_flops(other) for name, other in found.items()}
 
 
@@ -146,6 +152,7 @@ def _step(run: Run, pairs: _Pairs | None, flops_per_second: float | None) -> Tab
         "train": step.train,
         "loss": step.loss,
         "optimizer": step.optimizer,
+        "agreement, on average": step.agreement,
         "all, as executed": step.total,
         "all, scoring counted as reused": step.total_with_reuse,
     }
@@ -197,7 +204,7 @@ def _memory(run: Run, pairs: _Pairs | None) -> Table:
             windows,
             "Ray's object stores together",
         ),
-        "super-batch, this one and the next": (2 * run.super_batch_size // n * example, "each learner's host"),
+        "super-batches, this one and two to come": (3 * run.super_batch_size // n * example, "each learner's host"),
         "embeddings of the super-batch": (
             run.super_batch_size // n * sum(widths) * 8 if run.selection.method != "uniform" else 0,
             "each learner's device",
@@ -207,6 +214,8 @@ def _memory(run: Run, pairs: _Pairs | None) -> Table:
             "each learner's device",
         ),
     }
+    if run.uses_reference and not run.reads_scores and run.reference is not None:
+        rows["the reference's weights"] = (4 * flops.n_parameters(run.reference.model), "each learner's device")
     for name, (value, where) in rows.items():
         table.add_row(name, f"{value / 1e9:,.2f}", where)
     table.caption = "activations come on top: bound them by training.score_batch_size and training.micro_batch_size"

@@ -72,10 +72,10 @@ def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str
 
 def load_reference(run: Run, spec: Reference) -> Towers:
     """A reference model with the weights of its checkpoint or its pretrained tag, in evaluation mode."""
+    towers.refuse_resolution(spec.model, "reference.score_", spec.score_image_size, spec.score_patch_size)
     reference = towers.build(spec.model, seed=0)
     if spec.checkpoint is not None:
         towers.load_weights(reference, checkpoints.read(run.path(spec.checkpoint)))
-    towers.refuse_resolution(reference, "reference.score_", spec.score_image_size, spec.score_patch_size)
     reference.model.eval()
     return reference
 

@@ -47,12 +47,28 @@ def test_paths_lie_under_root_unless_absolute_or_urls():
         ("selection.filter_ratio=0.7", "not a multiple of data.n_streams"),
         ("reference=null", "has no `reference` part"),
         ("data.rules=[{rule: nonsense}]", "data.rules.0"),
+        ("data.decode=late", "set selection.score_image_size"),
+        ("training.low_resolution={share: 0.5}", "names no resolution; give its image_size or its patch_size"),
+        ("training.low_resolution={patch_size: 16, share: 0.01}", "less than one example"),
+        ("training.low_resolution={patch_size: 16, share: 1.5}", "training.low_resolution.share = 1.5"),
         ("seed", "has no '='"),
     ],
 )
 def test_errors_name_field_value_and_remedy(override: str, message: str):
     with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("[", r"\[")):
         config.load(TEXT, [override])
+
+
+def test_a_low_resolution_share_divides_over_the_learners():
+    both = ["training.low_resolution={patch_size: 16, share: 0.3}", "training.n_learners=4"]
+    with pytest.raises(ValueError, match=r"share 0\.3 of training\.sub_batch_size 32, 10 examples, .*n_learners 4"):
+        config.load(TEXT, both)
+    assert config.load(TEXT, both[:1]).n_low_resolution == 10
+
+
+def test_easy_reference_scores_are_not_compared():
+    with pytest.raises(ValueError, match="criterion easy uses none"):
+        config.load(TEXT, ["selection.criterion=easy", "selection.agreement_every_steps=1"])
 
 
 def test_missing_key_is_named():

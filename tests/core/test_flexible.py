@@ -5,10 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmTower
 from torch import nn
 
-from jest_core import flexible, towers
+from jest_core import config, flexible, towers
+from jest_core.config import Model
 from jest_core.flexible import Resolution, at, kernel_map, position_map
+from tests.conftest import RUN
 
 # Class token, attention pooling, average pooling (of both libraries), rotary embeddings
 STOCK = [
@@ -129,8 +133,37 @@ def test_a_tower_without_patches_stays_as_it_is():
         assert pair.model.visual(torch.zeros(1, 3, 48, 48)).shape == (1, 128)
 
 
+@pytest.mark.parametrize(
+    "tower",
+    [
+        lambda: TimmTower(img_size=30, patch_size=8, embed_dim=32, depth=1, num_heads=2),  # a margin of 6 pixels
+        lambda: TimmTower(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, pos_embed="none"),
+        lambda: TimmTower(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, dynamic_img_size=True),
+        lambda: Eva(
+            img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, use_abs_pos_emb=False, use_rot_pos_emb=True
+        ),
+    ],
+    ids=["margin", "no positions", "interpolates by itself", "rotary only"],
+)
+@torch.no_grad()
+def test_less_usual_towers_keep_their_own_resolution_and_gain_others(tower):
+    visual = tower().eval()
+    size = visual.patch_embed.img_size[0]
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    plain = visual(pixels)
+    flexible.make_flexible(visual)
+    for _ in range(2):
+        assert torch.equal(visual(pixels), plain)
+        with at(visual, Resolution(size, 8)):
+            assert torch.equal(visual(pixels), plain)
+        with at(visual, Resolution(16)):
+            assert visual(torch.randn(2, 3, 16, 16)).shape == plain.shape
+        with at(visual, Resolution(32, 16)):
+            assert visual(torch.randn(2, 3, 32, 32)).shape == plain.shape
+
+
 def test_what_a_tower_cannot_do_is_refused_with_a_remedy():
-    vit, convolutional = towers.create("jest-tiny", seed=0), towers.create("jest-drawings", seed=0)
+    vit, convolutional = Model(name="jest-tiny"), Model(name="jest-drawings")
     towers.refuse_resolution(vit, "selection.score_", 16, None)
     towers.refuse_resolution(vit, "selection.score_", None, 16)
     towers.refuse_resolution(convolutional, "selection.score_", 32, None)
@@ -140,6 +173,26 @@ def test_what_a_tower_cannot_do_is_refused_with_a_remedy():
         towers.refuse_resolution(vit, "selection.score_", 64, None)
     with pytest.raises(ValueError, match=r"jest-drawings has no patches.*give training\.low_resolution\.image_size"):
         towers.refuse_resolution(convolutional, "training.low_resolution.", None, 16)
+    with pytest.raises(
+        ValueError, match=r"swin.*takes pictures of 224 pixels and not of selection.score_image_size 112"
+    ):
+        towers.refuse_resolution(Model(name="swin_base_patch4_window7_224"), "selection.score_", 112, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.low_resolution={image_size: 32}"], r"training.low_resolution is that of jest-tiny itself"),
+        (["selection.agreement_every_steps=2"], r"agreement_every_steps compares with .* is what this run does"),
+        (["reference.score_patch_size=12"], r"change reference.score_image_size or reference.score_patch_size"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused_before_anything_starts(overrides: list[str], message: str):
+    run = config.load(RUN.format(root=".", name="x", shards="x"), overrides)
+    with pytest.raises(ValueError, match=message):
+        towers.refuse_resolutions(run)
+    if "reference" not in overrides[0]:
+        towers.refuse_resolutions(config.load(RUN.format(root=".", name="x", shards="x")))
 
 
 @torch.no_grad()

@@ -110,6 +110,7 @@ def test_a_forward_is_that_of_the_model_with_weights(name: str):
     [
         ("jest-drawings", []),
         ("jest-drawings", ["selection.score_image_size=32", "training.low_resolution={image_size: 32}"]),
+        ("jest-drawings", ["selection.score_image_size=32", "selection.agreement_every_steps=1"]),
         ("jest-drawings", ["selection.method=uniform", "training.micro_batch_size=8"]),
         ("jest-drawings", ["selection.method=independent"]),
         ("jest-tiny", ["selection.method=uniform"]),
@@ -183,3 +184,5 @@ def test_a_run_file_decides_the_cost():
     flexi = step("selection.score_patch_size=16", "training.low_resolution={patch_size: 16}")
     assert flexi.train < cached.train
     assert flexi.reusable == pytest.approx(flexi.score / 4)  # half of b, which is half of B
+    compared = step("selection.score_patch_size=16", "selection.agreement_every_steps=10")
+    assert compared.agreement == pytest.approx((cached.score + cached.select) / 10)

@@ -96,6 +96,21 @@ def test_several_learners_do_what_one_does_at_two_resolutions(method: str, cuts:
     _compare(cuts, [f"selection.method={method}", *flexi, *more])
 
 
+def _nothing_sound(rank: int, size: int, group, more: list[str]):
+    learner = make_learner(["selection.method=uniform", "training.micro_batch_size=8", *more], group)
+    batch = with_column(super_batch(learner.towers), "status", np.where(np.arange(B) < 32, 4, 0))
+    result = train_step(learner, batch[torch.arange(rank * B // size, (rank + 1) * B // size)], 0)
+    return result.optimisation["loss"], result.summary["n_selected"]
+
+
+@pytest.mark.parametrize("more", [[], ["training.low_resolution={patch_size: 16}"]])
+def test_a_learner_without_a_sound_slot_trains_on_with_the_others(more: list[str]):
+    alone = _nothing_sound(0, 1, None, more)
+    for found in run_learners(_nothing_sound, 2, more):
+        assert found == pytest.approx(alone, rel=1e-4)
+    assert alone[1] == 32
+
+
 def _compare(cuts: list[int], overrides: list[str]) -> None:
     (alone, weights), *_ = [_step(0, 1, None, [0, B], overrides)]
     for logs, state in run_learners(_step, len(cuts) - 1, cuts, overrides):
@@ -165,13 +180,25 @@ def test_of_equal_slots_one_is_selectable_whoever_holds_them(by: str, n: int):
         assert summary_2["n_duplicates"] == summary["n_duplicates"]
 
 
-def test_late_decoding_trains_on_whole_pictures_and_scores_reduced_ones():
-    """As eager decoding does that reduces the same pictures on the device, up to the decoder's rounding."""
-    eager = make_learner(["selection.score_image_size=32"], name="jest-drawings")
-    late = make_learner(["selection.score_image_size=32", "data.decode=late"], name="jest-drawings")
+@pytest.mark.parametrize("low", [[], ["training.low_resolution={image_size: 32}"]])
+def test_late_decoding_trains_on_whole_pictures_and_scores_reduced_ones(low: list[str]):
+    """As eager decoding does that reduces the same pictures on the device, up to the decoder's rounding.
+
+    What is trained at the resolution of scoring is not decoded again.
+    """
+    more = ["selection.score_image_size=32", "training.augmentation={}", *low]
+    eager, late = (make_learner([f"data.decode={mode}", *more], name="jest-drawings") for mode in ("eager", "late"))
     whole = super_batch(eager.towers)
     reduced = dataclasses.replace(whole, pixels=resize(whole.pixels, 32).round().to(torch.uint8))
+    decoded: list[int] = []
+
+    def prepare_again(rows: pa.Table) -> Examples:
+        decoded.append(len(rows))
+        return prepare(rows, late.towers)
+
+    late.prepare, late.prepare_small = prepare_again, lambda rows: pytest.fail("one learner receives nothing")
     one, two = train_step(eager, whole, 0), train_step(late, reduced, 0)
+    assert decoded == [16 if low else 32]
     same = set(one.picks["position"].to_pylist()[: B // 2]) & set(two.picks["position"].to_pylist()[: B // 2])
     assert len(same) >= 0.9 * B // 2
     assert one.optimisation["loss"] == pytest.approx(two.optimisation["loss"], rel=0.02)
