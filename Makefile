@@ -47,9 +47,10 @@ test-slow: install-dev ## only those
 test-long: install-dev ## tests that take minutes: more data than memory, streamed from S3
 	$(BIN)/python -m pytest -m long $(ARGS)
 
-bench: install-dev ## selection, loss, data and scoring against their baselines: about 45 minutes on 2 quiet cores
+bench: install-dev ## selection, loss, steps, data and scoring against their baselines: about an hour on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_loss $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_flexi
 	$(BIN)/python -m tests.benchmarks.bench_data
 	$(BIN)/python -m tests.benchmarks.bench_reference_scores
 

@@ -151,6 +151,9 @@ class LowResolution(Part):
 
 class Training(Part):
     sub_batch_size: PositiveInt  # b, all learners together
+    initial_checkpoint: str | None = (
+        None  # a checkpoint file, or a run directory: the weights that the learner starts with
+    )
     examples_trained: PositiveInt  # the budget; examples seen are 1 / (1 - filter_ratio) times as many
     n_learners: PositiveInt = 1
     gpus_per_learner: NonNegativeFloat = 0
@@ -305,6 +308,10 @@ class Run(Part):
             found.append(
                 f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b}, {self.n_low_resolution} "
                 f"examples, is not a multiple of training.n_learners {training.n_learners}; change either"
+            )
+        if training.initial_checkpoint and self.model.pretrained:
+            found.append(
+                "the learner starts with training.initial_checkpoint or model.pretrained, not with both: drop one"
             )
         if self.reference is not None:
             found += _reference_problems("reference", self.reference)

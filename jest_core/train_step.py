@@ -4,27 +4,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jest_core import agreement, noise, optim, selection, tables
+from jest_core import agreement, optim, selection, step_log
 from jest_core.collectives import Learners
 from jest_core.config import Run
 from jest_core.examples import Examples, Prepare, exchange, mask_duplicates
 from jest_core.flexible import Resolution
-from jest_core.learnability import Embeddings, matched_losses, matched_scores
+from jest_core.learnability import Embeddings, matched_scores
 from jest_core.losses import sigmoid_loss, softmax_loss
 from jest_core.selection import Selection
 from jest_core.spreading import low_resolution, spread
 from jest_core.towers import Towers
 from jest_core.training_pass import Features, Group
-
-_REFUSED = 0x726566  # context of the keyed noise: "ref"
 
 
 @dataclass
@@ -82,7 +78,7 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
     agrees: dict[str, float] = {}
     if learner.run.selection.method == "uniform":
         groups = _whole(learner, super_batch, step, learners)
-        picks, summary = _uniform_log(super_batch, step, learners)
+        picks, summary = step_log.of_whole(super_batch, step, learners)
     else:
         with _timed(seconds, "score"):
             scored = _score(learner, super_batch, learner.score_resolution)
@@ -91,7 +87,7 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
         with _timed(seconds, "select"):
             chosen = _select(learner, super_batch, scored, reference, step)
         with _timed(seconds, "log"):
-            picks, summary = _selection_log(learner.run, super_batch, chosen, scored, reference, step, learners)
+            picks, summary = step_log.of_selection(learner.run, super_batch, chosen, scored, reference, step, learners)
         if (every := learner.run.selection.agreement_every_steps) and step % every == 0:
             with _timed(seconds, "agreement"):
                 agrees = _agreement(learner, super_batch, scored, reference, chosen, step, learners)
@@ -100,7 +96,7 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
     with _timed(seconds, "train"):
         optimisation = _update(learner, groups, step)
     summary["loss"] = optimisation["loss"]
-    return StepResult(picks, _bad_rows(super_batch, step, learners), summary, optimisation, agrees, seconds)
+    return StepResult(picks, step_log.bad_rows(super_batch, step, learners), summary, optimisation, agrees, seconds)
 
 
 def _whole(learner: Learner, super_batch: Examples, step: int, learners: Learners) -> list[Group]:
@@ -261,102 +257,6 @@ def _update(learner: Learner, groups: list[Group], step: int) -> dict[str, float
         "gradient_norm": norm.item(),
         "logit_scale": scale,
         "logit_bias": bias,
-    }
-
-
-def _selection_log(
-    run: Run,
-    super_batch: Examples,
-    chosen: Selection,
-    scored: Embeddings,
-    reference: Embeddings | None,
-    step: int,
-    learners: Learners,
-) -> tuple[pa.Table, dict[str, int | float]]:
-    """Rows of the selected in the order drawn, then of a keyed sample of the refused; and the step's summary."""
-    uids, occurrences, offsets = super_batch.uids, super_batch.column("occurrence"), chosen.offsets.cpu()
-    missing = torch.full((len(super_batch),), torch.nan, dtype=torch.float64)
-    learner_loss = matched_losses(scored, run.selection.loss).cpu()
-    reference_loss = missing if reference is None else matched_losses(reference, run.selection.loss).cpu()
-    mine = chosen.local(learners.rank).cpu()
-    refused_keys = noise.gumbel(uids, occurrences, run.seed, step, _REFUSED).masked_fill(~super_batch.valid, -torch.inf)
-    refused_keys[mine] = -torch.inf
-    n_valid = int(learners.sum(super_batch.valid.sum()))
-    n_refused = min(run.training.n_refused_logged, n_valid - len(chosen.indices))
-    refused = selection.draw_top(refused_keys, n_refused, uids, occurrences, offsets, learners)
-
-    positions = torch.cat([chosen.indices.cpu(), refused])
-    columns = _identity_columns(super_batch, positions, offsets, learners) | {
-        "chunk": torch.cat([chosen.chunk.cpu(), torch.full((n_refused,), -1)]).numpy(),
-        "learner_loss": learners.take(learner_loss, positions, offsets).numpy(),
-        "reference_loss": learners.take(reference_loss, positions, offsets).numpy(),
-        "draw_score": torch.cat(
-            [chosen.draw_score.cpu(), learners.take(chosen.scores.cpu(), refused, offsets)]
-        ).numpy(),
-        "selected": np.arange(len(positions)) < len(chosen.indices),
-    }
-    own = matched_scores(scored, reference, run.selection.criterion, run.selection.loss).cpu()
-    summary = _summary(step, super_batch, len(chosen.indices), learners)
-    summary["super_batch_matched_score"] = float(learners.sum(own[super_batch.valid].sum())) / n_valid
-    summary["sub_batch_matched_score"] = learners.take(own, chosen.indices.cpu(), offsets).mean().item()
-    summary["sub_batch_score"] = chosen.sub_batch_score / len(chosen.indices)
-    return _picks(step, columns), summary
-
-
-def _uniform_log(super_batch: Examples, step: int, learners: Learners) -> tuple[pa.Table, dict[str, int | float]]:
-    counts = learners.counts(len(super_batch))
-    offsets = torch.tensor([0, *np.cumsum(counts)])
-    valid = learners.gather(super_batch.valid.to(torch.uint8), counts)
-    positions = torch.nonzero(valid)[:, 0]
-    nothing = np.full(len(positions), np.nan)
-    columns = _identity_columns(super_batch, positions, offsets, learners) | {
-        "chunk": np.zeros(len(positions)),
-        "learner_loss": nothing,
-        "reference_loss": nothing,
-        "draw_score": nothing,
-        "selected": np.ones(len(positions), dtype=bool),
-    }
-    return _picks(step, columns), _summary(step, super_batch, len(positions), learners)
-
-
-def _identity_columns(
-    super_batch: Examples, positions: Tensor, offsets: Tensor, learners: Learners
-) -> dict[str, np.ndarray | list[str]]:
-    names = ("uid_high", "uid_low", "occurrence", "shard", "row")
-    held = torch.stack([super_batch.column(name) for name in names], 1)
-    high, low, occurrence, shard, row = learners.take(held, positions, offsets).T.numpy()
-    uid = tables.uid_to_hex(high.astype(np.uint64), low.astype(np.uint64))
-    return {"position": positions.numpy(), "uid": uid, "occurrence": occurrence, "shard": shard, "row": row}
-
-
-def _picks(step: int, columns: dict[str, np.ndarray | list[str]]) -> pa.Table:
-    columns = columns | {"step": np.full(len(columns["uid"]), step)}
-    return pa.table({f.name: pa.array(columns[f.name]).cast(f.type) for f in tables.SELECTION}, schema=tables.SELECTION)
-
-
-def _bad_rows(super_batch: Examples, step: int, learners: Learners) -> pa.Table:
-    counts = learners.counts(len(super_batch))
-    status = learners.gather(super_batch.column("status").to(torch.uint8), counts)
-    positions = torch.nonzero((status != 0) & (status != tables.DUPLICATE))[:, 0]
-    columns: dict[str, Any] = _identity_columns(super_batch, positions, torch.tensor([0, *np.cumsum(counts)]), learners)
-    columns |= {
-        "step": np.full(len(positions), step),
-        "reason": [tables.SLOT_STATUS[i] for i in status[positions].tolist()],
-    }
-    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in tables.BAD_ROWS})
-
-
-def _summary(step: int, super_batch: Examples, n_selected: int, learners: Learners) -> dict[str, int | float]:
-    n_valid = int(learners.sum(super_batch.valid.sum()))
-    n_slots = sum(learners.counts(len(super_batch)))
-    n_duplicates = int(learners.sum((super_batch.column("status") == tables.DUPLICATE).sum()))
-    missing: dict[str, int | float] = {f.name: float("nan") for f in tables.STEPS}
-    return missing | {
-        "step": step,
-        "n_offered": n_valid,
-        "n_selected": n_selected,
-        "n_bad": n_slots - n_valid - n_duplicates,
-        "n_duplicates": n_duplicates,
     }
 
 

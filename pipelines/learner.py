@@ -41,6 +41,7 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     towers.refuse_resolutions(run)
+    _start_from(run, pair)  # a checkpoint that does not fit is told here, not by every learner
     costs = step_costs(run)
     if note := _untrained_resolution(pair, run):
         progress.say(label, note)
@@ -236,6 +237,7 @@ def _learn(settings: dict[str, Any]) -> None:
 def _create(run: Run, source: super_batches.Source, device: torch.device, group: dist.ProcessGroup | None) -> Learner:
     config = run.training
     pair = towers.build(run.model, seed=run.seed)
+    _start_from(run, pair)
     pair.model.to(device=device, memory_format=torch.channels_last)
     if config.activation_checkpointing:
         pair.model.set_grad_checkpointing()
@@ -277,6 +279,11 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         prepare_reference,
         small,
     )
+
+
+def _start_from(run: Run, pair: Towers) -> None:
+    if run.training.initial_checkpoint is not None:
+        towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
 
 
 def _online_scale_and_bias(run: Run, reference: towers.Towers) -> tuple[float, float]:

@@ -139,19 +139,6 @@ def with_column(batch: Examples, name: str, values: np.ndarray) -> Examples:
     return dataclasses.replace(batch, rows=rows)
 
 
-def test_bad_slots_are_never_trained_on_and_are_logged():
-    for method in ("joint", "uniform"):
-        learner = make_learner([f"selection.method={method}"])
-        bad = np.arange(B) % 3 == 0
-        masked = with_column(super_batch(learner.towers), "status", np.where(bad, 4, 0))
-        result = train_step(learner, masked, 7)
-        assert all(position % 3 for position in result.picks["position"].to_pylist())
-        assert result.summary["n_bad"] == bad.sum()
-        assert result.bad_rows["row"].to_pylist() == np.flatnonzero(bad).tolist()
-        assert set(result.bad_rows["reason"].to_pylist()) == {"damaged"}
-        assert set(result.bad_rows["step"].to_pylist()) == {7}
-
-
 def _masked(rank: int, size: int, group, by: str):
     learner = make_learner([f"data.mask_duplicates={by}", "selection.filter_ratio=0.8"], group)
     batch = super_batch(learner.towers)
@@ -202,15 +189,6 @@ def test_late_decoding_trains_on_whole_pictures_and_scores_reduced_ones(low: lis
     same = set(one.picks["position"].to_pylist()[: B // 2]) & set(two.picks["position"].to_pylist()[: B // 2])
     assert len(same) >= 0.9 * B // 2
     assert one.optimisation["loss"] == pytest.approx(two.optimisation["loss"], rel=0.02)
-
-
-@pytest.mark.parametrize("override", ["training.n_refused_logged=0", "training.n_refused_logged=1000"])
-def test_any_number_of_refused_examples_is_logged(override: str):
-    learner = make_learner([override])
-    batch = with_column(super_batch(learner.towers), "status", np.where(np.arange(B) % 2, 0, 4))
-    assert len(train_step(learner, batch, 0).picks) == 32  # all that are valid are selected
-    refused = train_step(learner, super_batch(learner.towers), 0).picks["selected"].to_pylist().count(False)
-    assert refused == (0 if override.endswith("=0") else 32)
 
 
 def test_training_lowers_the_loss():

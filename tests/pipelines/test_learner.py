@@ -98,6 +98,24 @@ def test_two_learners_draw_the_same_first_sub_batch_and_train_alike(prepared):
 
 
 @pytest.mark.slow
+def test_a_learner_may_start_from_a_stock_checkpoint(prepared, tmp_path):
+    stock = open_clip.create_model("jest-tiny")
+    torch.save({"epoch": 1, "state_dict": stock.state_dict()}, tmp_path / "epoch_1.pt")
+    run = other_dir(
+        prepared,
+        "continued",
+        "training.initial_checkpoint=epoch_1.pt",
+        "training.examples_trained=64",
+        "training.learning_rate=1.0e-9",
+        "selection.score_patch_size=16",
+        "training.low_resolution={patch_size: 16}",
+    )
+    learner.run_stage(run)
+    for name, value in checkpoints.read(run.path("continued"))["state_dict"].items():
+        torch.testing.assert_close(value, stock.state_dict()[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "low",
     [
