@@ -29,7 +29,7 @@ $(VENV)/.dev: $(VENV)/.run
 install: $(VENV)/.run ## the environment of the demonstration, in .venv
 install-dev: $(VENV)/.dev ## the same with the tools of the tests
 
-demo: install ## the main job end to end: about 10 minutes on 2 cores; again resumes. ARGS="--data medium --seeds 2"
+demo: install ## the main job end to end: 8 to 10 minutes on 2 cores; again resumes. ARGS="--data medium --seeds 2"
 	$(JEST) demo $(ARGS)
 
 smoke: install ## a few steps of everything

@@ -76,7 +76,6 @@ def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict
         "uniform-equal-flops",
         "independent",
         "joint",
-        "flexi",
         "joint-raw-reference",
     ]
     runs = {}
@@ -84,10 +83,8 @@ def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict
         overrides = [f"root={root}", f"seed={seed}", f"training.n_learners={n_learners}", *(_SMOKE if smoke else [])]
         if name not in {"reference", "raw-reference"}:
             overrides.append(f"run_dir={name}-seed{seed}")
-        if smoke and name in {"independent", "joint", "flexi", "joint-raw-reference"}:
+        if smoke and name in {"independent", "joint", "joint-raw-reference"}:
             overrides.append("reference.model.name=jest-tiny")
-        if smoke and name == "flexi":
-            overrides += ["selection.score_image_size=16", "training.low_resolution.image_size=16"]
         runs[name] = run_files.load((folder / f"{name}.yaml").read_text(), overrides, f"{name}.yaml")
     return runs
 
