@@ -265,6 +265,8 @@ class Run(Part):
                 f"{self.selection.filter_ratio}, or these"
             )
         if self.selection.method != "uniform":
+            if not self.selection.filter_ratio:
+                found.append("selection.filter_ratio 0 selects everything: set selection.method uniform, or filter")
             if b % self.selection.n_chunks:
                 found.append(
                     f"training.sub_batch_size {b} is not a multiple of selection.n_chunks "

@@ -83,6 +83,19 @@ class Towers:
         text.compile()
         self.compiled = True
 
+    def checkpoint_activations(self) -> None:
+        """Hold the activations of one layer at a time. Raises ValueError where the image tower cannot."""
+        trunk = getattr(self.model.visual, "trunk", None)
+        try:
+            if trunk is not None:  # open_clip would only log that it cannot
+                trunk.set_grad_checkpointing(True)
+            self.model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"training.activation_checkpointing: the image tower of {self.name} does not support it ({error}); "
+                "give training.micro_batch_size instead"
+            ) from error
+
     def resolution(self, image_size: int | None = None, patch_size: int | None = None) -> Resolution:
         """The model's own, but for what is given. Towers without patches, or with fixed ones, have no patch_size."""
         return _resolution(self.name, self.model.visual, image_size, patch_size)

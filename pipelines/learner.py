@@ -42,6 +42,8 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     towers.refuse_resolutions(run)
     _start_from(run, pair)  # a checkpoint that does not fit is told here, not by every learner
+    if run.training.activation_checkpointing:
+        pair.checkpoint_activations()
     costs = step_costs(run)
     if note := _untrained_resolution(pair, run):
         progress.say(label, note)
@@ -240,7 +242,7 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
     _start_from(run, pair)
     pair.model.to(device=device, memory_format=torch.channels_last)
     if config.activation_checkpointing:
-        pair.model.set_grad_checkpointing()
+        pair.checkpoint_activations()
     if config.compile:
         pair.compile()
     optimizer = optim.adamw(

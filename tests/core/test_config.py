@@ -47,6 +47,7 @@ def test_paths_lie_under_root_unless_absolute_or_urls():
         ("selection.filter_ratio=0.7", "not a multiple of data.n_streams"),
         ("reference=null", "has no `reference` part"),
         ("data.rules=[{rule: nonsense}]", "data.rules.0"),
+        ("selection.filter_ratio=0", "selects everything: set selection.method uniform"),
         ("data.decode=late", "set selection.score_image_size"),
         ("training.low_resolution={share: 0.5}", "names no resolution; give its image_size or its patch_size"),
         ("training.low_resolution={patch_size: 16, share: 0.01}", "less than one example"),

@@ -23,7 +23,7 @@ def gradients(*overrides: str) -> tuple[Features, dict[str, torch.Tensor], int]:
     """Features and gradients of a sub-batch at two resolutions, and the bytes held between forward and backward."""
     learner = make_learner(list(overrides))
     if learner.run.training.activation_checkpointing:
-        learner.towers.model.set_grad_checkpointing()
+        learner.towers.checkpoint_activations()
     batch = super_batch(learner.towers)
     groups = [Group(batch[torch.arange(40)], Resolution(32)), Group(batch[torch.arange(40, 64)], Resolution(32, 16))]
     held = 0
@@ -93,7 +93,7 @@ def test_nothing_is_compiled_again_after_the_first_step(monkeypatch, overrides: 
     settings = [*FLEXI, "training.score_batch_size=28", *overrides]
     learner, plain = make_learner(settings), make_learner(settings)
     if learner.run.training.activation_checkpointing:
-        learner.towers.model.set_grad_checkpointing()
+        learner.towers.checkpoint_activations()
     sizes = set()
     learner.towers.model.visual.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
     learner.towers.compile()
@@ -104,3 +104,10 @@ def test_nothing_is_compiled_again_after_the_first_step(monkeypatch, overrides: 
     with torch.compiler.set_stance("fail_on_recompile"):
         for step in range(1, 4):
             train_step(learner, batch, step)
+
+
+def test_a_tower_that_cannot_checkpoint_activations_is_refused():
+    learner = make_learner([])
+    learner.towers.model.visual.trunk = nn.Identity()
+    with pytest.raises(ValueError, match=r"jest-tiny does not support it .*give training\.micro_batch_size"):
+        learner.towers.checkpoint_activations()
