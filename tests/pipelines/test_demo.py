@@ -7,7 +7,7 @@ import pytest
 from pipelines import comparison, demo, selection_log, storage
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_smoke_demo_on_s3_with_two_learners(s3, ray_session, capsys):
     root = f"{s3}/demo"
