@@ -41,7 +41,7 @@ def run_stage(run: Run, flops_per_second: float | None = None) -> None:
 
 
 def alternatives(run: Run) -> dict[str, StepFlops]:
-    """The cost of a step of the same sub-batch by other methods: the paper's cost ratios (Table 1, Figure 1), for this model."""
+    """The cost of a step of the same sub-batch by other methods: the ratios of the paper's Table 1 and Figure 1."""
     reference = run.reference or Reference(model=run.model, checkpoint="-", scores="-")
     low = _low_resolution(run)
     uniform = _changed(run, selection={"method": "uniform"}, training={"low_resolution": None})
