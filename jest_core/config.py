@@ -32,9 +32,7 @@ class Data(Part):
     n_streams: PositiveInt  # canonical streams of the order; not the number of learners
     window_rows: PositiveInt  # rows of a stream that are read and shuffled together
     max_bad_share: float = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
-    decode: Literal["eager", "late"] = (
-        "eager"  # late: all at selection.score_image_size, only the selected at the model's
-    )
+    decode: Literal["eager", "late"] = "eager"  # late: all at selection.score_image_size, the selected at the model's
     mask_duplicates: Literal["none", "uid", "image"] = "none"  # of equal slots of a super-batch, only one is selectable
 
     @field_validator("rules", mode="before")
@@ -151,9 +149,7 @@ class LowResolution(Part):
 
 class Training(Part):
     sub_batch_size: PositiveInt  # b, all learners together
-    initial_checkpoint: str | None = (
-        None  # a checkpoint file, or a run directory: the weights that the learner starts with
-    )
+    initial_checkpoint: str | None = None  # file or run directory with the weights that the learner starts with
     examples_trained: PositiveInt  # the budget; examples seen are 1 / (1 - filter_ratio) times as many
     n_learners: PositiveInt = 1
     gpus_per_learner: NonNegativeFloat = 0
@@ -170,9 +166,7 @@ class Training(Part):
     low_resolution: LowResolution | None = None
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights, loss and update are float32
     compile: bool = False  # torch.compile of both towers, for scoring and training
-    micro_batch_size: PositiveInt | None = (
-        None  # a learner's examples whose activations are held at once; all if not given
-    )
+    micro_batch_size: PositiveInt | None = None  # a learner's examples that hold activations at once; all if not given
     activation_checkpointing: bool = False  # hold the activations of one layer at a time
     score_batch_size: PositiveInt = 256  # micro-batch of the scoring pass
     loss_tile: PositiveInt = 1024  # rows of logits held at once

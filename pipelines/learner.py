@@ -105,7 +105,7 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _untrained_resolution(pair: Towers, run: Run) -> str | None:
-    """A warning where the learner scores at a resolution that it is never trained at (paper section 6)."""
+    """A warning where the learner scores at a resolution that it is never trained at."""
     selection, low = run.selection, run.training.low_resolution
     scored = pair.resolution(selection.score_image_size, selection.score_patch_size)
     trained = [pair.resolution(low.image_size, low.patch_size)] if low else []
@@ -284,7 +284,8 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
 
 
 def _start_from(run: Run, pair: Towers) -> None:
-    if run.training.initial_checkpoint is not None:
+    """The initial checkpoint's weights, where the run has no checkpoint of its own yet."""
+    if run.training.initial_checkpoint is not None and not checkpoints.steps(run.path(run.run_dir)):
         towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
 
 
