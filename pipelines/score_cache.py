@@ -8,14 +8,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 from numpy.typing import NDArray
 
 from jest_core import tables
@@ -25,7 +24,7 @@ from pipelines.catalogue import Catalogue, Place, held_catalogue
 from pipelines.shards import part_name
 
 STAGE = "reference-scores"
-_AT_ONCE = 32  # parts that are written at the same time on a cluster
+_AT_ONCE = 32  # parts that are written at the same time on a cluster, and footers that are read
 _DESCRIPTION = b"jest.scores"  # in a part's metadata: counts, row groups' slots, bad rows, and whose cache it is
 
 
@@ -182,16 +181,11 @@ def _write(run: Run, directory: str, shard: int, fragments: list[tuple[int, str]
 
 def finish(directory: str, catalogue: Catalogue, config: dict[str, Any], logit_bias: float) -> dict[str, Any]:
     """What the parts say of themselves -> row_groups.parquet, bad_rows.parquet, and the manifest."""
-    n_shards = len(catalogue.shards)
-    stage = ray.data.range(n_shards, override_num_blocks=min(n_shards, 1000)).map(
-        partial(_described, directory=directory)
-    )
     counts: Counter[str] = Counter()
     groups: list[NDArray[np.int64]] = []  # of each shard: shard, row group, ok, slots
     bad_rows: list[Any] = []
     own = storage.fingerprint(config)
-    for row in stage.iter_rows():  # in order: Ray Data preserves it
-        shard, description = row["shard"], json.loads(row["description"])
+    for shard, description in enumerate(_descriptions(directory, len(catalogue.shards))):
         if description["config"] != own:
             raise ValueError(
                 f"{part_path(directory, shard)} was written with another configuration at the same time: remove it, "
@@ -218,10 +212,17 @@ def finish(directory: str, catalogue: Catalogue, config: dict[str, Any], logit_b
     )
 
 
-@storage.retried
-def _described(item: dict[str, Any], directory: str) -> dict[str, Any]:
-    metadata = storage.open_parquet(part_path(directory, item["id"])).schema_arrow.metadata
-    return {"shard": item["id"], "description": metadata[_DESCRIPTION].decode()}
+def _descriptions(directory: str, n_shards: int) -> Iterator[dict[str, Any]]:
+    """What each part says of itself, in order; only the footers are read."""
+
+    @storage.retried
+    def described(shard: int) -> dict[str, Any]:
+        metadata = storage.open_parquet(part_path(directory, shard)).schema_arrow.metadata
+        return dict(json.loads(metadata[_DESCRIPTION]))
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, n_shards, 1_000):  # no more are held at once
+            yield from pool.map(described, range(start, min(start + 1_000, n_shards)))
 
 
 def good_slots(directory: str) -> NDArray[np.int64]:
