@@ -175,16 +175,46 @@ class Training(Part):
     max_failures: int = Field(default=3, ge=-1)  # learner restarts by Ray Train; -1 = no limit
 
 
-class EvaluationSet(Part):
+class Pictures(Part):
+    """Pictures to evaluate on, with captions or labels.
+
+    format: shards, as they are trained on; folder, a directory for each class, as ImageNet comes; webdataset, a
+    directory as CLIP_benchmark lays it out (SPLIT/0.tar, classnames.txt); karpathy, COCO's or Flickr's JSON.
+    """
+
+    format: Literal["shards", "folder", "webdataset", "karpathy"] = "shards"
+    shards: str | list[str]  # of the other formats their directory, or the JSON file
+    split: str = "test"  # of webdataset and karpathy
+    images: str | None = None  # of karpathy: the directory that its file names start from
+    columns: dict[str, str] = Field(default={})  # of shards, as in data.columns
+
+
+class FewShot(Part):
+    """A linear classifier on frozen features, fitted to a few labelled pictures of each class."""
+
+    pool: Pictures  # where those come from
+    classes: str | None = None  # a task of the classes file; those of the set and the pool if not given
+    n_shots: PositiveInt = 10
+    n_seeds: PositiveInt = 3
+    l2: PositiveFloat = 1024.0
+
+
+class EvaluationSet(Pictures):
+    """view: model, as it is trained on; crop, the middle 0.875; squash, the whole picture as a square."""
+
     name: str
-    shards: str | list[str]
-    tasks: list[str]  # `retrieval`, or tasks of the classes file
+    tasks: list[str]  # retrieval, few_shot, zero_shot (classes that come with the set), tasks of the classes file
+    few_shot: FewShot | None = None
+    view: Literal["model", "crop", "squash"] = "model"
 
 
 class Evaluation(Part):
     classes: str | None = None  # JSON: task -> {label: column, classes: [{id, names}], templates}
     sets: list[EvaluationSet]
     batch_size: PositiveInt = 512
+    every_steps: NonNegativeInt = 0  # in the training loop as often as that; 0 = `jest evaluate` does it
+    canonical_prompts: bool = False  # lower case, no punctuation
+    gpus: NonNegativeFloat = 0  # of each of the tasks that `jest evaluate` runs on a cluster
 
 
 class Run(Part):

@@ -129,13 +129,21 @@ class Towers:
         self, pixels: Tensor, tokens: Tensor, resolution: Resolution | None, precision: ForwardPrecision
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """Unit-norm image and text embeddings, float32, of pictures of 0..255 in one pass, differentiable."""
+        image = self.image(pixels, resolution, precision)
+        with self._autocast(precision):
+            text = self.model.encode_text(tokens.to(self.device), normalize=False)
+        return nn.functional.normalize(image, dim=-1), nn.functional.normalize(text.float(), dim=-1)
+
+    def image(
+        self, pixels: Tensor, resolution: Resolution | None = None, precision: ForwardPrecision = "fp32"
+    ) -> Float[Tensor, "B D"]:
+        """What the image tower gives for pictures of 0..255, not normalised, float32, differentiable."""
         resolution = resolution or self.resolution()
         shown = resize(pixels.to(self.device), resolution.image_size)
         shown = normalise(shown, self.inputs.mean, self.inputs.std)
         with self._autocast(precision), flexible.at(self.model.visual, resolution):
-            image = self.model.encode_image(shown, normalize=False)
-            text = self.model.encode_text(tokens.to(self.device), normalize=False)
-        return nn.functional.normalize(image.float(), dim=-1), nn.functional.normalize(text.float(), dim=-1)
+            found: Tensor = self.model.encode_image(shown, normalize=False)
+        return found.float()
 
     def _autocast(self, precision: ForwardPrecision) -> torch.autocast:
         return torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "fp32")

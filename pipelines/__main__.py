@@ -137,11 +137,17 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Zero-shot classification and retrieval of every checkpoint of the run."""
+def evaluate(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, checkpoint by checkpoint, until the run has finished.")
+    ] = False,
+) -> None:
+    """Zero-shot, few-shot and retrieval scores of every checkpoint of the run."""
     from pipelines import evaluation as stage
 
-    stage.run_stage(_load(run_file, overrides))
+    stage.run_stage(_load(run_file, overrides), watch=watch)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from jest_core.config import Run
 from jest_core.towers import Towers
 from jest_core.train_step import Learner, StepResult, train_step
 from jest_core.training_pass import TrainingPass
-from pipelines import checkpoints, cluster, progress, reference_scores, storage, super_batches
+from pipelines import checkpoints, cluster, evaluation, progress, reference_scores, storage, super_batches
 from pipelines.selection_log import SelectionLog
 
 
@@ -207,7 +207,7 @@ def _learn(settings: dict[str, Any]) -> None:
     directory = run.path(run.run_dir)
     group = dist.group.WORLD if size > 1 else None
     if not run.training.gpus_per_learner:
-        torch.set_num_threads(max(1, (torch.multiprocessing.cpu_count() or 1) // size))
+        torch.set_num_threads(max(1, cluster.n_cores() // size))
     source = super_batches.open_source(run)
     learner = _create(run, source, ray.train.torch.get_device(), group)
     done = _restore(learner, directory, run.n_steps)
@@ -225,15 +225,17 @@ def _learn(settings: dict[str, Any]) -> None:
         result = train_step(learner, super_batch, step)
         step += 1
         seconds += time.perf_counter() - began
+        commits = step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
+        evaluates = evaluation.is_due(run, step)
         if rank == 0:
             log.add(result)
-            lines.append(json.dumps(_metrics(run, result, step, seconds, waited, costs)))
+            scores = evaluation.evaluate_step(run, learner.towers, step) if evaluates else {}
+            lines.append(json.dumps(_metrics(run, result, step, seconds, waited, costs) | scores))
             board.put.remote(step, f"loss {result.summary['loss']:.3f}")
-        if step % run.training.checkpoint_every_steps == 0 or step == run.n_steps:
-            if rank == 0:
-                _checkpoint(learner, directory, step, log, lines, seconds)
-            if group is not None:
-                dist.barrier(group)
+        if commits and rank == 0:
+            _checkpoint(learner, directory, step, log, lines, seconds)
+        if group is not None and (commits or evaluates):
+            dist.barrier(group)
 
 
 def _create(run: Run, source: super_batches.Source, device: torch.device, group: dist.ProcessGroup | None) -> Learner:

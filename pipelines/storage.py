@@ -85,6 +85,16 @@ def names(directory: str, suffix: str = "") -> list[str]:
     return sorted(name for path in found if (name := path.rstrip("/").rsplit("/", 1)[-1]).endswith(suffix))
 
 
+def folders(directory: str) -> list[str]:
+    """Sorted names of the folders directly in a directory; none where it does not exist."""
+    fs, inner = filesystem(directory)
+    try:
+        found = fs.ls(inner, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "directory")
+
+
 def remove(path: str) -> None:
     fs, inner = filesystem(path)
     with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,74 @@
+"""Runs that build on each other -> each of them finished, after what it needs.
+
+A run needs its catalogue (and the one that it refines, and the scores that its rules read), its reference's checkpoint,
+and the score cache. Which run of the chain makes each is read off their paths; what is there is not made again.
+"""
+
+from collections.abc import Iterable
+
+from jest_core.config import Run
+from jest_core.rules import ScoreRule
+from pipelines import catalogue, evaluation, learner, reference_scores, storage
+
+
+class Chain:
+    """Runs below one root, of which some make what others use."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.runs = list(runs)
+        self.finished: set[str] = set()  # run directories, by this process
+
+    def finish(self, run: Run) -> str:
+        """Train and evaluate the run, after what it builds on; returns its directory."""
+        directory = run.path(run.run_dir)
+        if directory in self.finished:
+            return directory
+        self._catalogue(run)
+        if run.uses_reference:
+            self._reference(run)
+        if run.reads_scores:
+            self._scores(run)
+        learner.run_stage(run, run.run_dir.rsplit("/", 1)[-1])
+        if run.evaluation is not None:
+            evaluation.run_stage(run)
+        self.finished.add(directory)
+        return directory
+
+    def _catalogue(self, run: Run) -> None:
+        if _there(run.path(run.data.catalogue)):
+            return
+        if run.data.refines is not None and (wide := self._over(run.data.refines)) is not None:
+            self._catalogue(wide)
+        for rule in run.data.rules:
+            if isinstance(rule, ScoreRule) and (scored := self._scoring(rule.scores)) is not None:
+                self._scores(scored)
+        catalogue.run_stage(run)
+
+    def _reference(self, run: Run) -> None:
+        checkpoint = run.reference.checkpoint if run.reference else None
+        made = next((other for other in self.runs if other.run_dir == checkpoint), None)
+        if made is not None:
+            self.finish(made)
+
+    def _scores(self, run: Run) -> None:
+        """The score cache, of the catalogue that the run's refines where it does: it serves those who refine it."""
+        assert run.reference is not None
+        if _there(run.path(run.reference.scores)):
+            return
+        self._reference(run)
+        if (wide := self._over(run.data.refines)) is not None:
+            run = run.model_copy(update={"data": wide.data})
+        self._catalogue(run)
+        reference_scores.run_stage(run)
+
+    def _over(self, catalogue_dir: str | None) -> Run | None:
+        """A run over this catalogue."""
+        return next((run for run in self.runs if run.data.catalogue == catalogue_dir), None)
+
+    def _scoring(self, scores: str | None) -> Run | None:
+        """A run that reads this score cache."""
+        return next((r for r in self.runs if r.reads_scores and r.reference and r.reference.scores == scores), None)
+
+
+def _there(directory: str) -> bool:
+    return storage.exists(f"{directory}/{storage.MANIFEST}")

@@ -1,0 +1,211 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+from jest_core import config as run_files
+from jest_core import towers
+from jest_core.config import Pictures
+from pipelines import checkpoints, evaluation, evaluation_sets, storage
+
+SMALL = Path(__file__).resolve().parents[2] / "deploy" / "data" / "small"
+SETS = [
+    f"{{name: shards, shards: '{SMALL}/eval-fluent-flat/*.parquet', tasks: [group, retrieval]}}",
+    "{name: folder, format: folder, shards: folder, tasks: [zero_shot]}",
+    "{name: wds, format: webdataset, shards: wds, tasks: [zero_shot, few_shot],"
+    " few_shot: {pool: {format: folder, shards: numbered}, n_shots: 4, n_seeds: 2}}",
+    "{name: captions, format: karpathy, shards: captions.json, split: test, tasks: [retrieval]}",
+    "{name: wds-captions, format: webdataset, shards: wds-captions, tasks: [retrieval]}",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The same evaluation pictures in every layout that other tools write."""
+    root = tmp_path_factory.mktemp("evaluation")
+    rows = pq.read_table(SMALL / "eval-fluent-flat" / "00000.parquet").to_pylist()
+    names = sorted({row["group"] for row in rows})
+    for i, row in enumerate(rows):
+        for folder in (root / "folder" / row["group"], root / "numbered" / str(names.index(row["group"]))):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i:05d}.webp").write_bytes(row["webp"])
+
+    for layout in ("wds", "wds-captions"):
+        (root / layout / "test").mkdir(parents=True)
+        with webdataset.ShardWriter(str(root / layout / "test" / "%d.tar"), maxcount=300, verbose=0) as writer:
+            for i, row in enumerate(rows):
+                told = {"cls": names.index(row["group"])} if layout == "wds" else {"txt": "\n".join(_captions(row))}
+                writer.write({"__key__": f"s{i:07d}", "webp": row["webp"], **told})
+            n_shards = writer.shard
+        (root / layout / "test" / "nshards.txt").write_text(f"{n_shards}\n")
+    (root / "wds" / "classnames.txt").write_text("\n".join(n.replace("_", " ") for n in names) + "\n")
+    templates = [template("{c}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    (root / "wds" / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
+
+    (root / "images").mkdir()
+    told = []
+    for i, row in enumerate(rows):
+        Image.open(io.BytesIO(row["webp"])).convert("RGB").save(root / "images" / f"{i:012d}.png")
+        sentences = [{"raw": caption, "tokens": caption.split()} for caption in _captions(row)]
+        told.append({"filepath": "images", "filename": f"{i:012d}.png", "split": "test", "sentences": sentences})
+    told[0]["split"] = "train"
+    (root / "captions.json").write_text(json.dumps({"images": told, "dataset": "coco"}))
+    model = towers.create("jest-tiny", seed=3).model
+    checkpoints.write(str(root / "run"), 2, {"epoch": 2, "state_dict": model.state_dict(), "jest": {"step": 2}})
+    return root
+
+
+def _captions(row):
+    return [row["caption"], *(row["texts_alt"] or [])][:3]
+
+
+def run_of(root, sets=SETS, run_dir="run"):
+    text = f"""
+root: {root}
+run_dir: {run_dir}
+seed: 0
+data: {{shards: none, catalogue: none, rules: [], n_streams: 1, window_rows: 8}}
+model: {{name: jest-tiny}}
+selection: {{method: uniform}}
+training:
+  {{sub_batch_size: 8, examples_trained: 16, learning_rate: 1.0e-3, warmup_steps: 0, weight_decay: 0.0,
+  checkpoint_every_steps: 1}}
+evaluation:
+  classes: {SMALL}/classes.json
+  batch_size: 128
+  sets: [{", ".join(sets)}]
+"""
+    return run_files.load(text)
+
+
+def test_the_same_pictures_score_the_same_in_every_layout(pictures):
+    results = {line["key"]: line["metrics"] for line in evaluation.run_stage(run_of(pictures))}
+    assert results["folder/zero_shot"] == pytest.approx(results["wds/zero_shot"])
+    assert set(results["wds/few_shot"]) == {"acc1", "acc1_seed0", "acc1_seed1", "main_metric"}
+    assert results["wds/few_shot"]["acc1"] > results["wds/zero_shot"]["acc1"]  # a random tower's features tell colours
+    captions, shards = results["wds-captions/retrieval"], results["shards/retrieval"]
+    assert shards["text_retrieval_recall@10"] < 0.2
+    assert captions["image_retrieval_mean_rank"] == pytest.approx(
+        results["captions/retrieval"]["image_retrieval_mean_rank"], rel=0.01
+    )  # which has all pictures but the one of the other split
+
+
+def test_results_are_written_as_other_tools_write_theirs(pictures):
+    run = run_of(pictures)
+    evaluation.run_stage(run)
+    lines = evaluation.read_results(run.path("run"))
+    assert {line["key"] for line in lines} >= {"shards/group", "captions/retrieval", "wds/few_shot"}
+    assert all({"key", "dataset", "metrics"} <= set(line) and "main_metric" in line["metrics"] for line in lines)
+
+    name = "benchmark_wds_step_00000002_jest-tiny_en_zeroshot_classification.json"
+    told = json.loads((pictures / "run" / "evaluation" / name).read_text())
+    assert set(told) == {"dataset", "model", "pretrained", "task", "metrics", "language"}
+    assert set(told["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
+
+    (of_open_clip,) = map(json.loads, (pictures / "run" / "checkpoints" / "results.jsonl").read_text().splitlines())
+    assert of_open_clip["epoch"] == 2
+    wanted = ["val/wds-zeroshot-val-top1", "val/captions-image_to_text_R@1", "val/captions-text_to_image_mean_rank"]
+    assert set(wanted) <= set(of_open_clip)
+
+
+def test_only_what_changed_is_evaluated_again(pictures, tmp_path, monkeypatch):
+    (tmp_path / "run").symlink_to(pictures / "run")
+    one = run_of(pictures, SETS[1:2])
+    evaluation.run_stage(one)
+    before = evaluation.read_results(one.path("run"))
+    monkeypatch.setattr(evaluation, "_of_checkpoint", lambda *_: pytest.fail("evaluated again"))
+    assert evaluation.run_stage(one) == before
+    monkeypatch.undo()
+    squashed = run_of(pictures, [SETS[1].replace("tasks", "view: squash, tasks")])
+    evaluation.run_stage(squashed)
+    after = evaluation.read_results(one.path("run"))
+    assert [line["protocol"] for line in after] != [line["protocol"] for line in before]
+
+
+def test_imagenet_has_clips_names_and_prompts(tmp_path):
+    for i in range(1000):
+        (tmp_path / "imagenet" / f"n{i:08d}").mkdir(parents=True)
+    source = Pictures(format="folder", shards="imagenet")
+    classes = evaluation_sets.classes(run_of(tmp_path), source)
+    assert classes.ids[0] == "n00000000"
+    assert list(classes.names[:2]) == [["tench"], ["goldfish"]]
+    assert len(classes.templates) == 80
+    assert classes.prompts()[0] == (0, "a bad photo of a tench.")
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("{name: x, format: folder, shards: nowhere, tasks: [zero_shot]}", "no folders"),
+        ("{name: x, format: karpathy, shards: captions.json, split: val, tasks: [retrieval]}", "no picture with a cap"),
+        ("{name: x, format: karpathy, shards: captions.json, tasks: [zero_shot]}", "brings no classes"),
+        ("{name: x, format: webdataset, shards: wds, tasks: [birds]}", "not in evaluation.classes"),
+        ("{name: x, format: webdataset, shards: wds, tasks: [few_shot]}", "no few_shot.pool"),
+        ("{name: x, format: webdataset, shards: wds, tasks: [group]}", "no image of any class"),
+    ],
+)
+def test_what_cannot_be_evaluated_says_why(pictures, spec, why):
+    checkpoint = pictures / "bad" / "checkpoints"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "step_00000002.pt").write_bytes((pictures / "run/checkpoints/step_00000002.pt").read_bytes())
+    with pytest.raises((ValueError, FileNotFoundError), match=why):
+        evaluation.run_stage(run_of(pictures, [spec], "bad"))
+
+
+def test_a_name_in_the_json_cannot_leave_its_folder(tmp_path):
+    picture = {"filepath": "..", "filename": "secret.png", "split": "test", "sentences": [{"raw": "x"}]}
+    (tmp_path / "captions.json").write_text(json.dumps({"images": [picture]}))
+    source = Pictures(format="karpathy", shards="captions.json")
+    with pytest.raises(ValueError, match="outside"):
+        list(evaluation_sets.examples(run_of(tmp_path), source))
+
+
+def test_pictures_come_from_object_storage(pictures, s3):
+    url = f"{s3}/evaluation"
+    for path in (pictures / "wds").rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{url}/wds/{path.relative_to(pictures / 'wds')}", path.read_bytes())
+    source = Pictures(format="webdataset", shards="wds")
+    near, far = (list(evaluation_sets.examples(run_of(root), source)) for root in (pictures, url))
+    assert [(e.label, e.read()) for e in near] == [(e.label, e.read()) for e in far]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    row = pq.read_table(SMALL / "eval-fluent-flat" / "00000.parquet").slice(0, 1).to_pylist()[0]
+    peaks = []
+    for n in (1_000, 20_000):
+        root = tmp_path / str(n)
+        (root / "wds" / "test").mkdir(parents=True)
+        with webdataset.ShardWriter(str(root / "wds" / "test" / "%d.tar"), maxcount=5_000, verbose=0) as writer:
+            for i in range(n):
+                writer.write({"__key__": f"s{i:07d}", "webp": row["webp"], "cls": i % 3})
+            n_shards = writer.shard
+        (root / "wds" / "test" / "nshards.txt").write_text(str(n_shards))
+        (root / "wds" / "classnames.txt").write_text("cat\ndog\nhorse\n")
+        (root / "wds" / "zeroshot_classification_templates.txt").write_text("{c}\n")
+        model = towers.create("jest-tiny", seed=3).model
+        checkpoints.write(str(root / "run"), 2, {"state_dict": model.state_dict()})
+        run_file = root / "run.yaml"
+        told = run_of(root, ["{name: wds, format: webdataset, shards: wds, tasks: [zero_shot]}"])
+        run_file.write_text(run_files.dump(told))
+        code = (
+            "import resource, sys; from pathlib import Path;"
+            "from jest_core import config; from pipelines import evaluation;"
+            "evaluation.run_stage(config.load(Path(sys.argv[1]).read_text()));"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", code, run_file], capture_output=True, text=True, check=True, env=os.environ
+        )
+        peaks.append(int(ran.stdout.split()[-1]) * 1024)
+    grown, all_pixels = peaks[1] - peaks[0], 19_000 * 3 * 32 * 32
+    assert grown < 0.5 * all_pixels, f"peaks {peaks}"
