@@ -179,6 +179,26 @@ def demo(
     stage.run_stage(data=data, root=root, smoke=smoke, seeds=seeds, n_learners=n_learners)
 
 
+@app.command()
+def reproduce(
+    figures: Annotated[
+        list[str] | None, typer.Argument(metavar="[FIGURE]...", help="fig1 ... table5, batch; all if none is named.")
+    ] = None,
+    root: Annotated[str, typer.Option(help="Directory or URL for its runs; runs/reproduction if not given.")] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="At most so many of each run.", show_default=False)] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A few steps of every run, on the small tier; figures mean nothing.")
+    ] = False,
+    publish: Annotated[
+        str, typer.Option(help="Also write README.md, its pictures and results.json into this directory.")
+    ] = "",
+) -> None:
+    """The paper's figures and tables at the scale of this machine; goes on with the runs that are not done."""
+    from pipelines import reproduction as stage
+
+    stage.run_stage(figures or [], root=root, seeds=seeds, smoke=smoke, publish=publish)
+
+
 def main() -> None:
     """Run the command line; an expected error is one clear line and exit status 1."""
     try:

@@ -6,7 +6,8 @@ shards.parquet and row_groups.parquet (what a run's order is made of), index/ fo
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,15 @@ class Catalogue:
     def row_group_sizes(self, shard: int) -> list[int]:
         sizes: list[int] = self.row_groups.filter(pc.equal(self.row_groups["shard"], shard))["rows"].to_pylist()
         return sizes
+
+    def by_row_group(self, rows: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """(shard, row group) -> (row within it, position in `rows`), of rows (shard, row of the shard)."""
+        inside = defaultdict(list)
+        starts = {shard: np.cumsum([0, *self.row_group_sizes(shard)]) for shard in {shard for shard, _ in rows}}
+        for position, (shard, row) in enumerate(rows):
+            group = int(np.searchsorted(starts[shard], row, "right")) - 1
+            inside[shard, group].append((row - int(starts[shard][group]), position))
+        return inside
 
     def place(self, number: int) -> "Place":
         return Place(number, self.shards["path"][number].as_py(), self.directory, self.manifest["index"])

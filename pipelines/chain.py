@@ -1,7 +1,8 @@
 """Runs that build on each other -> each of them finished, after what it needs.
 
-A run needs its catalogue (and the one that it refines, and the scores that its rules read), its reference's checkpoint,
-and the score cache. Which run of the chain makes each is read off their paths; what is there is not made again.
+A run needs its catalogue (and the one that it refines, and the scores that its rules read), the checkpoint that it
+starts from, its reference's, and the score cache. Which run of the chain makes each is read off their paths; what is
+there is not made again.
 """
 
 from collections.abc import Iterable
@@ -24,8 +25,9 @@ class Chain:
         if directory in self.finished:
             return directory
         self._catalogue(run)
-        if run.uses_reference:
-            self._reference(run)
+        self._made_by(run.training.initial_checkpoint)
+        if run.uses_reference and run.reference is not None:
+            self._made_by(run.reference.checkpoint)
         if run.reads_scores:
             self._scores(run)
         learner.run_stage(run, run.run_dir.rsplit("/", 1)[-1])
@@ -44,8 +46,8 @@ class Chain:
                 self._scores(scored)
         catalogue.run_stage(run)
 
-    def _reference(self, run: Run) -> None:
-        checkpoint = run.reference.checkpoint if run.reference else None
+    def _made_by(self, checkpoint: str | None) -> None:
+        """Finish the run that ends with this checkpoint, where it is one of the chain's."""
         made = next((other for other in self.runs if other.run_dir == checkpoint), None)
         if made is not None:
             self.finish(made)
@@ -55,7 +57,7 @@ class Chain:
         assert run.reference is not None
         if _there(run.path(run.reference.scores)):
             return
-        self._reference(run)
+        self._made_by(run.reference.checkpoint)
         if (wide := self._over(run.data.refines)) is not None:
             run = run.model_copy(update={"data": wide.data})
         self._catalogue(run)

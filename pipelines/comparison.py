@@ -48,6 +48,21 @@ class Finished:
         """As executed, the whole run."""
         return float(self.manifest["steps"] * self.manifest["flops_step"] / 1e12)
 
+    @property
+    def score(self) -> float | None:
+        """Mean of the tasks' main metrics at the last checkpoint, in 0..1; None where nothing was evaluated."""
+        last = max((line["step"] for line in self.results), default=None)
+        found = [line["metrics"]["main_metric"] for line in self.results if line["step"] == last]
+        return mean(found) if found else None
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return selection_log.read_metrics(self.directory)
+
+    def seconds_at(self, step: int) -> float:
+        """Time in steps until so many updates were done."""
+        return float(self.metrics[step - 1]["jest/seconds"]) if step else 0.0
+
     @cached_property
     def picks(self) -> pa.Table:
         return selection_log.read(self.directory)
@@ -88,7 +103,7 @@ def compare(runs: list[Finished]) -> Comparison:
     by_directory = {run.directory: run for run in runs}
 
     def row(label: str, value: Callable[[Finished], float | None], form: str) -> tuple[str, list[str]]:
-        return label, [_cell([v for run in group if (v := value(run)) is not None], form) for group in methods.values()]
+        return label, [cell([v for run in group if (v := value(run)) is not None], form) for group in methods.values()]
 
     def score(key: str, metric: str) -> Callable[[Finished], float | None]:
         return lambda run: 100 * run.curve(key, metric)[-1][1] if run.curve(key, metric) else None
@@ -114,8 +129,9 @@ def compare(runs: list[Finished]) -> Comparison:
     return Comparison([name + (f", {n} seeds" if n > 1 else "") for name, n in n_seeds.items()], rows)
 
 
-def _cell(values: list[float], form: str) -> str:
-    if not values:
+def cell(values: list[float], form: str) -> str:
+    """The mean over seeds, and their range where they differ; nothing where it is not known."""
+    if not values or any(value != value for value in values):
         return ""
     text = form.format(mean(values))
     spread = [form.format(min(values)), form.format(max(values))]
@@ -133,6 +149,49 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
     spec = run.run.reference
     forward = flops.forward_flops(spec.model, spec.score_image_size, spec.score_patch_size).total
     return reference.teraflops + cache["counts"]["ok"] * forward / 1e12
+
+
+def verdict(runs: list[Finished]) -> list[str]:
+    """What each way of selecting gained over uniform batches, and at what cost: a sentence each."""
+    methods: dict[str, list[Finished]] = {}
+    for run in runs:
+        if run.score is not None:
+            methods.setdefault(run.method, []).append(run)
+    references = {run.run.path(run.run.reference.checkpoint or "") for run in runs if run.run.reference}
+    uniform = {
+        name: group
+        for name, group in methods.items()
+        if group[0].run.selection.method == "uniform" and group[0].directory not in references
+    }
+    out = []
+    for name, group in methods.items():
+        if group[0].run.selection.method == "uniform":
+            continue
+        told = (
+            f"{name} reached a mean score of {100 * _mean_score(group):.1f} % with "
+            f"{group[0].manifest['examples_trained']:,} examples trained, {group[0].teraflops:.1f} TFLOPs and "
+            f"{mean(r.manifest['seconds'] for r in group):.0f} s in steps."
+        )
+        for kind, cost in (("examples", _examples), ("FLOPs", lambda run: run.teraflops)):
+            near = [other for other, held in uniform.items() if 0.8 < cost(held[0]) / cost(group[0]) < 1.25]
+            if near:
+                other = uniform[near[0]]
+                times = mean(r.manifest["seconds"] for r in group) / mean(r.manifest["seconds"] for r in other)
+                told += (
+                    f" Against {near[0]}, at equal {kind}: {100 * (_mean_score(group) - _mean_score(other)):+.1f} "
+                    f"points, for {group[0].teraflops / other[0].teraflops:.2f} times the FLOPs, "
+                    f"{_examples(group[0]) / _examples(other[0]):.2f} times the examples, {times:.2f} times the time."
+                )
+        out.append(told)
+    return out
+
+
+def _examples(run: Finished) -> float:
+    return float(run.manifest["examples_trained"])
+
+
+def _mean_score(group: list[Finished]) -> float:
+    return mean(run.score or 0.0 for run in group)
 
 
 def terminal(table: Comparison) -> Table:

@@ -1,16 +1,17 @@
 """What pages are made of: thumbnails of examples, and charts as HTML."""
 
 import base64
+import html as escaped
 import io
-from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
 from jest_core.config import Run
 from pipelines.catalogue import Catalogue
+from pipelines.shards import Shard
 
 COLOURS = (
     "#4269d0",
@@ -24,24 +25,32 @@ COLOURS = (
     "#9c6b4e",
     "#9498a0",
 )
+_UNSAFE = 0.5  # of LAION's and DataComp's scores, from where on a picture is blurred
 
 
 def tiles(
     run: Run, catalogue: Catalogue, rows: Sequence[tuple[int, int]], notes: Sequence[str]
-) -> list[dict[str, str]]:
-    """Thumbnail, caption and note of rows (shard, row of the shard); each row group is read once."""
-    inside = defaultdict(list)  # shard, row group -> rows of it, each with its place in `rows`
-    for i, (number, row) in enumerate(rows):
-        starts = np.cumsum([0, *catalogue.row_group_sizes(number)])
-        group = int(np.searchsorted(starts, row, "right")) - 1
-        inside[number, group].append((row - int(starts[group]), i))
-    out: list[dict[str, str]] = [{} for _ in rows]
-    for (number, group), wanted in inside.items():
+) -> list[dict[str, Any]]:
+    """Thumbnail, caption, note and unsafety of rows (shard, row of the shard); each row group is read once."""
+    out: list[dict[str, Any]] = [{} for _ in rows]
+    for (number, group), wanted in catalogue.by_row_group(rows).items():
         shard = catalogue.place(number).open(run.data.columns)
-        images, captions = shard.images(group), shard.captions(group)
+        images, captions, unsafe = shard.images(group), shard.captions(group), _unsafe(shard, group)
         for row, i in wanted:
-            out[i] = {"image": thumbnail(images[row].as_py()), "caption": captions[row], "score": notes[i]}
+            image = thumbnail(images[row].as_py())
+            out[i] = {"image": image, "caption": captions[row], "score": notes[i], "unsafe": unsafe[row]}
     return out
+
+
+def _unsafe(shard: Shard, group: int) -> list[bool]:
+    """Which rows a score or a label calls unsafe; none where there is neither."""
+    flagged = [False] * shard.row_group_sizes[group]
+    if shard.actual("unsafe"):
+        flagged = [bool(score >= _UNSAFE) for score in shard.numbers(group, "unsafe")]
+    if shard.actual("nsfw"):
+        labels = shard.strings(group, "nsfw")
+        flagged = [f or label.upper() in ("NSFW", "UNSURE") for f, label in zip(flagged, labels, strict=True)]
+    return flagged
 
 
 def thumbnail(data: bytes, side: int = 64) -> str:
@@ -54,8 +63,8 @@ def thumbnail(data: bytes, side: int = 64) -> str:
     return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
 
 
-def html(figure: go.Figure) -> str:
+def html(figure: go.Figure, description: str = "") -> str:
+    """A chart as HTML without its library; description: what it shows, for those who do not see it."""
     figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 60, "b": 50})
-    return str(
-        figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False})
-    )
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False})
+    return f'<div role="img" aria-label="{escaped.escape(description, quote=True)}">{drawn}</div>'

@@ -1,4 +1,4 @@
-"""The report stage: run directories -> one page with the table, the curves, what was selected, and what it cost."""
+"""The report stage: run directories -> one page: what was gained at what cost, the curves, and what was drawn."""
 
 from importlib.resources import files
 from typing import Any
@@ -11,11 +11,16 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from jest_core import config as run_files
-from pipelines import comparison, pictures, progress, selection_log, storage
+from pipelines import comparison, pictures, progress, selection_log, shares, storage, study
 from pipelines.catalogue import open_catalogue
 from pipelines.comparison import Finished
+from pipelines.shares import Shares
 
 _THUMBNAILS = 12  # in each row of the grids
+_MOMENTS = 4  # of training, of which thumbnails are shown
+_MATRIX = 64  # examples a side
+_SHOWN_COSTS = ("score", "reference", "select", "train", "loss", "optimizer", "agreement")
+_SHOWN_TIMES = ("wait", "score", "reference", "select", "exchange", "train", "log")
 
 
 def run_stage(run_dirs: list[str], output: str) -> None:
@@ -23,59 +28,112 @@ def run_stage(run_dirs: list[str], output: str) -> None:
     runs = [comparison.read_run(run_files.join("", directory)) for directory in run_dirs]
     table = comparison.compare(runs)
     progress.console.print(comparison.terminal(table))
-    template = Environment(autoescape=True).from_string((files("pipelines") / "report.html.j2").read_text())
+    output = run_files.join("", output)
+    storage.write_bytes(output, page(runs, table).encode())
+    storage.write_bytes(output.removesuffix(".html") + ".md", comparison.markdown(table).encode())
+    progress.say("report", f"written to {output}")
+
+
+def page(runs: list[Finished], table: comparison.Comparison) -> str:
+    """The whole page, without a need for the network."""
     selecting = [run for run in runs if run.run.selection.method != "uniform"]
-    charts = [("Scores against examples trained, examples seen and FLOPs", curves(runs))]
+    charts = [
+        ("Scores against examples, FLOPs and time", curves(runs), "Lines of each score over training, a line a run."),
+        ("Where the FLOPs and the time went", costs(runs), "Stacked bars of each run's FLOPs and seconds by part."),
+    ]
     if selecting:
-        charts.append(("Learnability of what was offered and of what was selected", learnability_chart(selecting)))
-    charts += [(f"What {run.name} selected: share of each kind", share_chart(run)) for run in selecting]
-    page = template.render(
+        told = "Learnability of the super-batches and of the sub-batches over steps."
+        charts.append(
+            ("Learnability of what was offered and of what was selected", learnability_chart(selecting), told)
+        )
+    for run in selecting:
+        for found in shares.shares(run):
+            told = f"Share of each {found.column} among the selected over steps, with its share of what was offered."
+            charts.append((f"What {run.name} selected, by {found.column}", share_chart(found), told))
+    for run in selecting[:1]:
+        if run.run.reads_scores and run.run.selection.criterion == "learnability":
+            told = "Heat map: learner loss minus reference loss of every image with every caption of a batch."
+            charts.append((f"Learnability of the pairs of a batch, by {run.name}", matrix_chart(run), told))
+    template = Environment(autoescape=True).from_string((files("pipelines") / "report.html.j2").read_text())
+    return template.render(
         plotly=get_plotlyjs(),
+        verdict=comparison.verdict(runs),
         note=comparison.NOTE,
         columns=table.columns,
         rows=table.rows,
-        charts=[(title, pictures.html(chart)) for title, chart in charts],
-        grids=[(run.name, grids(run)) for run in selecting],
+        charts=[(title, pictures.html(chart, told), told) for title, chart, told in charts],
+        grids=[(run.name, grids(run), repeated(run)) for run in selecting],
     )
-    output = run_files.join("", output)
-    storage.write_bytes(output, page.encode())
-    storage.write_bytes(output.removesuffix(".html") + ".md", comparison.markdown(table).encode())
-    progress.say("report", f"written to {output}")
 
 
 def curves(runs: list[Finished]) -> go.Figure:
     """One row a score, one column a cost axis, one line a run; references are left out."""
     columns = comparison.scores(runs)
-    axes = (("examples trained", "samples_trained"), ("examples seen", "samples_seen"), ("TFLOPs", ""))
+    axes = ("examples trained", "examples seen", "TFLOPs", "seconds in steps")
     figure = make_subplots(
-        rows=len(columns),
+        rows=len(columns) or 1,
         cols=len(axes),
-        subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(3)],
-        vertical_spacing=0.25 / len(columns),
+        subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(len(axes))] or None,
+        vertical_spacing=0.25 / max(1, len(columns)),
     )
     used = {run.run.path(run.run.reference.checkpoint or "") for run in runs if run.run.reference}
-    compared = [run for run in runs if run.directory not in used]
+    compared = [run for run in runs if run.directory not in used] or runs
     for r, (key, metric, _) in enumerate(columns, 1):
-        for c, (title, field) in enumerate(axes, 1):
+        for c, title in enumerate(axes, 1):
             for i, run in enumerate(compared):
                 found = run.curve(key, metric)
-                x = [line[field] if field else line["step"] * run.manifest["flops_step"] / 1e12 for line, _ in found]
-                y = [100 * value for _, value in found]
-                colour = pictures.COLOURS[i % len(pictures.COLOURS)]
                 figure.add_scatter(
-                    x=x,
-                    y=y,
+                    x=[_spent(run, line, title) for line, _ in found],
+                    y=[100 * value for _, value in found],
                     name=run.name,
                     legendgroup=run.name,
                     showlegend=r == c == 1,
-                    line={"color": colour},
+                    line={"color": pictures.COLOURS[i % len(pictures.COLOURS)]},
                     mode="lines+markers",
                     row=r,
                     col=c,
                 )
             figure.update_xaxes(title_text=title, row=r, col=c)
             figure.update_yaxes(title_text="%", rangemode="tozero", row=r, col=c)
-    figure.update_layout(height=280 * len(columns), legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    figure.update_layout(
+        height=280 * max(1, len(columns)), legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top"}
+    )
+    return figure
+
+
+def _spent(run: Finished, line: dict[str, Any], what: str) -> float:
+    match what:
+        case "examples trained":
+            return float(line["samples_trained"])
+        case "examples seen":
+            return float(line["samples_seen"])
+        case "TFLOPs":
+            return float(line["step"] * run.manifest["flops_step"] / 1e12)
+        case _:
+            return run.seconds_at(line["step"])
+
+
+def costs(runs: list[Finished]) -> go.Figure:
+    """FLOPs and seconds of each run's steps, by part."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=["TFLOPs", "seconds"])
+    names = [run.name for run in runs]
+    for i, part in enumerate(dict.fromkeys([*_SHOWN_COSTS, *_SHOWN_TIMES])):
+        colour = pictures.COLOURS[i % len(pictures.COLOURS)]
+        flops = [run.manifest["steps"] * run.manifest.get(f"flops_{part}", 0.0) / 1e12 for run in runs]
+        seconds = [sum(line.get(f"jest/{part}_time", 0.0) for line in run.metrics) for run in runs]
+        for column, values in ((1, flops), (2, seconds)):
+            if any(values):
+                figure.add_bar(
+                    x=names,
+                    y=values,
+                    name=part,
+                    legendgroup=part,
+                    showlegend=column == 1 or not any(flops),
+                    marker_color=colour,
+                    row=1,
+                    col=column,
+                )
+    figure.update_layout(barmode="stack", height=420)
     return figure
 
 
@@ -96,59 +154,40 @@ def learnability_chart(runs: list[Finished]) -> go.Figure:
     return figure
 
 
-def share_chart(run: Finished, n_bins: int = 20) -> go.Figure:
-    """Share of each kind (and noise) among the selected over time, with its share of the catalogue as a dotted line."""
-    labels, offered = _labels(run)
-    picks = run.picks.filter(run.picks["selected"])
-    steps = picks["step"].to_numpy()
-    names = np.array([labels[key] for key in zip(picks["shard"].to_pylist(), picks["row"].to_pylist(), strict=True)])
-    bins = np.minimum(steps * n_bins // max(1, run.run.n_steps), n_bins - 1)
+def share_chart(found: Shares) -> go.Figure:
+    """Share of each value among the selected over time, with its share of what was offered as a dotted line."""
     figure = go.Figure()
-    for i, name in enumerate(sorted(offered, key=lambda n: -offered[n])):
-        used = np.unique(bins)
-        share = [100 * np.mean(names[bins == b] == name) for b in used]
-        x = [steps[bins == b].mean() for b in used]
+    for i, (name, share) in enumerate(found.selected.items()):
         colour = pictures.COLOURS[i % len(pictures.COLOURS)]
-        figure.add_scatter(x=x, y=share, name=name, line={"color": colour}, legendgroup=name)
         figure.add_scatter(
-            x=[x[0], x[-1]],
-            y=[100 * offered[name]] * 2,
+            x=found.steps, y=[100 * s for s in share], name=name[:40], line={"color": colour}, legendgroup=name
+        )
+        figure.add_scatter(
+            x=[found.steps[0], found.steps[-1]],
+            y=[100 * found.offered[name]] * 2,
             line={"color": colour, "dash": "dot"},
             legendgroup=name,
             showlegend=False,
             mode="lines",
         )
-    figure.update_layout(height=420, xaxis_title="step", yaxis_title="% of the selected (dotted: of the catalogue)")
+    figure.update_layout(height=420, xaxis_title="step", yaxis_title="% of the selected (dotted: of the offered)")
     return figure
 
 
-def _labels(run: Finished) -> tuple[dict[tuple[int, int], str], dict[str, float]]:
-    """kind and noise of every row of the catalogue's shards, and the share of each among the kept rows."""
-    catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
-    labels: dict[tuple[int, int], str] = {}
-    counts: dict[str, int] = {}
-    for number in range(len(catalogue.shards)):
-        place = catalogue.place(number)
-        shard = place.open(run.run.data.columns)
-        names = [name for name in ("kind", "noise") if shard.actual(name)]
-        row = 0
-        for group, size in enumerate(shard.row_group_sizes):
-            kept = place.rows(group)[1] > 0
-            columns = [shard.strings(group, name) for name in names]
-            for i in range(size):
-                value = " / ".join(column[i] for column in columns if column[i]) or "all"
-                labels[number, row] = value
-                counts[value] = counts.get(value, 0) + bool(kept[i])
-                row += 1
-    total = sum(counts.values())
-    return labels, {name: n / total for name, n in counts.items() if n}
+def matrix_chart(run: Finished) -> go.Figure:
+    """The learnability matrix of a few examples of the run's first super-batch, by its last checkpoint."""
+    matrix = study.matrix(run.run, _MATRIX)
+    limit = max(abs(value) for row in matrix for value in row) or 1.0
+    figure = go.Figure(go.Heatmap(z=matrix, zmin=-limit, zmax=limit, colorscale="RdBu", colorbar_title="nats"))
+    figure.update_layout(height=520, xaxis_title="caption", yaxis_title="image", yaxis_autorange="reversed")
+    return figure
 
 
 def grids(run: Finished) -> list[dict[str, Any]]:
-    """Thumbnails of selected and refused examples at the first, middle and last logged step."""
+    """Thumbnails of selected and refused examples at a few of the logged steps, from the first to the last."""
     steps = np.unique(run.picks["step"].to_numpy())
     out = []
-    for step in dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]):
+    for step in dict.fromkeys(steps[np.linspace(0, len(steps) - 1, _MOMENTS).astype(int)].tolist()):
         rows = run.picks.filter(pa.compute.equal(run.picks["step"], int(step))).to_pylist()
         selected = sorted((r for r in rows if r["selected"]), key=lambda r: -(r["learner_loss"] - r["reference_loss"]))
         spread = [selected[i] for i in np.linspace(0, len(selected) - 1, min(_THUMBNAILS, len(selected))).astype(int)]
@@ -157,7 +196,15 @@ def grids(run: Finished) -> list[dict[str, Any]]:
     return out
 
 
-def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+def repeated(run: Finished) -> list[dict[str, Any]]:
+    """Thumbnails of what was selected most often."""
+    found = shares.repeats(run, _THUMBNAILS)
+    catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
+    notes = [f"{times} times" for _, _, times in found]
+    return pictures.tiles(run.run, catalogue, [(shard, row) for shard, row, _ in found], notes)
+
+
+def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
     scores = [row["learner_loss"] - row["reference_loss"] for row in rows]
     notes = [f"{score:.1f}" if score == score else "" for score in scores]

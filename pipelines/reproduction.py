@@ -1,31 +1,86 @@
-"""The reproduce stage: the paper's figures at the scale of a laptop, each a few runs, a chart and a table."""
+"""The reproduce stage: the paper's figures and tables at the scale of a laptop, each a few runs, a chart and a table.
 
-from collections.abc import Mapping
+deploy/reproduction/experiments.yaml has the runs and the figures. What a run gave goes into results.json; pages and
+README are made of that alone, so that they can be made again, and compared, without the runs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jest_core import config as run_files
 from jest_core.config import Run
-from pipelines import progress
+from pipelines import comparison, figures, progress, storage, study
 from pipelines.chain import Chain
 from pipelines.drawings.place import place
 
 FOLDER = files("deploy") / "reproduction"
+RESULTS = "results.json"
+
+
+def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool, publish: str) -> None:
+    """Do the runs of these figures (all, if none is named) that are not done, and write <root>/reproduction.html.
+
+    seeds: at most so many of each. smoke: on the small tier, a few steps of everything. publish: also write the README,
+    its pictures and results.json into this directory.
+    """
+    told = experiments()
+    unknown = set(names) - set(told["figures"])
+    if unknown:
+        raise ValueError(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(told['figures'])}")
+    root = run_files.join("", root or ("runs/reproduction-smoke" if smoke else "runs/reproduction"))
+    wanted = {name: spec for name, spec in told["figures"].items() if not names or name in names}
+    seeds = 1 if smoke else seeds
+    for tier in ("small",) if smoke else ("small", "medium"):
+        place(tier, root)
+    chain = Chain(load_run(name, 0, root, smoke=smoke) for name in told["runs"])
+    results = read_results(f"{root}/{RESULTS}")
+    for figure, spec in wanted.items():
+        todo = list(_runs_of(spec, seeds))
+        for i, (name, seed) in enumerate(todo, 1):
+            run, done = load_run(name, seed, root, smoke=smoke), results["runs"].setdefault(name, {})
+            if done.get(str(seed), {}).get("identity") != _identity(run):
+                progress.say("reproduce", f"{figure}, run {i} of {len(todo)}: {name}, seed {seed}")
+                done[str(seed)] = {"identity": _identity(run), **_record(chain.finish(run))}
+                storage.write_json(f"{root}/{RESULTS}", results)
+        if "study" in spec:
+            run = load_run(spec["of"], 0, root, smoke=smoke)
+            chain.finish(run)
+            results["studies"][figure] = (
+                study.figure2(run) if spec["study"] == "figure2" else study.sizes(run, _sizes(spec, smoke=smoke))
+            )
+            storage.write_json(f"{root}/{RESULTS}", results)
+    storage.write_bytes(f"{root}/reproduction.html", figures.page(wanted, results, told["scores"]).encode())
+    progress.say("reproduce", f"written to {root}/reproduction.html")
+    if publish:
+        _publish(publish, results)
 
 
 def experiments() -> dict[str, Any]:
-    """deploy/reproduction/experiments.yaml"""
+    """What experiments.yaml says; a figure has its runs, seeds and scores."""
     return dict(yaml.safe_load((FOLDER / "experiments.yaml").read_text()))
 
 
-def load_run(name: str, seed: int, root: str) -> Run:
-    """One of its runs, whole."""
+def load_run(name: str, seed: int, root: str, *, smoke: bool = False) -> Run:
+    """A run of the experiments, whole. References have one seed, whatever the learner's."""
     told = experiments()
     values = _merge(told["base"], _changes(name, told["runs"]))
     values |= {"root": root, "run_dir": f"runs/{name}-seed{seed}", "seed": seed}
-    return run_files.load(yaml.safe_dump(values), source=f"run {name}")
+    return run_files.load(yaml.safe_dump(_small(values) if smoke else values), source=f"run {name}")
+
+
+def read_results(path: str) -> dict[str, Any]:
+    """runs: name -> seed -> scores, curve and costs. studies: figure -> what its study found."""
+    return dict(storage.read_json(path)) if storage.exists(path) else {"runs": {}, "studies": {}}
+
+
+def _runs_of(spec: Mapping[str, Any], seeds: int | None) -> Iterator[tuple[str, int]]:
+    names = dict.fromkeys([*spec.get("runs", []), *(name for line in spec.get("series", {}).values() for name in line)])
+    for seed in spec.get("seeds", [0])[:seeds]:
+        yield from dict.fromkeys((name, 0 if name.startswith("reference") else seed) for name in names)
 
 
 def _changes(name: str, runs: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,16 +98,69 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def run_stage(figures: list[str], root: str, seeds: list[int] | None = None) -> None:
+def _sizes(spec: Mapping[str, Any], *, smoke: bool) -> list[int]:
+    return [b // 16 for b in spec["sub_batch_sizes"]] if smoke else list(spec["sub_batch_sizes"])
+
+
+def _small(values: dict[str, Any]) -> dict[str, Any]:
+    """A run at sizes at which every stage still does all that it does, and no figure means anything."""
+    b = max(4, values["training"]["sub_batch_size"] // 16)
+    schedule = {"sub_batch_size": b, "examples_trained": 4 * b, "warmup_steps": 1, "checkpoint_every_steps": 2}
+    sizes = {"selection": {"n_chunks": 2}, "training": schedule, "data": {"window_rows": 300}}
+    out = _merge(values, sizes | {"model": {"name": "jest-tiny"}})
+    if out["reference"] is not None:
+        out["reference"]["model"] = {"name": "jest-tiny"}
+    for part in (out["selection"], out["training"].get("low_resolution") or {}):
+        for key in ("score_image_size", "image_size"):
+            if key in part:
+                part[key] //= 2
+    sets = [s for s in out["evaluation"]["sets"] if s["name"] not in ("openmoji", "stamps")]  # the small tier has none
+    sets[0]["few_shot"]["pool"]["shards"] = "data/small/eval-fluent-high-contrast/*.parquet"
+    out["evaluation"]["sets"] = sets
+    small: dict[str, Any] = yaml.safe_load(yaml.safe_dump(out).replace("data/medium/", "data/small/"))
+    return small
+
+
+def _identity(run: Run) -> str:
+    """Of a run and its evaluation, wherever it lies."""
+    return storage.fingerprint(run.model_dump(mode="json", exclude={"root"}))[:16]
+
+
+def _record(directory: str) -> dict[str, Any]:
+    """What tables and charts need of a finished run."""
+    run = comparison.read_run(directory)
+    by_step: dict[int, dict[str, float]] = {}
+    for line in run.results:
+        for metric, value in line["metrics"].items():
+            by_step.setdefault(line["step"], {})[f"{line['key']} {metric}"] = round(value, 5)
+    m = run.manifest
+    return {
+        "checkpoints": [{"step": step, "scores": scores} for step, scores in sorted(by_step.items())],
+        "steps": m["steps"],
+        "examples_trained": m["examples_trained"],
+        "examples_seen": m["examples_seen"],
+        "teraflops": round(run.teraflops, 4),
+        "teraflops_with_reuse": round(m["steps"] * m["flops_step_with_reuse"] / 1e12, 4),
+        "seconds": round(m["seconds"], 1),
+        "filter_ratio": 1 - run.run.sub_batch_size / run.run.super_batch_size,
+        "sub_batch_size": run.run.sub_batch_size,
+    }
+
+
+def _publish(directory: str, results: dict[str, Any]) -> None:
+    """results.json, the README made of it, and a picture of each figure."""
     told = experiments()
-    place("small", root)
-    place("medium", root)
-    chain = Chain(load_run(name, 0, root) for name in told["runs"])
-    for figure in figures:
-        spec = told["figures"][figure]
-        names = [*spec.get("runs", []), *(name for line in spec.get("series", {}).values() for name in line)]
-        for seed in seeds if seeds is not None else range(spec.get("seeds", 1)):
-            for name in dict.fromkeys(names):
-                seed_of = 0 if name.startswith("reference") else seed
-                progress.say("reproduce", f"{figure}: {name}, seed {seed_of}")
-                chain.finish(load_run(name, seed_of, root))
+    Path(directory, "pictures").mkdir(parents=True, exist_ok=True)
+    storage.write_json(f"{directory}/{RESULTS}", results)
+    storage.write_bytes(f"{directory}/README.md", readme(results).encode())
+    for name, spec in told["figures"].items():
+        chart = figures.chart(spec, results, told["scores"], figure=name)
+        if chart is not None:
+            progress.say("reproduce", f"picture {name}")
+            chart.write_image(f"{directory}/pictures/{name}.svg", width=1000, height=460)
+
+
+def readme(results: dict[str, Any]) -> str:
+    """deploy/reproduction/README.md: its template with these results; every number in it is one of them."""
+    told = experiments()
+    return figures.render((FOLDER / "README.md.j2").read_text(), told["figures"], results, told["scores"])

@@ -1,0 +1,233 @@
+"""Results of the reproduction -> charts, tables, a page, and the README. Knows results.json and nothing of runs."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from statistics import mean
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, StrictUndefined
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from pipelines import pictures
+from pipelines.comparison import cell
+
+Results = Mapping[str, Any]
+Scores = Mapping[str, Sequence[str]]  # label -> key and metric of eval_results.jsonl
+_HEADLINE = "mean of four"
+
+
+def values(results: Results, name: str, score: str, scores: Scores) -> list[float]:
+    """A score of a run's last checkpoint, in %, for each seed; `mean of four` is that of the first four scores."""
+    return [v for record in _seeds(results, name) if (v := _at(record["checkpoints"][-1], score, scores)) is not None]
+
+
+def table(spec: Mapping[str, Any], results: Results, scores: Scores) -> list[list[str]]:
+    """Rows of text, the header first: a run a row, the mean over its seeds with their range, and what it cost."""
+    own: Scores = spec.get("scores", scores)
+    shown = [*([_HEADLINE] if own is scores else []), *own]
+    rows = [["run", "seeds", *shown, "trained", "seen", "TFLOPs", "with reuse", "s"]]
+    for name in runs_of(spec):
+        records = _seeds(results, name, spec.get("seeds"))
+        if not records:
+            rows.append([name, "not run yet", *[""] * (len(shown) + 5)])
+            continue
+        found = [[_at(r["checkpoints"][-1], score, own) for r in records] for score in shown]
+        costs = [
+            ("examples_trained", "{:,.0f}"),
+            ("examples_seen", "{:,.0f}"),
+            ("teraflops", "{:.1f}"),
+            ("teraflops_with_reuse", "{:.1f}"),
+            ("seconds", "{:.0f}"),
+        ]
+        rows.append(
+            [
+                name,
+                str(len(records)),
+                *(cell([v for v in column if v is not None], "{:.1f}") for column in found),
+                *(form.format(mean(r[key] for r in records)) for key, form in costs),
+            ]
+        )
+    return rows
+
+
+def runs_of(spec: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys([*spec.get("runs", []), *(n for line in spec.get("series", {}).values() for n in line)]))
+
+
+def chart(spec: Mapping[str, Any], results: Results, scores: Scores, *, figure: str) -> go.Figure | None:
+    """The figure's picture; None where nothing of it was run."""
+    if "study" in spec:
+        found = results["studies"].get(figure)
+        if found is None:
+            return None
+        drawn = _of_draw(found) if spec["study"] == "figure2" else _of_sizes(found)
+    elif not any(_seeds(results, name) for name in runs_of(spec)):
+        return None
+    elif "against" in spec:
+        drawn = _against(spec, results, scores)
+    elif spec.get("plot") == "curves":
+        drawn = _curves(spec, results, scores)
+    else:
+        drawn = _bars(spec, results, spec.get("scores", scores))
+    drawn.update_layout(title=spec["title"], template="plotly_white", colorway=pictures.COLOURS)
+    return drawn
+
+
+def page(specs: Mapping[str, Any], results: Results, scores: Scores) -> str:
+    """All figures with their tables on one page that needs no network."""
+    parts = []
+    for name, spec in specs.items():
+        drawn = chart(spec, results, scores, figure=name)
+        told = table(spec, results, scores) if runs_of(spec) else []
+        parts.append((name, spec["title"], pictures.html(drawn) if drawn is not None else "", told))
+    template = Environment(autoescape=True).from_string((files("pipelines") / "reproduction.html.j2").read_text())
+    return template.render(plotly=get_plotlyjs(), parts=parts)
+
+
+def render(template: str, specs: Mapping[str, Any], results: Results, scores: Scores) -> str:
+    """Markdown from a template that asks for `table`, `value`, `study` and `picture`."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+
+    def markdown(name: str) -> str:
+        rows = table(specs[name], results, scores)
+        rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+    def value(name: str, score: str = _HEADLINE) -> str:
+        return cell(values(results, name, score, scores), "{:.1f}")
+
+    def picture(name: str) -> str:
+        return f"![{specs[name]['title']}](pictures/{name}.svg)"
+
+    return environment.from_string(template).render(
+        table=markdown, value=value, picture=picture, studies=results["studies"]
+    )
+
+
+def _seeds(results: Results, name: str, seeds: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """A run's records; seeds: only these. The seeds that settings were tuned on are in no other figure."""
+    held = results["runs"].get(name, {})
+    wanted = [str(s) for s in seeds] if seeds is not None else [s for s in held if int(s) < 100]
+    return [held[seed] for seed in ([*wanted, "0"] if name.startswith("reference") else wanted)[:3] if seed in held]
+
+
+def _at(checkpoint: Mapping[str, Any], score: str, scores: Scores) -> float | None:
+    if score == _HEADLINE:
+        found = [_at(checkpoint, label, scores) for label in list(scores)[:4]]
+        return mean(v for v in found if v is not None) if all(v is not None for v in found) else None
+    value = checkpoint["scores"].get(" ".join(scores[score]))
+    return None if value is None else 100 * value
+
+
+def _with_range(found: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """y and its error bars: the mean over seeds, from the least to the greatest."""
+    means = [mean(v) for v in found]
+    above = [max(v) - m for v, m in zip(found, means, strict=True)]
+    below = [m - min(v) for v, m in zip(found, means, strict=True)]
+    return {"y": means, "error_y": {"type": "data", "symmetric": False, "array": above, "arrayminus": below}}
+
+
+def _curves(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True)
+    for i, name in enumerate(runs_of(spec)):
+        records = _seeds(results, name, spec.get("seeds"))
+        if not records:
+            continue
+        steps = [c["step"] for c in records[0]["checkpoints"]]
+        found = [[_at(r["checkpoints"][k], _HEADLINE, scores) or 0.0 for r in records] for k in range(len(steps))]
+        first = records[0]
+        for column, whole in ((1, first["examples_trained"]), (2, first["teraflops"])):
+            figure.add_scatter(
+                x=[step * whole / first["steps"] for step in steps],
+                **_with_range(found),
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                line={"color": pictures.COLOURS[i % len(pictures.COLOURS)]},
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title_text="examples trained", row=1, col=1)
+    figure.update_xaxes(title_text="TFLOPs, as executed", row=1, col=2)
+    figure.update_yaxes(title_text=f"{_HEADLINE}, %", rangemode="tozero", row=1, col=1)
+    return figure
+
+
+def _against(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:
+    field = spec["against"].rsplit(".", 1)[-1]
+    figure = go.Figure()
+    for label, names in spec["series"].items():
+        records = [(name, _seeds(results, name, spec.get("seeds"))) for name in names]
+        done = [(name, held) for name, held in records if held]
+        found = [[_at(r["checkpoints"][-1], _HEADLINE, scores) or 0.0 for r in held] for _, held in done]
+        if done:
+            figure.add_scatter(x=[held[0][field] for _, held in done], **_with_range(found), name=label)
+    for name in spec.get("runs", []):
+        held = values(results, name, _HEADLINE, scores)
+        if held:
+            figure.add_hline(y=mean(held), line_dash="dot", annotation_text=name)
+    figure.update_xaxes(title_text=field.replace("_", " "), type="log" if field.endswith("size") else "linear")
+    figure.update_yaxes(title_text=f"{_HEADLINE}, %", rangemode="tozero")
+    return figure
+
+
+def _bars(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:
+    score = _HEADLINE if "scores" not in spec else next(iter(scores))
+    names = [name for name in runs_of(spec) if _seeds(results, name, spec.get("seeds"))]
+    found = [
+        [_at(r["checkpoints"][-1], score, scores) or 0.0 for r in _seeds(results, name, spec.get("seeds"))]
+        for name in names
+    ]
+    figure = go.Figure()
+    figure.add_bar(x=names, **_with_range(found))
+    figure.update_yaxes(title_text=f"{score}, %", rangemode="tozero")
+    return figure
+
+
+def _of_draw(found: Mapping[str, Any]) -> go.Figure:
+    figure = make_subplots(
+        rows=1,
+        cols=4,
+        subplot_titles=["learnability matrix, selected", "refused", "by chunks, and Gibbs", "by filter ratio"],
+    )
+    matrices = found["matrices"]
+    limit = max(abs(v) for matrix in matrices.values() for row in matrix for v in row)
+    for column, name in ((1, "selected"), (2, "refused")):
+        shown = {"z": matrices[name], "zmin": -limit, "zmax": limit, "colorscale": "RdBu", "showscale": False}
+        figure.add_heatmap(**shown, row=1, col=column)
+        figure.update_yaxes(autorange="reversed", row=1, col=column)
+    chunks = {int(n): v for n, v in found["chunks"].items()}
+    chunk_line = {"x": list(chunks), "y": list(chunks.values()), "name": "joint, by its chunks"}
+    figure.add_scatter(**chunk_line, mode="lines+markers", row=1, col=3)
+    gibbs = [(i + 1, v) for i, v in found["gibbs"]]
+    figure.add_scatter(x=[i for i, _ in gibbs], y=[v for _, v in gibbs], name="Gibbs, by iterations", row=1, col=3)
+    figure.update_xaxes(type="log", row=1, col=3)
+    for method in ("joint", "independent"):
+        ratios = {float(f): v[method] for f, v in found["filter_ratio"].items()}
+        figure.add_scatter(x=list(ratios), y=list(ratios.values()), name=f"{method}, by filter ratio", row=1, col=4)
+    figure.update_yaxes(title_text="nats a pair", row=1, col=3)
+    return figure
+
+
+def _of_sizes(found: Sequence[Mapping[str, float]]) -> go.Figure:
+    figure = make_subplots(
+        rows=1, cols=2, subplot_titles=["share of the off-diagonal sums in the draw scores' variance", "overlap"]
+    )
+    for i, step in enumerate(sorted({line["step"] for line in found})):
+        lines = [line for line in found if line["step"] == step]
+        for column, field in ((1, "off_diagonal_share"), (2, "overlap")):
+            figure.add_scatter(
+                x=[line["sub_batch_size"] for line in lines],
+                y=[line[field] for line in lines],
+                name=f"after {step:.0f} updates",
+                legendgroup=str(step),
+                showlegend=column == 1,
+                line={"color": pictures.COLOURS[i % len(pictures.COLOURS)]},
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(type="log", title_text="sub-batch size")
+    figure.update_yaxes(range=[0, 1])
+    return figure
