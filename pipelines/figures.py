@@ -16,6 +16,7 @@ from pipelines.comparison import cell
 Results = Mapping[str, Any]
 Scores = Mapping[str, Sequence[str]]  # label -> key and metric of eval_results.jsonl
 _HEADLINE = "mean of four"
+_LOGARITHMIC = {"type": "log", "tickvals": [4**i for i in range(1, 9)]}
 
 
 def values(results: Results, name: str, score: str, scores: Scores) -> list[float]:
@@ -102,7 +103,11 @@ def render(template: str, specs: Mapping[str, Any], results: Results, scores: Sc
         return f"![{specs[name]['title']}](pictures/{name}.svg)"
 
     return environment.from_string(template).render(
-        table=markdown, value=value, picture=picture, studies=results["studies"]
+        table=markdown,
+        value=value,
+        picture=picture,
+        nats=lambda x: f"{round(x, 1) + 0.0:.1f}",  # no minus zero
+        studies=results["studies"],
     )
 
 
@@ -168,7 +173,7 @@ def _against(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Fi
         held = values(results, name, _HEADLINE, scores)
         if held:
             figure.add_hline(y=mean(held), line_dash="dot", annotation_text=name)
-    figure.update_xaxes(title_text=field.replace("_", " "), type="log" if field.endswith("size") else "linear")
+    figure.update_xaxes(title_text=field.replace("_", " "), **(_LOGARITHMIC if field.endswith("size") else {}))
     figure.update_yaxes(title_text=f"{_HEADLINE}, %", rangemode="tozero")
     return figure
 
@@ -228,6 +233,6 @@ def _of_sizes(found: Sequence[Mapping[str, float]]) -> go.Figure:
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(type="log", title_text="sub-batch size")
+    figure.update_xaxes(title_text="sub-batch size", **_LOGARITHMIC)
     figure.update_yaxes(range=[0, 1])
     return figure

@@ -4,6 +4,7 @@ deploy/reproduction/experiments.yaml has the runs and the figures. What a run ga
 README are made of that alone, so that they can be made again, and compared, without the runs.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -151,7 +152,10 @@ def _publish(directory: str, results: dict[str, Any]) -> None:
     """results.json, the README made of it, and a picture of each figure."""
     told = experiments()
     Path(directory, "pictures").mkdir(parents=True, exist_ok=True)
-    storage.write_json(f"{directory}/{RESULTS}", results)
+    used = {" ".join(where) for s in [told, *told["figures"].values()] for where in s.get("scores", {}).values()}
+    for checkpoint in (c for seeds in results["runs"].values() for r in seeds.values() for c in r["checkpoints"]):
+        checkpoint["scores"] = {key: value for key, value in checkpoint["scores"].items() if key in used}
+    storage.write_bytes(f"{directory}/{RESULTS}", (json.dumps(results, indent=None) + "\n").encode())
     storage.write_bytes(f"{directory}/README.md", readme(results).encode())
     for name, spec in told["figures"].items():
         chart = figures.chart(spec, results, told["scores"], figure=name)

@@ -14,7 +14,7 @@ from PIL import Image
 from jest_core import config as run_files
 from jest_core import towers
 from jest_core.config import Pictures
-from pipelines import checkpoints, evaluation, evaluation_sets, storage
+from pipelines import checkpoints, evaluation, evaluation_sets, learner, storage
 
 SMALL = Path(__file__).resolve().parents[2] / "deploy" / "data" / "small"
 SETS = [
@@ -209,3 +209,25 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
         peaks.append(int(ran.stdout.split()[-1]) * 1024)
     grown, all_pixels = peaks[1] - peaks[0], 19_000 * 3 * 32 * 32
     assert grown < 0.5 * all_pixels, f"peaks {peaks}"
+
+
+@pytest.mark.slow
+def test_the_training_loop_evaluates_on_a_schedule(make_scored_run, shards):
+    """On two learners, and once more beside the training: what the loop has evaluated is not evaluated again."""
+    sets = f"evaluation={{every_steps: 2, sets: [{{name: own, shards: '{shards}/*.parquet', tasks: [retrieval]}}]}}"
+    run = make_scored_run("uniform", "selection.method=uniform", "training.n_learners=2", sets)
+    learner.run_stage(run)
+    lines = [json.loads(line) for line in Path(run.path("uniform"), "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if "val/own-image_to_text_R@1" in line]
+    assert evaluated == [2, 4, 6]
+    results = evaluation.read_results(run.path("uniform"))
+    assert [line["step"] for line in results] == evaluated
+    for line, told in zip(results, [lines[step - 1] for step in evaluated], strict=True):
+        assert told["val/own-text_to_image_R@5"] == line["metrics"]["image_retrieval_recall@5"]
+    before = Path(run.path("uniform"), evaluation.RESULTS).stat().st_mtime_ns
+    evaluation.run_stage(run, watch=True)
+    assert Path(run.path("uniform"), evaluation.RESULTS).stat().st_mtime_ns == before
+    # the weights of a checkpoint score as those in the loop did
+    Path(run.path("uniform"), evaluation.RESULTS).unlink()
+    again = evaluation.run_stage(run)
+    assert [line["metrics"] for line in again] == [pytest.approx(line["metrics"], abs=0.02) for line in results]
