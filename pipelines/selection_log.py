@@ -7,6 +7,7 @@ rest, so after any crash and resume the log holds each step once.
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from jest_core import tables
@@ -33,7 +34,8 @@ class SelectionLog:
         if self.steps:
             first, last = int(self.steps[0]["step"]), int(self.steps[-1]["step"])
             name = f"{first:08d}-{last:08d}.parquet"
-            storage.write_table(f"{self.directory}/{name}", pa.concat_tables(self.picks))
+            sizes = [len(rows) for rows in self.picks]  # a row group a step, so that one step can be read
+            storage.write_table(f"{self.directory}/{name}", pa.concat_tables(self.picks), sizes)
             columns = {f.name: [row[f.name] for row in self.steps] for f in tables.STEPS}
             storage.write_table(f"{self.directory}/steps-{name}", pa.table(columns, schema=tables.STEPS))
             if len(bad := pa.concat_tables(self.bad_rows)):
@@ -52,6 +54,14 @@ def committed(run_dir: str) -> list[str]:
 def read(run_dir: str) -> pa.Table:
     """All committed rows, in the columns of tables.SELECTION."""
     return _read(run_dir, "")
+
+
+def sample(run_dir: str, n_steps: int = 100) -> pa.Table:
+    """The committed rows of so many steps (all, if there are not more), evenly from the first to the last."""
+    files = [storage.open_parquet(f"{run_dir}/selection/{name}") for name in committed(run_dir)]
+    groups = [(file, i) for file in files for i in range(file.num_row_groups)]
+    chosen = np.unique(np.linspace(0, len(groups) - 1, min(n_steps, len(groups))).astype(int))
+    return pa.concat_tables([groups[i][0].read_row_group(groups[i][1]) for i in chosen])
 
 
 def read_steps(run_dir: str) -> pa.Table:

@@ -58,7 +58,7 @@ def shares(run: Finished, seed: int = 0) -> list[Shares]:
 
 
 def repeats(run: Finished, n: int = 12) -> list[tuple[int, int, int]]:
-    """The examples that were selected most often: shard, row, times; none where each was selected once."""
+    """The examples that were selected most often in the steps that are looked at: shard, row, times; none if once."""
     picks = run.picks.filter(run.picks["selected"])
     counted = picks.group_by(["shard", "row"]).aggregate([("step", "count")])
     top = counted.sort_by([("step_count", "descending"), ("shard", "ascending"), ("row", "ascending")]).slice(0, n)
