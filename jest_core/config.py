@@ -203,14 +203,16 @@ class EvaluationSet(Pictures):
     """view: model, as it is trained on; crop, the middle 0.875; squash, the whole picture as a square."""
 
     name: str
-    tasks: list[str]  # retrieval, few_shot, zero_shot (classes that come with the set), tasks of the classes file
+    tasks: list[str] = Field(
+        min_length=1
+    )  # retrieval, few_shot, zero_shot (classes that come with the set), tasks of the classes file
     few_shot: FewShot | None = None
     view: Literal["model", "crop", "squash"] = "model"
 
 
 class Evaluation(Part):
     classes: str | None = None  # JSON: task -> {label: column, classes: [{id, names}], templates}
-    sets: list[EvaluationSet]
+    sets: list[EvaluationSet] = Field(min_length=1)
     batch_size: PositiveInt = 512
     every_steps: NonNegativeInt = 0  # in the training loop as often as that; 0 = `jest evaluate` does it
     canonical_prompts: bool = False  # lower case, no punctuation
@@ -311,6 +313,9 @@ class Run(Part):
                 "training.loss softmax trains no logit_bias, without which selection.loss sigmoid means nothing: set "
                 "selection.loss to softmax too"
             )
+        names = [spec.name for spec in self.evaluation.sets] if self.evaluation else []
+        if len(names) != len(set(names)):
+            found.append(f"evaluation.sets has a name twice ({', '.join(names)}); give each its own")
         data = self.data
         if data.weights is not None and len(data.weights) != len(data.sources):
             found.append(

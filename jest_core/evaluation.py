@@ -93,7 +93,7 @@ class ZeroShot:
         scores = image @ self.classes.to(image).T
         labels = labels.to(scores.device)
         own = scores.gather(1, labels[:, None])
-        ranks = (scores >= own).sum(1) - 1
+        ranks = (~(scores < own)).sum(1) - 1  # a NaN is a tie with everything
         for row, values in enumerate((ranks < 1, ranks < 5, torch.ones_like(ranks))):
             self.hits[row].index_add_(0, labels.cpu(), values.long().cpu())
 
@@ -185,7 +185,7 @@ def ranks(
         scores = part @ key.T
         own = group[:, None] == key_group[None, :]
         best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        rank = ((scores >= best) & ~own).sum(1)
+        rank = (~(scores < best) & ~own).sum(1)
         out.append(torch.where(own.any(1), rank, len(key)))
     return torch.cat(out)
 

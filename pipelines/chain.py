@@ -37,7 +37,7 @@ class Chain:
         return directory
 
     def _catalogue(self, run: Run) -> None:
-        if _there(run.path(run.data.catalogue)):
+        if storage.is_finished(run.path(run.data.catalogue)):
             return
         if run.data.refines is not None and (wide := self._over(run.data.refines)) is not None:
             self._catalogue(wide)
@@ -55,7 +55,7 @@ class Chain:
     def _scores(self, run: Run) -> None:
         """The score cache, of the catalogue that the run's refines where it does: it serves those who refine it."""
         assert run.reference is not None
-        if _there(run.path(run.reference.scores)):
+        if storage.is_finished(run.path(run.reference.scores)):
             return
         self._made_by(run.reference.checkpoint)
         if (wide := self._over(run.data.refines)) is not None:
@@ -70,7 +70,3 @@ class Chain:
     def _scoring(self, scores: str | None) -> Run | None:
         """A run that reads this score cache."""
         return next((r for r in self.runs if r.reads_scores and r.reference and r.reference.scores == scores), None)
-
-
-def _there(directory: str) -> bool:
-    return storage.exists(f"{directory}/{storage.MANIFEST}")

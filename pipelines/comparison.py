@@ -48,12 +48,12 @@ class Finished:
         """As executed, the whole run."""
         return float(self.manifest["steps"] * self.manifest["flops_step"] / 1e12)
 
-    @property
-    def score(self) -> float | None:
-        """Mean of the tasks' main metrics at the last checkpoint, in 0..1; None where nothing was evaluated."""
-        last = max((line["step"] for line in self.results), default=None)
-        found = [line["metrics"]["main_metric"] for line in self.results if line["step"] == last]
-        return mean(found) if found else None
+    @cached_property
+    def last(self) -> dict[tuple[str, str], float]:
+        """Main metric of each task, in 0..1, at the end of the run; by the task and the definition of its set."""
+        end = self.manifest["steps"]
+        found = [line for line in self.results if line["step"] == end]
+        return {(line["key"], line.get("protocol", "")): line["metrics"]["main_metric"] for line in found}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -141,11 +141,13 @@ def cell(values: list[float], form: str) -> str:
 
 def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
     """What the reference's training, and its one pass over the catalogue, cost; where it is among the runs."""
-    if run.run.reference is None or run.run.selection.method == "uniform":
+    if run.run.reference is None or not run.run.uses_reference:
         return 0.0
     reference = runs.get(run.run.path(run.run.reference.checkpoint or ""))
     if reference is None:
         return float("nan")
+    if not run.run.reads_scores:
+        return reference.teraflops
     cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")
     spec = run.run.reference
     forward = flops.forward_flops(spec.model, spec.score_image_size, spec.score_patch_size).total
@@ -153,35 +155,41 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
 
 
 def verdict(runs: list[Finished]) -> list[str]:
-    """What each way of selecting gained over uniform batches, and at what cost: a sentence each."""
+    """What each way of selecting gained over uniform batches, and at what cost: a sentence each.
+
+    Compared are the tasks that both have, with the uniform runs that are nearest in examples and in FLOPs (5 %).
+    """
     methods: dict[str, list[Finished]] = {}
     for run in runs:
-        if run.score is not None:
+        if run.last:
             methods.setdefault(run.method, []).append(run)
     references = {run.run.path(run.run.reference.checkpoint or "") for run in runs if run.run.reference}
-    uniform = {
-        name: group
-        for name, group in methods.items()
+    uniform = [
+        group
+        for group in methods.values()
         if group[0].run.selection.method == "uniform" and group[0].directory not in references
-    }
+    ]
     out = []
     for name, group in methods.items():
         if group[0].run.selection.method == "uniform":
             continue
         told = (
-            f"{name} reached a mean score of {100 * _mean_score(group):.1f} % with "
+            f"{name} reached a mean score of {100 * _mean_score(group, set(group[0].last)):.1f} % with "
             f"{group[0].manifest['examples_trained']:,} examples trained, {group[0].teraflops:.1f} TFLOPs and "
-            f"{mean(r.manifest['seconds'] for r in group):.0f} s in steps."
+            f"{_seconds(group):.0f} s in steps."
         )
         for kind, cost in (("examples", _examples), ("FLOPs", lambda run: run.teraflops)):
-            near = [other for other, held in uniform.items() if 0.8 < cost(held[0]) / cost(group[0]) < 1.25]
-            if near:
-                other = uniform[near[0]]
-                times = mean(r.manifest["seconds"] for r in group) / mean(r.manifest["seconds"] for r in other)
+            near = min(uniform, key=lambda other: abs(cost(other[0]) / cost(group[0]) - 1), default=None)
+            if near is None or abs(cost(near[0]) / cost(group[0]) - 1) > 0.05:
+                continue
+            common = set.intersection(*(set(run.last) for run in [*group, *near]))
+            if common:
+                gain = 100 * (_mean_score(group, common) - _mean_score(near, common))
                 told += (
-                    f" Against {near[0]}, at equal {kind}: {100 * (_mean_score(group) - _mean_score(other)):+.1f} "
-                    f"points, for {group[0].teraflops / other[0].teraflops:.2f} times the FLOPs, "
-                    f"{_examples(group[0]) / _examples(other[0]):.2f} times the examples, {times:.2f} times the time."
+                    f" Against {near[0].method}, at equal {kind}: {gain:+.1f} points, for "
+                    f"{group[0].teraflops / near[0].teraflops:.2f} times the FLOPs, "
+                    f"{_examples(group[0]) / _examples(near[0]):.2f} times the examples, "
+                    f"{_seconds(group) / _seconds(near):.2f} times the time."
                 )
         out.append(told)
     return out
@@ -191,8 +199,12 @@ def _examples(run: Finished) -> float:
     return float(run.manifest["examples_trained"])
 
 
-def _mean_score(group: list[Finished]) -> float:
-    return mean(run.score or 0.0 for run in group)
+def _seconds(group: list[Finished]) -> float:
+    return mean(float(run.manifest["seconds"]) for run in group)
+
+
+def _mean_score(group: list[Finished], tasks: set[tuple[str, str]]) -> float:
+    return mean(run.last[task] for run in group for task in tasks if task in run.last)
 
 
 def terminal(table: Comparison) -> Table:

@@ -37,6 +37,7 @@ from pipelines.evaluation_sets import Example
 
 RESULTS = "eval_results.jsonl"
 Line = dict[str, Any]  # of eval_results.jsonl
+_PATIENCE = 10.0  # seconds between two looks for a new checkpoint
 
 
 def run_stage(run: Run, *, watch: bool = False) -> list[Line]:
@@ -47,15 +48,14 @@ def run_stage(run: Run, *, watch: bool = False) -> list[Line]:
     if run.evaluation is None:
         raise ValueError("the run file has no `evaluation` part: nothing to evaluate on")
     directory = run.path(run.run_dir)
-    while watch and not storage.exists(f"{directory}/{storage.MANIFEST}"):
-        if _todo(run, directory):
-            _evaluate_all(run, directory)
-        time.sleep(10)
+    while watch and not storage.is_finished(directory):
+        _evaluate_all(run, directory)
+        time.sleep(_PATIENCE)
     if not checkpoints.steps(directory):
         raise FileNotFoundError(f"no checkpoint in {directory}/checkpoints: run `jest train` first")
     _evaluate_all(run, directory)
     results = read_results(directory)
-    last = [line for line in results if line["step"] == checkpoints.steps(directory)[-1]]
+    last = [line for line in results if line["step"] == results[-1]["step"]]
     shown = "; ".join(f"{line['key']} {100 * line['metrics']['main_metric']:.1f} %" for line in last)
     progress.say("evaluate", f"{run.run_dir} after {last[-1]['step']} steps: {shown}")
     return results
@@ -109,7 +109,11 @@ def _todo(run: Run, directory: str) -> list[int]:
 def protocol(run: Run, spec: EvaluationSet) -> str:
     """What decides a set's scores, beside the model: a hash of its definition."""
     assert run.evaluation is not None
-    return storage.fingerprint([spec.model_dump(), run.evaluation.classes, run.evaluation.canonical_prompts])[:16]
+    path = run.evaluation.classes
+    named = storage.read_json(run.path(path)) if path else {}
+    asked = {*spec.tasks, spec.few_shot.classes if spec.few_shot else None}
+    used = {task: told for task, told in named.items() if task in asked}
+    return storage.fingerprint([spec.model_dump(), used, run.evaluation.canonical_prompts])[:16]
 
 
 def _sets(run: Run) -> list[EvaluationSet]:
@@ -161,9 +165,9 @@ def _line(run: Run, step: int, spec: EvaluationSet, task: str, metrics: dict[str
 def _keep(run: Run, lines: list[Line]) -> None:
     """Put the results of one step in place of those that it had, in each of the formats."""
     directory, step = run.path(run.run_dir), lines[0]["step"]
-    _put_lines(f"{directory}/{RESULTS}", "step", lines)
+    _put_lines(f"{directory}/{RESULTS}", ("step", "key"), lines)
     told = {**open_clip_names(lines), "epoch": step, "num_samples": lines[0]["samples_trained"]}
-    _put_lines(f"{directory}/checkpoints/results.jsonl", "epoch", [told])
+    _put_lines(f"{directory}/checkpoints/results.jsonl", ("epoch",), [told])
     for line in lines:
         task = {"retrieval": "zeroshot_retrieval", "few_shot": "few_shot"}.get(
             line["key"].rsplit("/", 1)[-1], "zeroshot_classification"
@@ -171,7 +175,7 @@ def _keep(run: Run, lines: list[Line]) -> None:
         # CLIP_benchmark's names: benchmark_{dataset}_{pretrained}_{model}_{language}_{task}.json
         told = {
             "dataset": line["key"].removesuffix("/retrieval").removesuffix("/few_shot").removesuffix("/zero_shot"),
-            "model": run.model.name,
+            "model": run.model.name.replace("/", "-"),
             "pretrained": f"step_{step:08d}",
             "task": task,
             "metrics": {k: v for k, v in line["metrics"].items() if k != "main_metric"},
@@ -181,10 +185,11 @@ def _keep(run: Run, lines: list[Line]) -> None:
         storage.write_json(f"{directory}/evaluation/{name}.json", told)
 
 
-def _put_lines(path: str, key: str, lines: list[Line]) -> None:
-    """Put JSON lines in place of those of a file with the same value of a key, and keep them in its order."""
-    kept = [line for line in _read_lines(path) if line[key] != lines[0][key]]
-    ordered = sorted(kept + lines, key=lambda line: line[key])
+def _put_lines(path: str, keys: tuple[str, ...], lines: list[Line]) -> None:
+    """Put JSON lines in place of those of a file with the same values of the keys; the first key orders the file."""
+    new = [[line[key] for key in keys] for line in lines]
+    kept = [line for line in _read_lines(path) if [line[key] for key in keys] not in new]
+    ordered = sorted(kept + lines, key=lambda line: line[keys[0]])
     storage.write_bytes(path, "".join(json.dumps(line) + "\n" for line in ordered).encode())
 
 
@@ -193,7 +198,7 @@ def _read_lines(path: str) -> list[Line]:
 
 
 def _evaluate(run: Run, pair: Towers) -> Iterator[tuple[EvaluationSet, str, dict[str, float]]]:
-    """(set, task, metrics) of every task; main_metric is what DataComp takes."""
+    """(set, task, metrics) of every task; main_metric is acc1, or the mean of R@1 both ways."""
     assert run.evaluation is not None
     path = run.evaluation.classes
     named = json.loads(storage.read_bytes(run.path(path))) if path else {}
@@ -217,6 +222,7 @@ class _Evaluation:
     ) -> None:
         assert run.evaluation is not None
         self.run, self.spec, self.pair, self.named, self.embedded, self.pool = run, spec, pair, named, embedded, pool
+        self.n_seen, self.n_bad = 0, 0  # pictures, and those of them that do not decode
         self.batch_size, self.canonical = run.evaluation.batch_size, run.evaluation.canonical_prompts
         own = pair.view
         match spec.view:
@@ -243,7 +249,14 @@ class _Evaluation:
             if few_shot is not None:
                 column, numbers, shots = few_shot
                 rows, labels = _labels(batch, column, numbers)
-                shots.add(represent(self.pair, pixels[rows]), labels)
+                if len(rows):
+                    shots.add(represent(self.pair, pixels[rows]), labels)
+        share = self.run.data.max_bad_share
+        if self.n_bad > share * self.n_seen:
+            raise ValueError(
+                f"evaluation set {self.spec.name!r}: {self.n_bad} of {self.n_seen} pictures do not decode, more than "
+                f"data.max_bad_share {share}"
+            )
         for task in self.spec.tasks:
             try:
                 yield self.spec, task, self._result(task, zero_shots, few_shot, pairs)
@@ -276,6 +289,7 @@ class _Evaluation:
                 return None
             pixels, status = self.view.batch(list(self.pool.map(lambda found: found[1].read(), held)), self.pool)
             good = [i for i in range(len(held)) if status[i] == 0]
+            self.n_seen, self.n_bad = self.n_seen + len(held), self.n_bad + len(held) - len(good)
             return [held[i][0] for i in good], [held[i][1] for i in good], torch.from_numpy(pixels[good])
 
         with ThreadPoolExecutor(1) as reader:

@@ -1,6 +1,7 @@
 """Pictures to evaluate on -> a stream of examples with captions and labels, and the classes that come with them."""
 
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +9,17 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
 from jest_core import config as run_files
 from jest_core.config import Pictures, Run
 from jest_core.evaluation import ClassNames
 from pipelines import storage
-from pipelines.shards import clean, open_shard
+from pipelines.shards import Shard, clean, open_shard
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_read = storage.retried(storage.read_bytes)
 _MAX_MEMBER = 1 << 28  # bytes of a tar's member that is read
 
 
@@ -45,7 +48,7 @@ def examples(run: Run, source: Pictures, columns: Iterable[str] = ()) -> Iterato
             for name in class_folders(directory):
                 for picture in storage.names(f"{directory}/{name}"):
                     if picture.lower().endswith(_PICTURES):
-                        yield Example(partial(storage.read_bytes, f"{directory}/{name}/{picture}"), label=name)
+                        yield Example(partial(_read, f"{directory}/{name}/{picture}"), label=name)
         case "webdataset":
             directory = f"{_directory(run, source)}/{source.split}"
             n_shards = int(storage.read_bytes(f"{directory}/nshards.txt"))
@@ -60,7 +63,13 @@ def classes(run: Run, source: Pictures, *, canonical: bool = False) -> ClassName
     if source.format == "folder":
         found = class_folders(_directory(run, source))
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-        if _is_imagenet(found):  # CLIP's names are in the order of the folders'
+        if all(re.fullmatch(r"n\d{8}", name) for name in found):
+            if len(found) != len(IMAGENET_CLASSNAMES):
+                raise ValueError(
+                    f"{_directory(run, source)} has {len(found)} of ImageNet's synsets, whose names are known for all "
+                    "1,000 only: give the classes in evaluation.classes, or lay the pictures out as webdataset"
+                )
+            # CLIP's names are in the order of the folders'
             return ClassNames(found, [[name] for name in IMAGENET_CLASSNAMES], templates, canonical)
         return ClassNames(found, [[name.replace("_", " ")] for name in found], templates, canonical)
     if source.format == "webdataset":
@@ -76,14 +85,10 @@ def classes(run: Run, source: Pictures, *, canonical: bool = False) -> ClassName
 
 def class_folders(directory: str) -> list[str]:
     """Names of the classes of an image folder, in the order that numbers them."""
-    found = storage.folders(directory)
+    found = [name for name in storage.folders(directory) if not name.startswith(".")]
     if not found:
         raise FileNotFoundError(f"{directory} has no folders: an image folder has one for each class")
     return found
-
-
-def _is_imagenet(names: Sequence[str]) -> bool:
-    return len(names) == len(IMAGENET_CLASSNAMES) and all(n[0] == "n" and n[1:].isdigit() for n in names)
 
 
 def _directory(run: Run, source: Pictures) -> str:
@@ -95,11 +100,16 @@ def _directory(run: Run, source: Pictures) -> str:
 def _of_parquet(path: str, names: dict[str, str], wanted: list[str]) -> Iterator[Example]:
     shard = open_shard(path, names)
     for group in range(len(shard.row_group_sizes)):
-        columns = {name: shard.strings(group, name) for name in wanted if shard.actual(name)}
-        images, captions = shard.images(group), shard.captions(group) if shard.actual("caption") else []
+        columns, images, captions = _row_group(shard, group, wanted)
         for i in range(len(images)):
             held = {name: values[i] for name, values in columns.items()}
-            yield Example(images[i].as_py, captions[i : i + 1], columns=held)
+            yield Example(images[i].as_py, [c for c in captions[i : i + 1] if c], columns=held)
+
+
+@storage.retried
+def _row_group(shard: Shard, group: int, wanted: list[str]) -> tuple[dict[str, list[str]], pa.Array, list[str]]:
+    columns = {name: shard.strings(group, name) for name in wanted if shard.actual(name)}
+    return columns, shard.images(group), shard.captions(group) if shard.actual("caption") else []
 
 
 def _of_tar(path: str, *, lines: bool = False) -> Iterator[Example]:
@@ -147,4 +157,4 @@ def _of_karpathy(run: Run, source: Pictures) -> Iterator[Example]:
             name = "/".join(part for part in (picture.get("filepath", ""), picture["filename"]) if part)
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{path} names {name!r}, which lies outside of {folder}")
-            yield Example(partial(storage.read_bytes, f"{folder}/{name}"), [s["raw"] for s in picture["sentences"]])
+            yield Example(partial(_read, f"{folder}/{name}"), [s["raw"] for s in picture["sentences"]])

@@ -115,7 +115,8 @@ def _seeds(results: Results, name: str, seeds: Sequence[int] | None = None) -> l
     """A run's records; seeds: only these. The seeds that settings were tuned on are in no other figure."""
     held = results["runs"].get(name, {})
     wanted = [str(s) for s in seeds] if seeds is not None else [s for s in held if int(s) < 100]
-    return [held[seed] for seed in ([*wanted, "0"] if name.startswith("reference") else wanted)[:3] if seed in held]
+    asked = ["0"] if name.startswith("reference") else list(wanted)
+    return [held[seed] for seed in asked if seed in held]
 
 
 def _at(checkpoint: Mapping[str, Any], score: str, scores: Scores) -> float | None:

@@ -81,6 +81,8 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
     return manifest
 
 
+_TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
+
 # What may change between a run and its resume: where and how it runs, not what it computes
 _CIRCUMSTANCES = {
     "n_learners",
@@ -165,7 +167,7 @@ def _fit(run: Run, directory: str, board: Any, label: str, reached: int) -> None
             use_gpu=bool(gpus),
             resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_TIMEOUT),
         run_config=ray.train.RunConfig(
             name="learners",
             storage_path=inner,
@@ -229,11 +231,15 @@ def _learn(settings: dict[str, Any]) -> None:
         evaluates = evaluation.is_due(run, step)
         if rank == 0:
             log.add(result)
-            scores = evaluation.evaluate_step(run, learner.towers, step) if evaluates else {}
-            lines.append(json.dumps(_metrics(run, result, step, seconds, waited, costs) | scores))
+            line = _metrics(run, result, step, seconds, waited, costs)
+            lines.append(json.dumps(line))
             board.put.remote(step, f"loss {result.summary['loss']:.3f}")
         if commits and rank == 0:
             _checkpoint(learner, directory, step, log, lines, seconds)
+        if evaluates and rank == 0:  # after the checkpoint, so that what fails here loses no step
+            lines[-1] = json.dumps(line | evaluation.evaluate_step(run, learner.towers, step))
+            if commits:
+                _write_metrics(directory, lines)
         if group is not None and (commits or evaluates):
             dist.barrier(group)
 
@@ -327,7 +333,7 @@ def _checkpoint(
 ) -> None:
     """Log parts and metrics first, then the checkpoint that commits them."""
     parts = log.commit()
-    storage.write_bytes(f"{directory}/metrics.jsonl", ("\n".join(lines) + "\n").encode())
+    _write_metrics(directory, lines)
     content = {
         "epoch": step,
         "name": learner.towers.name,
@@ -336,6 +342,10 @@ def _checkpoint(
         "jest": {"step": step, "seconds": seconds, "log_parts": parts},
     }
     checkpoints.write(directory, step, content)
+
+
+def _write_metrics(directory: str, lines: list[str]) -> None:
+    storage.write_bytes(f"{directory}/metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
 
 def _metrics(

@@ -14,7 +14,7 @@ from pipelines.catalogue import Catalogue, open_catalogue
 from pipelines.comparison import Finished
 
 COLUMNS = ("kind", "noise", "language", "source", "nsfw")  # those that the shards have are shown
-_SAMPLE = 20_000  # logged rows that are looked up, of the selected and of the refused each
+_SAMPLE = 5_000  # logged rows that are looked up, of the selected and of the refused each
 _LARGEST = 9  # values with a line of their own; the others are put together
 _BINS = 20
 

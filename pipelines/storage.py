@@ -92,7 +92,11 @@ def folders(directory: str) -> list[str]:
         found = fs.ls(inner, detail=True)
     except FileNotFoundError:
         return []
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "directory")
+    return sorted(
+        entry["name"].rstrip("/").rsplit("/", 1)[-1]
+        for entry in found
+        if entry["type"] == "directory" or fs.isdir(entry["name"])
+    )
 
 
 def remove(path: str) -> None:
@@ -214,6 +218,11 @@ def manifest(directory: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{directory} holds no {MANIFEST}: no stage has written there")
     found: dict[str, Any] = read_json(path)
     return found
+
+
+def is_finished(directory: str) -> bool:
+    """Whether a stage has written all of a directory."""
+    return exists(f"{directory}/{MANIFEST}") and bool(manifest(directory).get("complete"))
 
 
 def finished(directory: str, stage: str, remedy: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 No training. The super-batch is the run's first; each checkpoint scores it anew.
 """
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -22,9 +23,11 @@ _SIDE = 48  # rows of the matrix that is shown
 
 
 def super_batch(run: Run, sub_batch_size: int) -> tuple[Run, Any, Embeddings]:
-    """The run with sub-batches of this size, its first super-batch, and the reference's embeddings of that."""
+    """The run with sub-batches of this size, a super-batch of it, and the reference's embeddings of that."""
     training = run.training.model_copy(update={"sub_batch_size": sub_batch_size, "examples_trained": sub_batch_size})
     run = run.model_copy(update={"training": training})
+    n_streams = math.gcd(run.data.n_streams, run.super_batch_size)  # a small super-batch has no row of each of many
+    run = run.model_copy(update={"data": run.data.model_copy(update={"n_streams": n_streams, "decode": "eager"})})
     cluster.connect()
     source = super_batches.open_source(run)
     size = towers.inputs_of(run.model).view.image_size
@@ -45,7 +48,13 @@ def learner_at(run: Run, step: int, examples: Any) -> Embeddings:
     pair = towers.build(run.model, seed=run.seed)
     if step:
         towers.load_weights(pair, checkpoints.read(checkpoints.path_of(run.path(run.run_dir), step)))
-    return pair.embed(examples.pixels, examples.tokens, batch_size=run.training.score_batch_size)
+    return pair.embed(
+        examples.pixels,
+        examples.tokens,
+        batch_size=run.training.score_batch_size,
+        resolution=pair.resolution(run.selection.score_image_size, run.selection.score_patch_size),
+        precision=run.selection.score_precision,
+    )
 
 
 def sizes(run: Run, sub_batch_sizes: list[int]) -> list[dict[str, float]]:

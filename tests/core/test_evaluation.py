@@ -54,8 +54,9 @@ def test_zero_shot_is_the_same_in_batches_and_agrees_with_scikit_learn():
     assert found["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)))
 
 
-def test_a_collapsed_model_scores_nothing():
-    same = F.normalize(torch.ones(8, 4), dim=1)
+@pytest.mark.parametrize("value", [1.0, torch.nan])
+def test_a_collapsed_or_diverged_model_scores_nothing(value):
+    same = F.normalize(torch.full((8, 4), value), dim=1)
     groups = torch.arange(8)
     assert zero_shot(same, same, groups)["acc5"] == 0
     found = retrieval(same, groups, same, groups, ks=(1, 5))

@@ -3,6 +3,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import open_clip
@@ -128,6 +130,65 @@ def test_only_what_changed_is_evaluated_again(pictures, tmp_path, monkeypatch):
     evaluation.run_stage(squashed)
     after = evaluation.read_results(one.path("run"))
     assert [line["protocol"] for line in after] != [line["protocol"] for line in before]
+
+
+def test_watching_goes_on_until_the_run_has_finished(pictures, tmp_path, monkeypatch):
+    """As checkpoints appear: the manifest is there from the start of a run, and says when it is complete."""
+    run = run_of(pictures, [SETS[1]], str(tmp_path / "watched"))
+    directory = run.path(run.run_dir)
+    storage.begin(directory, "train", {})
+    weights = (pictures / "run/checkpoints/step_00000002.pt").read_bytes()
+    monkeypatch.setattr(evaluation, "_PATIENCE", 0.05)
+    seen = []
+
+    def train():
+        for step in (1, 2):
+            storage.write_bytes(checkpoints.path_of(directory, step), weights)
+            while step not in {line["step"] for line in evaluation.read_results(directory)}:
+                time.sleep(0.05)
+            seen.append(step)
+        storage.finish(directory, "train", {})
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    results = evaluation.run_stage(run, watch=True)
+    trainer.join()
+    assert seen == [line["step"] for line in results] == [1, 2]
+
+
+def test_a_changed_class_file_is_evaluated_again_and_other_sets_stay(pictures, tmp_path):
+    (tmp_path / "classes.json").write_text((SMALL / "classes.json").read_text())
+    run = run_of(pictures, SETS[:1], str(tmp_path / "run"))
+    run = run_files.load(run_files.dump(run), [f"evaluation.classes={tmp_path}/classes.json"])
+    weights = (pictures / "run/checkpoints/step_00000002.pt").read_bytes()
+    storage.write_bytes(checkpoints.path_of(run.path(run.run_dir), 2), weights)
+    before = {line["key"]: line for line in evaluation.run_stage(run)}
+    told = json.loads((tmp_path / "classes.json").read_text())
+    told["group"]["templates"] = ["a picture that has nothing to do with {}"]
+    (tmp_path / "classes.json").write_text(json.dumps(told))
+    after = {line["key"]: line for line in evaluation.run_stage(run)}
+    assert after["shards/group"]["metrics"] != before["shards/group"]["metrics"]
+    evaluation.run_stage(run_of(pictures, SETS[1:2], str(tmp_path / "run")))
+    assert {line["key"] for line in evaluation.read_results(run.path(run.run_dir))} == {*after, "folder/zero_shot"}
+
+
+def test_a_set_of_damaged_pictures_is_refused(pictures, tmp_path):
+    for i, name in enumerate(("cat", "dog")):
+        (tmp_path / "damaged" / name).mkdir(parents=True)
+        (tmp_path / "damaged" / name / "0.png").write_bytes(b"not a picture" * i)
+    run = run_of(pictures, [f"{{name: x, format: folder, shards: {tmp_path}/damaged, tasks: [zero_shot]}}"], "bad")
+    storage.write_bytes(
+        checkpoints.path_of(run.path("bad"), 2), (pictures / "run/checkpoints/step_00000002.pt").read_bytes()
+    )
+    with pytest.raises(ValueError, match="2 of 2 pictures do not decode"):
+        evaluation.run_stage(run)
+
+
+def test_a_part_of_imagenet_has_no_names(tmp_path):
+    for i in range(200):
+        (tmp_path / "imagenet-r" / f"n{i:08d}").mkdir(parents=True)
+    with pytest.raises(ValueError, match="200 of ImageNet's synsets"):
+        evaluation_sets.classes(run_of(tmp_path), Pictures(format="folder", shards="imagenet-r"))
 
 
 def test_imagenet_has_clips_names_and_prompts(tmp_path):

@@ -130,7 +130,8 @@ def test_the_report_in_a_browser(runs, browser):
 def test_the_verdict_names_gain_and_cost(runs):
     found = [comparison.read_run(f"{runs}/{name}") for name in ("uniform", "joint")]
     (sentence,) = comparison.verdict(found)
-    gain = 100 * (found[1].score - found[0].score)
+    (key,) = found[0].last
+    gain = 100 * (found[1].last[key] - found[0].last[key])
     assert f"at equal examples: {gain:+.1f} points" in sentence
     ratio = re.search(r"for ([\d.]+) times the FLOPs", sentence)
     assert float(ratio[1]) == pytest.approx(found[1].teraflops / found[0].teraflops, abs=0.01)

@@ -27,6 +27,7 @@ def test_the_readme_is_what_its_results_say():
 
 def test_the_published_results_are_of_the_published_experiments():
     results = reproduction.read_results(str(reproduction.FOLDER / "results.json"))
+    assert results["runs"], "no results are published"
     for name, seeds in results["runs"].items():
         for seed, record in seeds.items():
             run = reproduction.load_run(name, int(seed), "runs/reproduction")
