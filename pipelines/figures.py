@@ -102,7 +102,19 @@ def render(template: str, specs: Mapping[str, Any], results: Results, scores: Sc
     def picture(name: str) -> str:
         return f"![{specs[name]['title']}](pictures/{name}.svg)"
 
+    def last() -> list[Any]:
+        return [x for x in results["studies"]["anatomy"] if x["step"] == updates()]
+
+    def updates() -> int:
+        return int(max(line["step"] for line in results["studies"]["anatomy"]))
+
+    def share(sub_batch_size: int) -> str:
+        (found,) = (x["off_diagonal_share"] for x in last() if x["sub_batch_size"] == sub_batch_size)
+        return f"{100 * found:.0f} %"
+
     return environment.from_string(template).render(
+        share=share,
+        updates=updates,
         table=markdown,
         value=value,
         picture=picture,
