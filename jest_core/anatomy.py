@@ -16,8 +16,8 @@ class Anatomy:
     """How joint selection of b from B differs from independent selection of as many, on one super-batch.
 
     off_diagonal_share: of the variance of the last chunk's draw scores over those not yet taken, the part that the sums
-    over what is taken bring: 0 where they say nothing. off_diagonal_range: their standard deviation, in nats, beside
-    that of the matched-pair scores. overlap: share of b that both select; by chance it is b / B.
+    over what is taken bring: 0 where they say nothing. off_diagonal_deviation, diagonal_deviation: standard deviations
+    of the sums and of the matched-pair scores, in nats. overlap: share of b that both select; by chance it is b / B.
     joint, independent, uniform: exact score of each set (learnability), a pair of the set, in nats.
     """
 

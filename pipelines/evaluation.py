@@ -109,8 +109,7 @@ def _todo(run: Run, directory: str) -> list[int]:
 def protocol(run: Run, spec: EvaluationSet) -> str:
     """What decides a set's scores, beside the model: a hash of its definition."""
     assert run.evaluation is not None
-    path = run.evaluation.classes
-    named = storage.read_json(run.path(path)) if path else {}
+    named = _class_tasks(run)
     asked = {*spec.tasks, spec.few_shot.classes if spec.few_shot else None}
     used = {task: told for task, told in named.items() if task in asked}
     return storage.fingerprint([spec.model_dump(), used, run.evaluation.canonical_prompts])[:16]
@@ -119,6 +118,12 @@ def protocol(run: Run, spec: EvaluationSet) -> str:
 def _sets(run: Run) -> list[EvaluationSet]:
     assert run.evaluation is not None
     return run.evaluation.sets
+
+
+def _class_tasks(run: Run) -> dict[str, Any]:
+    """The tasks of the classes file."""
+    path = run.evaluation.classes if run.evaluation else None
+    return dict(storage.read_json(run.path(path))) if path else {}
 
 
 def _evaluate_all(run: Run, directory: str) -> None:
@@ -200,8 +205,7 @@ def _read_lines(path: str) -> list[Line]:
 def _evaluate(run: Run, pair: Towers) -> Iterator[tuple[EvaluationSet, str, dict[str, float]]]:
     """(set, task, metrics) of every task; main_metric is acc1, or the mean of R@1 both ways."""
     assert run.evaluation is not None
-    path = run.evaluation.classes
-    named = json.loads(storage.read_bytes(run.path(path))) if path else {}
+    named = _class_tasks(run)
     embedded: dict[str, Tensor] = {}  # tasks of the classes file serve several sets
     with ThreadPoolExecutor(cluster.n_cores()) as pool:
         for spec in run.evaluation.sets:
