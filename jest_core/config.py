@@ -260,6 +260,11 @@ class Run(Part):
         return self.selection.method != "uniform" and self.selection.criterion != "hard"
 
     @property
+    def uses_learner(self) -> bool:
+        """Whether the learner scores super-batches."""
+        return self.selection.method != "uniform" and self.selection.criterion != "easy"
+
+    @property
     def reads_scores(self) -> bool:
         """Whether the reference's embeddings come from its score cache: it may embed in the learner, or not at all."""
         return self.uses_reference and self.reference is not None and not self.reference.online

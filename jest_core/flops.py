@@ -121,7 +121,10 @@ def step_flops(run: Run) -> StepFlops:
     as_scored = selection.score_image_size, selection.score_patch_size
     as_low = (low.image_size, low.patch_size) if low else own
     n_low, full = run.n_low_resolution, forward_flops(run.model).total
-    models = [run.model, *([reference.model] if run.uses_reference and reference is not None else [])]
+    models = [
+        *([run.model] if run.uses_learner else []),
+        *([reference.model] if run.uses_reference and reference is not None else []),
+    ]
     step = training_flops(
         forward=full,
         sub_batch_size=run.sub_batch_size,
@@ -129,7 +132,7 @@ def step_flops(run: Run) -> StepFlops:
         n_chunks=1 if selection.method == "independent" else selection.n_chunks,
         widths=tuple(towers.width(model.name) for model in models) if scores else (),
         reference_forward=reference_forward,
-        score_forward=forward_flops(run.model, *as_scored).total,
+        score_forward=forward_flops(run.model, *as_scored).total if run.uses_learner else 0.0,
         low_forward=forward_flops(run.model, *as_low).total if low else 0.0,
         n_low_resolution=n_low,
         n_reusable=n_low * (as_scored == as_low) + (run.sub_batch_size - n_low) * (as_scored == own),

@@ -21,7 +21,7 @@ def of_selection(
     run: Run,
     super_batch: Examples,
     chosen: Selection,
-    scored: Embeddings,
+    scored: Embeddings | None,
     reference: Embeddings | None,
     step: int,
     learners: Learners,
@@ -29,7 +29,7 @@ def of_selection(
     """Rows of the selected in the order drawn, then of a keyed sample of the refused; and the step's summary."""
     uids, occurrences, offsets = super_batch.uids, super_batch.column("occurrence"), chosen.offsets.cpu()
     missing = torch.full((len(super_batch),), torch.nan, dtype=torch.float64)
-    learner_loss = matched_losses(scored, run.selection.loss).cpu()
+    learner_loss = missing if scored is None else matched_losses(scored, run.selection.loss).cpu()
     reference_loss = missing if reference is None else matched_losses(reference, run.selection.loss).cpu()
     mine = chosen.local(learners.rank).cpu()
     refused_keys = noise.gumbel(uids, occurrences, run.seed, step, _REFUSED).masked_fill(~super_batch.valid, -torch.inf)

@@ -81,7 +81,7 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
         picks, summary = step_log.of_whole(super_batch, step, learners)
     else:
         with _timed(seconds, "score"):
-            scored = _score(learner, super_batch, learner.score_resolution)
+            scored = _score(learner, super_batch, learner.score_resolution) if learner.run.uses_learner else None
         with _timed(seconds, "reference"):
             reference = _reference(learner, super_batch)
         with _timed(seconds, "select"):
@@ -90,6 +90,7 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
             picks, summary = step_log.of_selection(learner.run, super_batch, chosen, scored, reference, step, learners)
         if (every := learner.run.selection.agreement_every_steps) and step % every == 0:
             with _timed(seconds, "agreement"):
+                assert scored is not None  # criterion easy has no agreement to measure
                 agrees = _agreement(learner, super_batch, scored, reference, chosen, step, learners)
         with _timed(seconds, "exchange"):
             groups = _selected(learner, super_batch, chosen, step, learners)
@@ -201,13 +202,13 @@ def _reference(learner: Learner, super_batch: Examples) -> Embeddings | None:
 def _select(
     learner: Learner,
     super_batch: Examples,
-    scored: Embeddings,
+    scored: Embeddings | None,
     reference: Embeddings | None,
     step: int,
 ) -> Selection:
     config, device = learner.run.selection, learner.device
     return selection.select(
-        None if config.criterion == "easy" else scored,
+        scored,
         reference,
         sub_batch_size=learner.run.sub_batch_size,
         n_chunks=config.n_chunks,

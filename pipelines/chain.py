@@ -13,10 +13,10 @@ from pipelines import catalogue, evaluation, learner, reference_scores, storage
 
 
 class Chain:
-    """Runs below one root, of which some make what others use."""
+    """Runs below one root, of which some make what others use. in_process: as of the train stage."""
 
-    def __init__(self, runs: Iterable[Run]) -> None:
-        self.runs = list(runs)
+    def __init__(self, runs: Iterable[Run], *, in_process: bool = False) -> None:
+        self.runs, self.in_process = list(runs), in_process
         self.finished: set[str] = set()  # run directories, by this process
 
     def finish(self, run: Run) -> str:
@@ -30,7 +30,7 @@ class Chain:
             self._made_by(run.reference.checkpoint)
         if run.reads_scores:
             self._scores(run)
-        learner.run_stage(run, run.run_dir.rsplit("/", 1)[-1])
+        learner.run_stage(run, run.run_dir.rsplit("/", 1)[-1], in_process=self.in_process)
         if run.evaluation is not None:
             evaluation.run_stage(run)
         self.finished.add(directory)

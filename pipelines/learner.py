@@ -27,8 +27,12 @@ from pipelines import checkpoints, cluster, evaluation, progress, reference_scor
 from pipelines.selection_log import SelectionLog
 
 
-def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
-    """Train to the run's budget, or go on from its newest checkpoint; returns the manifest."""
+def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> dict[str, Any]:
+    """Train to the run's budget, or go on from its newest checkpoint; returns the manifest.
+
+    in_process: one learner, in this process (Ray Train's local mode): for many short runs, to which starting a worker
+    would be most of the work. Nothing restarts it.
+    """
     directory = run.path(run.run_dir)
     source = super_batches.open_source(run)  # first, so that a run without its inputs claims no directory
     config = _identity(run)
@@ -63,7 +67,7 @@ def run_stage(run: Run, label: str = "train") -> dict[str, Any]:
     )
     cluster.connect()
     board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    _fit(run, directory, board, label, reached)
+    _fit(run, directory, board, label, reached, n_workers=0 if in_process else run.training.n_learners)
     seconds = checkpoints.read(directory)["jest"]["seconds"]
     result = {
         "steps": run.n_steps,
@@ -113,7 +117,7 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
     trained = [pair.resolution(low.image_size, low.patch_size)] if low else []
     if low is None or low.share < 1:
         trained.append(pair.resolution())
-    if selection.method == "uniform" or scored in trained:
+    if not run.uses_learner or scored in trained:
         return None
     patches = f" in patches of {scored.patch_size}" if scored.patch_size else ""
     return (
@@ -152,7 +156,7 @@ class _Board:
         return self.step, self.note
 
 
-def _fit(run: Run, directory: str, board: Any, label: str, reached: int) -> None:
+def _fit(run: Run, directory: str, board: Any, label: str, reached: int, *, n_workers: int) -> None:
     """Run Ray Train in a thread, and show the board meanwhile; an error of the learners is raised here."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -163,7 +167,7 @@ def _fit(run: Run, directory: str, board: Any, label: str, reached: int) -> None
         _learn,
         train_loop_config={"run": run_files.dump(run), "board": board},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=run.training.n_learners,
+            num_workers=n_workers,
             use_gpu=bool(gpus),
             resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
         ),

@@ -189,7 +189,7 @@ def grids(run: Finished) -> list[dict[str, Any]]:
     out = []
     for step in dict.fromkeys(steps[np.linspace(0, len(steps) - 1, _MOMENTS).astype(int)].tolist()):
         rows = run.picks.filter(pa.compute.equal(run.picks["step"], int(step))).to_pylist()
-        selected = sorted((r for r in rows if r["selected"]), key=lambda r: -(r["learner_loss"] - r["reference_loss"]))
+        selected = sorted((row for row in rows if row["selected"]), key=_score, reverse=True)
         spread = [selected[i] for i in np.linspace(0, len(selected) - 1, min(_THUMBNAILS, len(selected))).astype(int)]
         refused = [r for r in rows if not r["selected"]][:_THUMBNAILS]
         out.append({"step": int(step), "rows": [("selected", _tiles(run, spread)), ("refused", _tiles(run, refused))]})
@@ -204,8 +204,13 @@ def repeated(run: Finished) -> list[dict[str, Any]]:
     return pictures.tiles(run.run, catalogue, [(shard, row) for shard, row, _ in found], notes)
 
 
+def _score(row: dict[str, Any]) -> float:
+    """What a row's own pair scores, by the models that gave it a loss: one or both. NaN where none did."""
+    losses = (row["learner_loss"], -row["reference_loss"])
+    return sum(loss for loss in losses if loss == loss) if any(loss == loss for loss in losses) else float("nan")
+
+
 def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
-    scores = [row["learner_loss"] - row["reference_loss"] for row in rows]
-    notes = [f"{score:.1f}" if score == score else "" for score in scores]
+    notes = [f"{score:.1f}" if (score := _score(row)) == score else "" for row in rows]
     return pictures.tiles(run.run, catalogue, [(row["shard"], row["row"]) for row in rows], notes)

@@ -113,6 +113,7 @@ def test_a_forward_is_that_of_the_model_with_weights(name: str):
         ("jest-drawings", ["selection.score_image_size=32", "selection.agreement_every_steps=1"]),
         ("jest-drawings", ["selection.method=uniform", "training.micro_batch_size=8"]),
         ("jest-drawings", ["selection.method=independent"]),
+        ("jest-drawings", ["selection.criterion=easy"]),
         ("jest-tiny", ["selection.method=uniform"]),
         ("jest-tiny", ["selection.method=uniform", "training.low_resolution={patch_size: 16, share: 0.25}"]),
     ],

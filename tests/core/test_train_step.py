@@ -130,6 +130,11 @@ def test_the_criterion_decides_what_is_needed():
     picks = train_step(hard, without, 0).picks
     assert np.isnan(picks["reference_loss"].to_numpy()).all()
     assert np.isfinite(picks["learner_loss"].to_numpy()).all()
+    easy = make_learner(["selection.criterion=easy"])
+    result = train_step(easy, batch, 0)
+    assert np.isnan(result.picks["learner_loss"].to_numpy()).all()
+    assert np.isfinite(result.picks["reference_loss"].to_numpy()).all()
+    assert result.summary["sub_batch_matched_score"] > result.summary["super_batch_matched_score"]
 
 
 def with_column(batch: Examples, name: str, values: np.ndarray) -> Examples:
