@@ -37,6 +37,10 @@ class Learners:
         dist.all_reduce(out, group=self.group)
         return out.to(x.device)
 
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether one of the learners has it set."""
+        return [bool(n) for n in self.sum(torch.tensor(flags, dtype=torch.int64)).tolist()]
+
     def gather(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """All learners' rows in rank order; counts are the numbers of rows, which may differ."""
         if self.group is None:

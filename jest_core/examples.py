@@ -43,6 +43,14 @@ class Examples:
     def uids(self) -> Int[Tensor, "k 2"]:
         return torch.stack([self.column("uid_high"), self.column("uid_low")], 1)
 
+    def identities(self) -> pa.Table:
+        """Which examples these are, as people look for them: uid, occurrence, shard, row, status and caption."""
+        rows = self.rows
+        uids = tables.uid_to_hex(rows["uid_high"].to_numpy(), rows["uid_low"].to_numpy())
+        status = [tables.SLOT_STATUS[i] for i in rows["status"].to_pylist()]
+        rest = rows.select(["occurrence", "shard", "row", "caption"])
+        return rest.add_column(0, "uid", pa.array(uids)).append_column("status", pa.array(status))
+
     def __getitem__(self, index: Tensor) -> "Examples":
         pick = index.numpy()
 

@@ -1,6 +1,9 @@
 """Checkpoints: open_clip's dictionary plus one `jest` key, written whole to any storage."""
 
 import io
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -38,3 +41,52 @@ def read(path: str) -> dict[str, Any]:
         path = path_of(path, found[-1])
     checkpoint: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
     return checkpoint
+
+
+def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:
+    """Remove all checkpoints but the last few and those of every so many steps; none where keep_last is None."""
+    if keep_last is None:
+        return
+    for step in steps(run_dir)[:-keep_last]:
+        if keep_every is None or step % keep_every:
+            storage.remove(path_of(run_dir, step))
+
+
+def copied(value: Any) -> Any:
+    """A checkpoint's content with tensors of its own, on the host: what trains on does not change them."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(part) for part in value)
+    return value
+
+
+class Writer:
+    """Writes in a thread of its own, one thing after the other, at most one waiting; errors come with the next call."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._last: Future[None] | None = None
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Wait for what was submitted before, and start this."""
+        self.wait()
+        self._last = self._thread.submit(write)
+
+    def wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._thread.shutdown()

@@ -4,13 +4,16 @@ The run directory is the only state: whoever is started again, a learner by Ray 
 goes on from the newest checkpoint there.
 """
 
-import functools
 import json
+import math
 import os
+import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -19,11 +22,13 @@ import torch.distributed as dist
 
 from jest_core import config as run_files
 from jest_core import flops, optim, towers
+from jest_core.collectives import Learners
 from jest_core.config import Run
 from jest_core.towers import Towers
 from jest_core.train_step import Learner, StepResult, train_step
 from jest_core.training_pass import TrainingPass
 from pipelines import checkpoints, cluster, evaluation, progress, reference_scores, storage, super_batches
+from pipelines.board import Board
 from pipelines.selection_log import SelectionLog
 
 
@@ -66,8 +71,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
         f"{run.training.n_learners} learner(s), {costs['flops_step'] / 1e9:.1f} GFLOPs a step",
     )
     cluster.connect()
-    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    _fit(run, directory, board, label, reached, n_workers=0 if in_process else run.training.n_learners)
+    _fit(run, directory, label, reached, n_workers=0 if in_process else run.training.n_learners)
     seconds = checkpoints.read(directory)["jest"]["seconds"]
     result = {
         "steps": run.n_steps,
@@ -92,6 +96,11 @@ _CIRCUMSTANCES = {
     "n_learners",
     "gpus_per_learner",
     "max_failures",
+    "max_loss",
+    "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "keep_last_checkpoints",
+    "keep_checkpoint_every_steps",
     "score_batch_size",
     "loss_tile",
     "micro_batch_size",
@@ -142,26 +151,12 @@ def step_costs(run: Run) -> dict[str, float]:
     }
 
 
-@ray.remote
-class _Board:
-    """Where the learners say how far they are."""
-
-    def __init__(self) -> None:
-        self.step, self.note = 0, ""
-
-    def put(self, step: int, note: str) -> None:
-        self.step, self.note = step, note
-
-    def get(self) -> tuple[int, str]:
-        return self.step, self.note
-
-
-def _fit(run: Run, directory: str, board: Any, label: str, reached: int, *, n_workers: int) -> None:
+def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) -> None:
     """Run Ray Train in a thread, and show the board meanwhile; an error of the learners is raised here."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = run.training.gpus_per_learner
+    board, gpus = Board(), run.training.gpus_per_learner
     fs, inner = storage.filesystem(f"{directory}/ray")
     trainer = TorchTrainer(
         _learn,
@@ -189,14 +184,19 @@ def _fit(run: Run, directory: str, board: Any, label: str, reached: int, *, n_wo
 
     thread = threading.Thread(target=fit, daemon=True, name="fit")
     thread.start()
-    with progress.bar(label, run.n_steps, "steps", start=reached) as advance:
-        shown = reached
+    shown = reached
+    with board.stop_on_sigterm() as stopping, progress.bar(label, run.n_steps, "steps", start=reached) as advance:
         while thread.is_alive():
             thread.join(0.5)
-            step, note = ray.get(board.get.remote())
-            if step > shown:
-                advance(step - shown, note=note)
-                shown = step
+            seen = board.get()
+            if seen.step > shown:
+                advance(seen.step - shown, note=seen.note)
+                shown = seen.step
+    if seen.failure:
+        raise RuntimeError(f"the run stopped: {seen.failure}")
+    if not failure and stopping.is_set() and shown < run.n_steps:
+        progress.say(label, f"SIGTERM: stopped with a checkpoint after step {shown}; the same command goes on from it")
+        raise SystemExit(128 + signal.SIGTERM)
     if failure:
         raise RuntimeError(
             f"the learners failed; {directory} keeps what they finished, and the same command goes on from there"
@@ -208,6 +208,8 @@ def _learn(settings: dict[str, Any]) -> None:
     import ray.train.torch
 
     run, board = run_files.load(settings["run"]), settings["board"]
+    if board.get().failure:  # and this is the restart, which would only fail there again
+        return
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     directory = run.path(run.run_dir)
@@ -224,28 +226,50 @@ def _learn(settings: dict[str, Any]) -> None:
     image_size = learner.towers.view.image_size
     items = super_batches.stream(run, source, image_size, rank=rank, n_learners=size, first_step=step)
     super_batch_stream = super_batches.prefetch(items)
-    while step < run.n_steps:
-        began = time.perf_counter()
-        super_batch = next(super_batch_stream)
-        waited = time.perf_counter() - began
-        result = train_step(learner, super_batch, step)
-        step += 1
-        seconds += time.perf_counter() - began
-        commits = step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
-        evaluates = evaluation.is_due(run, step)
-        if rank == 0:
-            log.add(result)
-            line = _metrics(run, result, step, seconds, waited, costs)
-            lines.append(json.dumps(line))
-            board.put.remote(step, f"loss {result.summary['loss']:.3f}")
-        if commits and rank == 0:
-            _checkpoint(learner, directory, step, log, lines, seconds)
-        if evaluates and rank == 0:  # after the checkpoint, so that what fails here loses no step
-            lines[-1] = json.dumps(line | evaluation.evaluate_step(run, learner.towers, step))
-            if commits:
-                _write_metrics(directory, lines)
-        if group is not None and (commits or evaluates):
-            dist.barrier(group)
+    learners, committed = Learners(group), time.monotonic()
+    with checkpoints.Writer() as writer:
+        while step < run.n_steps:
+            began = time.perf_counter()
+            super_batch = next(super_batch_stream)
+            waited = time.perf_counter() - began
+            try:
+                result = _sound(run, train_step(learner, super_batch, step))
+            except ValueError as error:
+                storage.write_table(f"{directory}/failed/step-{step:08d}-{rank}.parquet", super_batch.identities())
+                board.fail(f"step {step}: {error}; {directory}/failed has the examples of its super-batch")
+                raise
+            step += 1
+            seconds += time.perf_counter() - began
+            if rank == 0:
+                log.add(result)
+                line = _metrics(run, result, step, seconds, waited, costs)
+                lines.append(json.dumps(line))
+                board.put(step, f"loss {result.summary['loss']:.3f}")
+            due = (time.monotonic() - committed) / 60 >= (run.training.checkpoint_every_minutes or math.inf)
+            stops, due = learners.any(rank == 0 and board.is_stopping(), rank == 0 and due)
+            commits = due or stops or step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
+            evaluates = evaluation.is_due(run, step) and not stops
+            if commits and rank == 0:
+                _checkpoint(writer, learner, directory, step, log, lines, seconds)
+                committed = time.monotonic()
+            if evaluates and rank == 0:  # after the checkpoint, so that what fails here loses no step
+                lines[-1] = json.dumps(line | evaluation.evaluate_step(run, learner.towers, step))
+                if commits:
+                    writer.submit(partial(_write_metrics, directory, tuple(lines)))
+            if evaluates and group is not None:
+                dist.barrier(group)
+            if stops:
+                return
+
+
+def _sound(run: Run, result: StepResult) -> StepResult:
+    """The step, unless it diverged, which is a ValueError."""
+    loss, norm = (result.optimisation[name] for name in ("loss", "gradient_norm"))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise ValueError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+    if run.training.max_loss is not None and loss > run.training.max_loss:
+        raise ValueError(f"loss {loss:.4g} is above training.max_loss {run.training.max_loss:g}")
+    return result
 
 
 def _create(run: Run, source: super_batches.Source, device: torch.device, group: dist.ProcessGroup | None) -> Learner:
@@ -272,7 +296,7 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         reference.model.to(device=device, memory_format=torch.channels_last)
         scale_and_bias = _online_scale_and_bias(run, reference)
         if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):
-            prepare_reference = functools.partial(super_batches.prepare, inputs=reference.inputs, pool=_decoders())
+            prepare_reference = partial(super_batches.prepare, inputs=reference.inputs, pool=_decoders())
     trained: torch.nn.Module = TrainingPass(pair, run)
     if group is not None:  # no buffer of a tower changes: batch norm is refused
         trained = torch.nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
@@ -280,14 +304,14 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
     if run.data.decode == "late":
         assert run.selection.score_image_size is not None
         view = pair.view.smaller(run.selection.score_image_size)
-        small = functools.partial(super_batches.prepare, inputs=replace(pair.inputs, view=view), pool=_decoders())
+        small = partial(super_batches.prepare, inputs=replace(pair.inputs, view=view), pool=_decoders())
     return Learner(
         run,
         pair,
         optimizer,
         trained,
         scale_and_bias,
-        functools.partial(super_batches.prepare, inputs=pair.inputs, pool=_decoders()),
+        partial(super_batches.prepare, inputs=pair.inputs, pool=_decoders()),
         group,
         reference,
         prepare_reference,
@@ -333,22 +357,35 @@ def _restore(learner: Learner, directory: str, n_steps: int) -> dict[str, Any]:
 
 
 def _checkpoint(
-    learner: Learner, directory: str, step: int, log: SelectionLog, lines: list[str], seconds: float
+    writer: checkpoints.Writer,
+    learner: Learner,
+    directory: str,
+    step: int,
+    log: SelectionLog,
+    lines: list[str],
+    seconds: float,
 ) -> None:
-    """Log parts and metrics first, then the checkpoint that commits them."""
-    parts = log.commit()
-    _write_metrics(directory, lines)
+    """Copy the state, and write it while training goes on: log parts and metrics, then the checkpoint that commits
+    them, then away with those that are not to be kept."""
+    training = learner.run.training
     content = {
         "epoch": step,
         "name": learner.towers.name,
         "state_dict": learner.towers.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
-        "jest": {"step": step, "seconds": seconds, "log_parts": parts},
     }
-    checkpoints.write(directory, step, content)
+    held, steps_logged, told = checkpoints.copied(content), log.take(), tuple(lines)
+
+    def write() -> None:
+        parts = log.commit(steps_logged)
+        _write_metrics(directory, told)
+        checkpoints.write(directory, step, held | {"jest": {"step": step, "seconds": seconds, "log_parts": parts}})
+        checkpoints.prune(directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps)
+
+    writer.submit(write)
 
 
-def _write_metrics(directory: str, lines: list[str]) -> None:
+def _write_metrics(directory: str, lines: Sequence[str]) -> None:
     storage.write_bytes(f"{directory}/metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
 

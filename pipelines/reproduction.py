@@ -123,8 +123,9 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(run: Run) -> str:
-    """Of a run and its evaluation, wherever it lies."""
-    return storage.fingerprint(run.model_dump(mode="json", exclude={"root"}))[:16]
+    """Of a run and its evaluation, wherever it lies. Without defaults: a setting that is new leaves old runs as they
+    were."""
+    return storage.fingerprint(run.model_dump(mode="json", exclude={"root"}, exclude_defaults=True))[:16]
 
 
 def _record(directory: str) -> dict[str, Any]:
@@ -149,17 +150,19 @@ def _record(directory: str) -> dict[str, Any]:
 
 
 def _publish(directory: str, results: dict[str, Any]) -> None:
-    """results.json, the README made of it, and a picture of each figure."""
+    """results.json, the README made of it, and the pictures that it shows."""
     told = experiments()
     Path(directory, "pictures").mkdir(parents=True, exist_ok=True)
     used = {" ".join(where) for s in [told, *told["figures"].values()] for where in s.get("scores", {}).values()}
     for checkpoint in (c for seeds in results["runs"].values() for r in seeds.values() for c in r["checkpoints"]):
         checkpoint["scores"] = {key: value for key, value in checkpoint["scores"].items() if key in used}
     storage.write_bytes(f"{directory}/{RESULTS}", (json.dumps(results, indent=None) + "\n").encode())
-    storage.write_bytes(f"{directory}/README.md", readme(results).encode())
+    text = readme(results)
+    storage.write_bytes(f"{directory}/README.md", text.encode())
     for name, spec in told["figures"].items():
-        chart = figures.chart(spec, results, told["scores"], figure=name)
-        if chart is not None:
+        if f"(pictures/{name}.svg)" in text:
+            chart = figures.chart(spec, results, told["scores"], figure=name)
+            assert chart is not None, f"the README shows {name}, of which nothing was run"
             progress.say("reproduce", f"picture {name}")
             chart.write_image(f"{directory}/pictures/{name}.svg", width=1000, height=460)
 

@@ -20,28 +20,27 @@ class SelectionLog:
 
     def __init__(self, run_dir: str, committed: list[str]) -> None:
         self.directory, self.committed = f"{run_dir}/selection", committed
-        self.picks: list[pa.Table] = []
-        self.bad_rows: list[pa.Table] = []
-        self.steps: list[dict[str, int | float]] = []
+        self.steps: list[StepResult] = []
 
     def add(self, result: StepResult) -> None:
-        self.picks.append(result.picks)
-        self.bad_rows.append(result.bad_rows)
-        self.steps.append(result.summary)
+        self.steps.append(result)
 
-    def commit(self) -> list[str]:
-        """Write the steps collected since the last call; returns the names of all parts so far, for the checkpoint."""
-        if self.steps:
-            first, last = int(self.steps[0]["step"]), int(self.steps[-1]["step"])
-            name = f"{first:08d}-{last:08d}.parquet"
-            sizes = [len(rows) for rows in self.picks]  # a row group a step, so that one step can be read
-            storage.write_table(f"{self.directory}/{name}", pa.concat_tables(self.picks), sizes)
-            columns = {f.name: [row[f.name] for row in self.steps] for f in tables.STEPS}
+    def take(self) -> list[StepResult]:
+        """The steps collected since the last call."""
+        steps, self.steps = self.steps, []
+        return steps
+
+    def commit(self, steps: list[StepResult]) -> list[str]:
+        """Write steps that were taken; returns the names of all parts so far, for the checkpoint."""
+        if steps:
+            name = f"{steps[0].summary['step']:08d}-{steps[-1].summary['step']:08d}.parquet"
+            sizes = [len(step.picks) for step in steps]  # a row group a step, so that one step can be read
+            storage.write_table(f"{self.directory}/{name}", pa.concat_tables(step.picks for step in steps), sizes)
+            columns = {f.name: [step.summary[f.name] for step in steps] for f in tables.STEPS}
             storage.write_table(f"{self.directory}/steps-{name}", pa.table(columns, schema=tables.STEPS))
-            if len(bad := pa.concat_tables(self.bad_rows)):
+            if len(bad := pa.concat_tables(step.bad_rows for step in steps)):
                 storage.write_table(f"{self.directory}/bad-{name}", bad)
             self.committed = [*self.committed, name]
-            self.picks, self.bad_rows, self.steps = [], [], []
         return self.committed
 
 

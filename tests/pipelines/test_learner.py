@@ -10,6 +10,7 @@ import time
 import numpy as np
 import open_clip
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -184,6 +185,66 @@ def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, v
     learner.run_stage(quiet)
     assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
     assert json.loads(storage.read_bytes(f"{directory}/manifest.json"))["complete"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sigterm_stops_after_a_checkpoint_and_the_same_command_goes_on(prepared, tmp_path):
+    steps = ["training.examples_trained=1600", "training.checkpoint_every_steps=1000"]
+    quiet = other_dir(prepared, "quiet", *steps)
+    stopped = other_dir(
+        prepared, "stopped", *steps, "training.checkpoint_every_minutes=0.005", "training.keep_last_checkpoints=2"
+    )
+    run_file = tmp_path / "stopped.yaml"
+    run_file.write_text(run_files.dump(stopped))
+    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    directory = stopped.path("stopped")
+    deadline = time.monotonic() + 300
+    while not checkpoints.steps(directory):  # by time: no step of this run is due by number
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    reached = checkpoints.steps(directory)[-1]
+    assert f"stopped with a checkpoint after step {reached};" in output
+    assert reached < stopped.n_steps
+    again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"resumes after step {reached} of" in again.stdout
+    assert len(checkpoints.steps(directory)) == 2
+    learner.run_stage(quiet, in_process=True)
+    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
+    weights = []
+    for run in (quiet, stopped):
+        towers.load_weights(pair := towers.create("jest-tiny", seed=9), checkpoints.read(run.path(run.run_dir)))
+        weights.append(towers.weights_hash(pair.model))
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "why", "in_process"),
+    [
+        (["selection.method=uniform", "training.learning_rate=1e30"], "loss nan", True),
+        (["training.learning_rate=1e30"], "examples have NaN or infinite embeddings", True),
+        (["training.max_loss=1"], "is above training.max_loss 1;", False),
+    ],
+)
+def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[str], why: str, in_process: bool):
+    run = other_dir(prepared, "diverged", "training.checkpoint_every_steps=1", *more)
+    with pytest.raises(RuntimeError, match=why) as raised:
+        learner.run_stage(run, in_process=in_process)
+    directory = run.path("diverged")
+    (name,) = storage.names(f"{directory}/failed")
+    step = int(name.split("-")[1])
+    assert f"step {step}: " in str(raised.value)
+    assert checkpoints.steps(directory) == list(range(1, step + 1))  # none with what the step did
+    saved = pq.read_table(f"{directory}/failed/{name}")
+    batches = super_batches.stream(run, super_batches.open_source(run), 32, rank=0, n_learners=1, first_step=step)
+    assert saved["uid"].to_pylist() == next(batches).identities()["uid"].to_pylist()
 
 
 @pytest.mark.slow
