@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,9 +28,18 @@ from jest_core.config import Run
 from jest_core.towers import Towers
 from jest_core.train_step import Learner, StepResult, train_step
 from jest_core.training_pass import TrainingPass
-from pipelines import checkpoints, cluster, evaluation, progress, reference_scores, storage, super_batches
+from pipelines import (
+    checkpoints,
+    cluster,
+    evaluation,
+    pace,
+    progress,
+    reference_scores,
+    selection_log,
+    storage,
+    super_batches,
+)
 from pipelines.board import Board
-from pipelines.selection_log import SelectionLog
 
 
 def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> dict[str, Any]:
@@ -81,6 +91,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
         **costs,
     }
     manifest = storage.finish(directory, "train", config, **result)
+    progress.say(label, pace.limit(selection_log.read_metrics(directory)))
     progress.say(
         label,
         f"{result['examples_trained']:,} examples trained of {result['examples_seen']:,} seen, {seconds:.0f} s in "
@@ -89,6 +100,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
     return manifest
 
 
+_RECENT = 20  # steps that progress is told of
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
 
 # What may change between a run and its resume: where and how it runs, not what it computes
@@ -219,19 +231,20 @@ def _learn(settings: dict[str, Any]) -> None:
     source = super_batches.open_source(run)
     learner = _create(run, source, ray.train.torch.get_device(), group)
     done = _restore(learner, directory, run.n_steps)
-    log = SelectionLog(directory, done["log_parts"])
+    log = selection_log.SelectionLog(directory, done["log_parts"])
     lines: list[str] = done["metrics"]
     seconds, step = done["seconds"], done["step"]
     costs = step_costs(run) if rank == 0 else {}
     image_size = learner.towers.view.image_size
     items = super_batches.stream(run, source, image_size, rank=rank, n_learners=size, first_step=step)
     super_batch_stream = super_batches.prefetch(items)
-    learners, committed = Learners(group), time.monotonic()
+    learners, committed, saving = Learners(group), time.monotonic(), 0.0
+    recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
     with checkpoints.Writer() as writer:
         while step < run.n_steps:
             began = time.perf_counter()
             super_batch = next(super_batch_stream)
-            waited = time.perf_counter() - began
+            times = {"wait": time.perf_counter() - began, "checkpoint": saving}
             try:
                 result = _sound(run, train_step(learner, super_batch, step))
             except ValueError as error:
@@ -239,19 +252,23 @@ def _learn(settings: dict[str, Any]) -> None:
                 board.fail(f"step {step}: {error}; {directory}/failed has the examples of its super-batch")
                 raise
             step += 1
-            seconds += time.perf_counter() - began
+            times |= result.seconds | {"batch": time.perf_counter() - began}
+            seconds += times["batch"]
             if rank == 0:
                 log.add(result)
-                line = _metrics(run, result, step, seconds, waited, costs)
+                line = _metrics(run, result, step, seconds, times, costs)
                 lines.append(json.dumps(line))
-                board.put(step, f"loss {result.summary['loss']:.3f}")
+                recent.append(line)
+                board.put(step, pace.note(recent))
             due = (time.monotonic() - committed) / 60 >= (run.training.checkpoint_every_minutes or math.inf)
             stops, due = learners.any(rank == 0 and board.is_stopping(), rank == 0 and due)
             commits = due or stops or step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
             evaluates = evaluation.is_due(run, step) and not stops
+            began = time.perf_counter()
             if commits and rank == 0:
                 _checkpoint(writer, learner, directory, step, log, lines, seconds)
                 committed = time.monotonic()
+            saving = time.perf_counter() - began
             if evaluates and rank == 0:  # after the checkpoint, so that what fails here loses no step
                 lines[-1] = json.dumps(line | evaluation.evaluate_step(run, learner.towers, step))
                 if commits:
@@ -361,7 +378,7 @@ def _checkpoint(
     learner: Learner,
     directory: str,
     step: int,
-    log: SelectionLog,
+    log: selection_log.SelectionLog,
     lines: list[str],
     seconds: float,
 ) -> None:
@@ -390,9 +407,13 @@ def _write_metrics(directory: str, lines: Sequence[str]) -> None:
 
 
 def _metrics(
-    run: Run, result: StepResult, step: int, seconds: float, waited: float, costs: dict[str, float]
+    run: Run, result: StepResult, step: int, seconds: float, times: dict[str, float], costs: dict[str, float]
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl, in open_clip's names and jest's; `step` counts finished updates."""
+    """One line of metrics.jsonl, in open_clip's names and jest's; `step` counts finished updates.
+
+    times: seconds of the step by part. `batch` is all of it; `checkpoint` is what the one before it took of the loop.
+    """
+    batch = times.pop("batch")
     optimisation, summary = result.optimisation, result.summary
     line = {
         "step": step,
@@ -400,6 +421,9 @@ def _metrics(
         "train/lr": optimisation["learning_rate"],
         "train/logit_scale": optimisation["logit_scale"],
         "train/logit_bias": optimisation["logit_bias"],
+        "train/data_time": times["wait"],
+        "train/batch_time": batch,
+        "train/samples_per_second": run.sub_batch_size / batch,
         "jest/gradient_norm": optimisation["gradient_norm"],
         "jest/samples_seen": step * run.super_batch_size,
         "jest/samples_trained": step * run.sub_batch_size,
@@ -414,9 +438,8 @@ def _metrics(
         "jest/bad_rows": summary["n_bad"],
         "jest/duplicates_dropped": summary["n_duplicates"],
         "jest/seconds": seconds,
-        "jest/wait_time": waited,
         **{f"jest/{name}": value for name, value in result.agreement.items()},
-        **{f"jest/{name}_time": value for name, value in result.seconds.items()},
+        **{f"jest/{name}_time": value for name, value in times.items()},
     }
     return {k: v for k, v in line.items() if v == v}  # NaN is no JSON: what was not computed is left out
 

@@ -1,0 +1,44 @@
+"""Where the time of a run's steps goes, by its metrics: the share of each part, what limits it, and what would help."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Parts of a step, as metrics.jsonl names their seconds (jest/wait_time ...), each with what makes it shorter
+REMEDIES = {
+    "wait": "the data comes too slowly: more CPUs for the cluster's readers, storage nearer by, or data.decode late "
+    "with a small selection.score_image_size",
+    "score": "a larger selection.score_patch_size or a smaller score_image_size (FlexiJEST), score_precision bf16, "
+    "training.compile",
+    "reference": "a score cache: `jest reference-scores`, and reference.online false",
+    "select": "selection.precision fast, or fewer selection.n_chunks",
+    "log": "a smaller training.n_refused_logged",
+    "agreement": "a larger selection.agreement_every_steps",
+    "exchange": "a faster network between the learners",
+    "train": "training.precision bf16, compile, or low_resolution; nothing else stands in its way",
+    "checkpoint": "a larger training.checkpoint_every_steps, or faster storage",
+}
+
+
+def shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Each part's share of the time of these lines of metrics.jsonl, the greatest first; `other`: what no part has."""
+    seconds = Counter({part: sum(line.get(f"jest/{part}_time", 0.0) for line in lines) for part in REMEDIES})
+    total = sum(line.get("train/batch_time", 0.0) for line in lines) + seconds["checkpoint"]
+    seconds["other"] = max(0.0, total - seconds.total())
+    return {part: spent / total for part, spent in seconds.most_common()} if total else {}
+
+
+def note(lines: Sequence[Mapping[str, Any]]) -> str:
+    """For a line of progress: what was seen and trained so far, and the parts that take a hundredth or more."""
+    last = lines[-1]
+    parts = [f"{part} {share:.0%}" for part, share in shares(lines).items() if share >= 0.01]
+    return (
+        f"loss {last['train/loss']:.3f}, {last['jest/samples_trained']:,} trained of {last['jest/samples_seen']:,} "
+        f"seen; {', '.join(parts)}"
+    )
+
+
+def limit(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The part that takes most of the time after the first step, which also starts the readers; and its remedy."""
+    part, share = next(found for found in shares(lines[1:] or lines).items() if found[0] in REMEDIES)
+    return f"limited by {part}, {share:.0%} of the time; what shortens it: {REMEDIES[part]}"
