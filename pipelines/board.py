@@ -3,11 +3,15 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+
+EVALUATES = "evaluates"  # which takes as long as it takes
+_BEAT = 2.0  # seconds between two signs of life of a learner
 
 
 @dataclass
@@ -15,12 +19,32 @@ class Progress:
     step: int = 0
     note: str = ""
     failure: str = ""  # why the run is over, which no restart would mend
+    doing: dict[int, str] = field(default_factory=dict)  # by rank: what each learner said last
+    silent: dict[int, float] = field(default_factory=dict)  # by rank: seconds since it did
+    still: float = 0.0  # seconds since one of them said something new
+
+    def hang(self, minutes: float) -> str:
+        """Who does what, where no learner has moved for so many minutes; empty where one has, or none has begun."""
+        if not self.doing or self.still < 60 * minutes or EVALUATES in self.doing.values():
+            return ""
+        told = []
+        for rank, doing in sorted(self.doing.items()):
+            silent = self.silent[rank]
+            told.append(f"learner {rank} {doing}" + (f", silent for {silent:.0f} s" if silent > 5 * _BEAT else ""))
+        return f"no learner has moved for {self.still / 60:.1f} minutes (training.hang_minutes): {'; '.join(told)}"
+
+
+@dataclass
+class Pulse:
+    doing: str = "starts"
 
 
 @ray.remote(num_cpus=0)
 class _Board:
     def __init__(self) -> None:
         self.progress, self.stopping = Progress(), False
+        self.heard: dict[int, float] = {}
+        self.moved = time.monotonic()
 
     def put(self, step: int, note: str) -> bool:
         self.progress.step, self.progress.note = step, note
@@ -29,7 +53,16 @@ class _Board:
     def fail(self, reason: str) -> None:
         self.progress.failure = self.progress.failure or reason
 
+    def beat(self, rank: int, doing: str) -> None:
+        self.heard[rank] = time.monotonic()
+        if self.progress.doing.get(rank) != doing:
+            self.progress.doing[rank] = doing
+            self.moved = time.monotonic()
+
     def get(self) -> Progress:
+        now = time.monotonic()
+        self.progress.silent = {rank: now - heard for rank, heard in self.heard.items()}
+        self.progress.still = now - self.moved
         return self.progress
 
     def stop(self) -> None:
@@ -50,6 +83,21 @@ class Board:
     def fail(self, reason: str) -> None:
         """Say that the run is over, and why, which the first who fails knows; returns once that is told."""
         ray.get(self._actor.fail.remote(reason))
+
+    @contextlib.contextmanager
+    def pulse(self, rank: int) -> Iterator[Pulse]:
+        """Within the block a learner gives signs of life; it writes into the pulse what it does."""
+        pulse, over = Pulse(), threading.Event()
+
+        def beat() -> None:
+            while not over.wait(_BEAT):
+                self._actor.beat.remote(rank, pulse.doing)
+
+        threading.Thread(target=beat, daemon=True, name="pulse").start()
+        try:
+            yield pulse
+        finally:
+            over.set()
 
     def is_stopping(self) -> bool:
         """Whether the learners were told to stop when this one last put something."""

@@ -39,7 +39,7 @@ from pipelines import (
     storage,
     super_batches,
 )
-from pipelines.board import Board
+from pipelines.board import EVALUATES, Board
 
 
 def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> dict[str, Any]:
@@ -109,6 +109,7 @@ _CIRCUMSTANCES = {
     "gpus_per_learner",
     "max_failures",
     "max_loss",
+    "hang_minutes",
     "checkpoint_every_steps",
     "checkpoint_every_minutes",
     "keep_last_checkpoints",
@@ -204,6 +205,8 @@ def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) 
             if seen.step > shown:
                 advance(seen.step - shown, note=seen.note)
                 shown = seen.step
+            if hang := seen.hang(run.training.hang_minutes):
+                raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
     if seen.failure:
         raise RuntimeError(f"the run stopped: {seen.failure}")
     if not failure and stopping.is_set() and shown < run.n_steps:
@@ -240,11 +243,13 @@ def _learn(settings: dict[str, Any]) -> None:
     super_batch_stream = super_batches.prefetch(items)
     learners, committed, saving = Learners(group), time.monotonic(), 0.0
     recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
-    with checkpoints.Writer() as writer:
+    with checkpoints.Writer() as writer, board.pulse(rank) as pulse:
         while step < run.n_steps:
             began = time.perf_counter()
+            pulse.doing = f"waits for the data of step {step}"
             super_batch = next(super_batch_stream)
             times = {"wait": time.perf_counter() - began, "checkpoint": saving}
+            pulse.doing = f"is in step {step}"
             try:
                 result = _sound(run, train_step(learner, super_batch, step))
             except ValueError as error:
@@ -269,6 +274,8 @@ def _learn(settings: dict[str, Any]) -> None:
                 _checkpoint(writer, learner, directory, step, log, lines, seconds)
                 committed = time.monotonic()
             saving = time.perf_counter() - began
+            if evaluates:
+                pulse.doing = EVALUATES
             if evaluates and rank == 0:  # after the checkpoint, so that what fails here loses no step
                 lines[-1] = json.dumps(line | evaluation.evaluate_step(run, learner.towers, step))
                 if commits:

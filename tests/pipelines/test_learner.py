@@ -146,7 +146,7 @@ def test_flexijest_on_two_learners_is_that_of_one(prepared, low: list[str]):
     assert 0.1 < first["jest/score_spearman"] < 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", ["learner", "driver"])
 def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, victim: str):
@@ -187,7 +187,7 @@ def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, v
     assert json.loads(storage.read_bytes(f"{directory}/manifest.json"))["complete"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_sigterm_stops_after_a_checkpoint_and_the_same_command_goes_on(prepared, tmp_path):
     steps = ["training.examples_trained=1600", "training.checkpoint_every_steps=1000"]
@@ -224,6 +224,38 @@ def test_sigterm_stops_after_a_checkpoint_and_the_same_command_goes_on(prepared,
     assert weights[0] == weights[1]
 
 
+@pytest.mark.long
+def test_a_learner_that_hangs_is_named_and_nothing_of_the_run_stays_behind(prepared, tmp_path):
+    run = other_dir(
+        prepared,
+        "hung",
+        "training.examples_trained=32000",
+        "training.n_learners=2",
+        "training.hang_minutes=0.25",
+    )
+    run_file = tmp_path / "hung.yaml"
+    run_file.write_text(run_files.dump(run))
+    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 300
+    while not checkpoints.steps(run.path("hung")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.05)
+    mine = psutil.Process(process.pid).children(recursive=True)
+    workers = [p for p in mine if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    workers[0].send_signal(signal.SIGSTOP)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, output
+    assert "no learner has moved for 0." in output
+    silent = next(line for line in output.splitlines() if line.startswith("jest: ")).split(": ")[2].split("; ")
+    assert len([told for told in silent if ", silent for " in told]) == 1, output
+    assert all(told.startswith("learner ") for told in silent[:2])
+    _, alive = psutil.wait_procs(mine, timeout=60)
+    assert not alive
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "why", "in_process"),
@@ -247,7 +279,7 @@ def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[s
     assert saved["uid"].to_pylist() == next(batches).identities()["uid"].to_pylist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_with_other_learners_at_the_same_example(prepared, tmp_path):
     """A uniform run's log is the stream: after SIGKILL, on two learners instead of one, none is lost or doubled."""
