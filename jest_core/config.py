@@ -33,6 +33,7 @@ class Data(Part):
     window_rows: PositiveInt  # rows of a stream that are read and shuffled together
     max_bad_share: float = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
     decode: Literal["eager", "late"] = "eager"  # late: all at selection.score_image_size, the selected at the model's
+    replay: str | None = None  # run directory: train on what it selected, in its order, and score nothing
     mask_duplicates: Literal["none", "uid", "image"] = "none"  # of equal slots of a super-batch, only one is selectable
 
     @field_validator("rules", mode="before")
@@ -318,6 +319,11 @@ class Run(Part):
                     f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
                     f"{self.selection.filter_ratio}; change either"
                 )
+        if self.data.replay is not None and (self.selection.method, self.data.decode) != ("uniform", "eager"):
+            found.append(
+                "data.replay trains on what was selected before: set selection.method to uniform and data.decode to "
+                "eager, as `jest train --replay` does"
+            )
         if (self.training.loss, self.selection.loss) == ("softmax", "sigmoid") and self.selection.method != "uniform":
             found.append(
                 "training.loss softmax trains no logit_bias, without which selection.loss sigmoid means nothing: set "

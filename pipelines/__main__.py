@@ -129,11 +129,19 @@ def export(
 
 
 @app.command()
-def train(run_file: RunFile, overrides: Overrides = None) -> None:
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    replay: Annotated[
+        str,
+        typer.Option(metavar="RUN_DIR", help="Train on what that run selected, in its order, and score nothing."),
+    ] = "",
+) -> None:
     """Train the run's model; goes on from its newest checkpoint. A reference is trained with method `uniform`."""
     from pipelines import learner as stage
 
-    stage.run_stage(_load(run_file, overrides))
+    chosen = [f"data.replay={replay}", "selection.method=uniform", "data.decode=eager"] if replay else []
+    stage.run_stage(_load(run_file, [*(overrides or []), *chosen]))
 
 
 @app.command()

@@ -35,6 +35,7 @@ from pipelines import (
     pace,
     progress,
     reference_scores,
+    replay,
     selection_log,
     storage,
     super_batches,
@@ -50,6 +51,8 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
     """
     directory = run.path(run.run_dir)
     source = super_batches.open_source(run)  # first, so that a run without its inputs claims no directory
+    if run.data.replay is not None:
+        replay.refuse(run)
     config = _identity(run)
     if (manifest := storage.begin(directory, "train", config)) is not None:
         progress.say(
@@ -239,7 +242,11 @@ def _learn(settings: dict[str, Any]) -> None:
     seconds, step = done["seconds"], done["step"]
     costs = step_costs(run) if rank == 0 else {}
     image_size = learner.towers.view.image_size
-    items = super_batches.stream(run, source, image_size, rank=rank, n_learners=size, first_step=step)
+    place: dict[str, int] = {"rank": rank, "n_learners": size, "first_step": step}
+    if run.data.replay is None:
+        items = super_batches.stream(run, source, image_size, **place)
+    else:
+        items = replay.stream(run, image_size, **place)
     super_batch_stream = super_batches.prefetch(items)
     learners, committed, saving = Learners(group), time.monotonic(), 0.0
     recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)

@@ -50,6 +50,11 @@ def committed(run_dir: str) -> list[str]:
     return parts
 
 
+def parts(run_dir: str) -> list[tuple[str, int, int]]:
+    """Of each committed part its name, and the first and the last of its steps; a step is a row group."""
+    return [(name, *map(int, name.removesuffix(".parquet").split("-"))) for name in committed(run_dir)]  # type: ignore[misc]
+
+
 def read(run_dir: str) -> pa.Table:
     """All committed rows, in the columns of tables.SELECTION."""
     return _read(run_dir, "")

@@ -188,9 +188,9 @@ def begin(directory: str, stage: str, config: dict[str, Any]) -> dict[str, Any] 
     path = f"{directory}/{MANIFEST}"
     if exists(path):
         manifest: dict[str, Any] = read_json(path)
-        if manifest["stage"] != stage or manifest["config"] != config:
-            old = manifest["config"]
-            differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
+        old = manifest["config"]
+        differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
+        if manifest["stage"] != stage or differing:
             detail = "; ".join(f"{k}: there {_short(old.get(k))}, here {_short(config.get(k))}" for k in differing)
             raise ValueError(
                 f"{directory} was made by {manifest['stage']!r} with another configuration ({detail}); choose "

@@ -8,13 +8,13 @@ import hashlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
 
 from jest_core import config as run_files
 from jest_core import tables, towers
@@ -32,6 +33,9 @@ from jest_core.rules import ScoreRule
 from jest_core.towers import Inputs
 from pipelines import blocks, cluster, score_cache, storage
 from pipelines.catalogue import Catalogue, Place, open_catalogue
+from pipelines.shards import Shard
+
+T = TypeVar("T")
 
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
 _DATA_CPUS = 2  # concurrent read tasks of one learner
@@ -94,7 +98,7 @@ def stream(
                 buffers[window.stream].append(block.slice(late))
             parts.append(_pop(buffers[s], m))
         table = pa.concat_tables(parts).slice(low - mine.start * m, share)
-        yield _examples(table, image_size, run.reads_scores)
+        yield examples(table, image_size, run.reads_scores)
 
 
 def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) -> Iterator[tuple[Window, pa.Table]]:
@@ -107,44 +111,55 @@ def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) 
                 return
             yield (max(window.first_row, first) // m, s), window
 
-    planned = merge(*(needed(s) for s in streams), key=itemgetter(0))
-    cluster.data_context(_DATA_CPUS)
-    text = run_files.dump(run)
+    planned = (window for _, window in merge(*(needed(s) for s in streams), key=itemgetter(0)))
 
-    def read(windows: list[Window]) -> list[Any]:
-        """One Ray dataset: a few windows of each stream -> references to their blocks, in order."""
-        items = [
-            {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
-            for window in windows
-        ]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _read_window,  # type: ignore[arg-type]
+    def item(window: Window) -> dict[str, Any]:
+        return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
+
+    return read_ahead(planned, item, len, _read_window, _WINDOWS_AHEAD * len(streams), run_text=run_files.dump(run))
+
+
+def read_ahead(
+    planned: Iterator[T],
+    item: Callable[[T], dict[str, Any]],
+    size: Callable[[T], int],
+    read: Callable[..., pa.Table],
+    n_ahead: int,
+    **settings: Any,
+) -> Iterator[tuple[T, pa.Table]]:
+    """What is planned, each with its rows, in order, read by tasks of Ray Data anywhere on the cluster.
+
+    item: what a task is told of one; size: its number of rows; n_ahead: so many in one Ray dataset.
+    """
+    cluster.data_context(_DATA_CPUS)
+
+    def start(some: list[T]) -> list[Any]:
+        """One Ray dataset -> references to its blocks, in order."""
+        dataset = ray.data.from_items([item(one) for one in some], override_num_blocks=len(some)).map_batches(
+            read,
             batch_size=1,
             batch_format="numpy",
-            fn_kwargs={"run_text": text},
+            fn_kwargs=settings,
         )
         return dataset.to_arrow_refs()
 
-    def next_windows() -> list[Window]:
-        return [window for _, window in islice(planned, _WINDOWS_AHEAD * len(streams))]
-
     # One dataset at a time, and the next while this one is consumed. A dataset over the whole run would leave its
     # bound to Ray Data's backpressure, whose scheduler then spins in the learner's process and takes its interpreter.
-    with ThreadPoolExecutor(1, "read-windows") as reader:
-        windows = next_windows()
-        reading = reader.submit(read, windows)
-        while windows:
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        some = list(islice(planned, n_ahead))
+        reading = reader.submit(start, some)
+        while some:
             blocks_in = iter(reading.result())
-            coming = next_windows()
+            coming = list(islice(planned, n_ahead))
             if coming:
-                reading = reader.submit(read, coming)
-            for window in windows:
-                # Ray may split a window's block; order is preserved, so its parts follow each other
+                reading = reader.submit(start, coming)
+            for one in some:
+                # Ray may split a task's block; order is preserved, so its parts follow each other
                 parts: list[pa.Table] = []
-                while sum(map(len, parts)) < len(window):
+                while sum(map(len, parts)) < size(one):
                     parts.append(ray.get(next(blocks_in)))
-                yield window, pa.concat_tables(parts)
-            windows = coming
+                yield one, pa.concat_tables(parts)
+            some = coming
 
 
 def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
@@ -152,6 +167,11 @@ def _read_window(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
     run, window, places = run_files.load(run_text), batch["window"][0], batch["places"][0]
     pieces = [_read_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
+    return decoded(run, table)
+
+
+def decoded(run: Run, table: pa.Table) -> pa.Table:
+    """Encoded rows with status, pixels and tokens."""
     inputs = towers.inputs_of(run.model)
     view = inputs.view
     if run.data.decode == "late":
@@ -183,27 +203,42 @@ def _read_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
         raise ValueError(
             f"{place.path}, row group {piece.row_group}: {error}; was a catalogue or cache written anew?"
         ) from error
-    captions, images = shard.captions(piece.row_group), shard.images(piece.row_group)
-    high, low = tables.uid_from_hex([uids[i] for i in rows])
-    picked = images.take(pa.array(rows))
-    values: dict[str, Any] = {
-        "uid_high": high,
-        "uid_low": low,
-        "occurrence": occurrences,
-        "shard": np.full(len(rows), piece.shard),
-        "row": rows + sum(shard.row_group_sizes[: piece.row_group]),
-        "image": picked,
-        "caption": [captions[i] for i in rows],
-        "content": [_content(data) for data in picked.to_pylist()],
-    }
-    without_status = pa.schema([field for field in tables.EXAMPLE if field.name != "status"])
-    table = pa.table(values).cast(without_status)
+    table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences)
     if cached is None:
         return table
     cached = cached.take(pa.array(rows))
     return table.append_column("reference_image", cached["image_embedding"]).append_column(
         "reference_text", cached["text_embedding"]
     )
+
+
+def encoded(
+    shard: Shard,
+    number: int,
+    row_group: int,
+    rows: NDArray[np.int64],
+    uids: Sequence[str],
+    occurrences: NDArray[np.int64],
+) -> pa.Table:
+    """Some rows of a row group of shard `number`, in the columns of tables.EXAMPLE but status.
+
+    uids: of the whole row group.
+    """
+    captions, images = shard.captions(row_group), shard.images(row_group)
+    high, low = tables.uid_from_hex([uids[i] for i in rows])
+    picked = images.take(pa.array(rows))
+    values: dict[str, Any] = {
+        "uid_high": high,
+        "uid_low": low,
+        "occurrence": occurrences,
+        "shard": np.full(len(rows), number),
+        "row": rows + sum(shard.row_group_sizes[:row_group]),
+        "image": picked,
+        "caption": [captions[i] for i in rows],
+        "content": [_content(data) for data in picked.to_pylist()],
+    }
+    without_status = pa.schema([field for field in tables.EXAMPLE if field.name != "status"])
+    return pa.table(values).cast(without_status)
 
 
 def _content(image: bytes | None) -> int:
@@ -217,7 +252,8 @@ def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Ex
     return Examples(table, torch.from_numpy(pixels), inputs.tokens(table["caption"].to_pylist()))
 
 
-def _examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples:
+def examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples:
+    """What a learner holds of decoded rows."""
     image, text = (
         (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None)
         for name in ("reference_image", "reference_text")

@@ -1,0 +1,60 @@
+"""What one run selected trains another: the same examples in the same order, without a score."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jest_core import config as run_files
+from pipelines import catalogue, learner, replay, selection_log, storage
+
+
+def picked(run) -> list[list[str]]:
+    log = selection_log.read(run.path(run.run_dir))
+    log = log.filter(log["selected"])
+    steps = log["step"].to_numpy()
+    uids = np.array(log["uid"].to_pylist())
+    return [uids[steps == step].tolist() for step in range(run.n_steps)]
+
+
+@pytest.mark.slow
+def test_a_replay_trains_on_the_same_sub_batches_and_comes_to_the_same_losses(make_scored_run, tmp_path):
+    run = make_scored_run("joint")
+    learner.run_stage(run, in_process=True)
+    run_file = tmp_path / "replayed.yaml"
+    run_file.write_text(run_files.dump(run))
+    storage.remove_tree(run.path("scores"))  # nothing of it is needed
+    command = [sys.executable, "-m", "pipelines", "train", str(run_file), "--replay", "joint"]
+    two = ["--set", "run_dir=replayed", "--set", "training.n_learners=2"]
+    done = subprocess.run([*command, *two], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = run_files.load(storage.read_bytes(f"{run.path('replayed')}/run.yaml").decode())
+    assert picked(again) == picked(run)
+    losses = [
+        [line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in (run, again)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_replay_reads_only_its_steps_and_refuses_what_does_not_fit(make_scored_run):
+    run = make_scored_run("joint")
+    learner.run_stage(run, in_process=True)
+    text = run_files.dump(run)
+    chosen = ["data.replay=joint", "selection.method=uniform", "run_dir=replayed"]
+    again = run_files.load(text, chosen)
+    shares = [list(replay.stream(again, 32, rank=rank, n_learners=4, first_step=3)) for rank in range(4)]
+    for step, parts in enumerate(zip(*shares, strict=True), start=3):
+        assert [uid for part in parts for uid in part.identities()["uid"].to_pylist()] == picked(run)[step]
+    with pytest.raises(ValueError, match=r"set selection.method to uniform"):
+        run_files.load(text, ["data.replay=joint"])
+    with pytest.raises(ValueError, match=r"selected 32 a step, and training.sub_batch_size is 16"):
+        replay.refuse(run_files.load(text, [*chosen, "training.sub_batch_size=16"]))
+    with pytest.raises(ValueError, match=r"has 6 committed steps, and the run wants 7.*to at most 192"):
+        replay.refuse(run_files.load(text, [*chosen, "training.examples_trained=224"]))
+    backwards = storage.expand([run.data.shards], ".")[::-1]
+    other = run_files.load(text, [*chosen, "data.catalogue=other", f"data.shards={backwards}"])
+    catalogue.run_stage(other)
+    with pytest.raises(Exception, match="other uids than in the log of joint; replay with the catalogue"):
+        next(replay.stream(other, 32, rank=0, n_learners=1, first_step=0))
