@@ -9,6 +9,6 @@ Shapes in signatures and docstrings:
     L   tokens of a caption;  H, W  pixels of an image
 
 Reading order: choices, config, rules, tables, order, preprocess, flexible, towers, scorers, examples, losses,
-learnability, kernels, noise, selection, agreement, spreading, training_pass, step_log, train_step, optim, collectives,
-evaluation, flops.
+learnability, kernels, noise, selection, agreement, spreading, training_pass, step_log, selector, train_step, optim,
+collectives, evaluation, flops.
 """

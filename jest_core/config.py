@@ -225,6 +225,25 @@ class Evaluation(Part):
     gpus: NonNegativeFloat = 0  # of each of the tasks that `jest evaluate` runs on a cluster
 
 
+# What may change between a run and its resume: where and how it runs, not what it computes
+_CIRCUMSTANCES = {
+    "n_learners",
+    "gpus_per_learner",
+    "max_failures",
+    "max_loss",
+    "hang_minutes",
+    "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "keep_last_checkpoints",
+    "keep_checkpoint_every_steps",
+    "score_batch_size",
+    "loss_tile",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "compile",
+}
+
+
 class Run(Part):
     """One run: what `jest STAGE RUN.yaml` reads, and what it saves, resolved, as run.yaml in run_dir."""
 
@@ -278,6 +297,15 @@ class Run(Part):
     def path(self, value: str) -> str:
         """A path of the run file as an absolute path or a URL."""
         return join(self.root, value)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that make a run this run, flat, so that a difference can be named: not where and how it runs."""
+        flat = {}
+        for part, values in self.model_dump(mode="json", exclude={"evaluation", "root", "run_dir"}).items():
+            for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+                if not (part == "training" and key in _CIRCUMSTANCES):
+                    flat[f"{part}.{key}".rstrip(".")] = value
+        return flat
 
     def problems(self) -> list[str]:
         """What is wrong with the sizes taken together; each line names fields, values and a remedy."""

@@ -1,5 +1,6 @@
 """What a step offered, drew and refused, as rows of the selection log; the same on every learner."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,15 @@ from jest_core.learnability import Embeddings, matched_losses, matched_scores
 from jest_core.selection import Selection
 
 _REFUSED = 0x726566  # context of the keyed noise: "ref"
+
+
+@dataclass
+class StepLog:
+    """One step, in the columns of SELECTION, BAD_ROWS and STEPS of tables; the same on every learner."""
+
+    picks: pa.Table
+    bad_rows: pa.Table
+    summary: dict[str, int | float]
 
 
 def of_selection(

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from jest_core import towers
+from jest_core.towers import Towers
 from pipelines import storage
 
 _PREFIX, _SUFFIX = "step_", ".pt"
@@ -41,6 +43,23 @@ def read(path: str) -> dict[str, Any]:
         path = path_of(path, found[-1])
     checkpoint: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
     return checkpoint
+
+
+def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a checkpoint holds beside the `jest` key."""
+    state = {"state_dict": pair.model.state_dict(), "optimizer": optimizer.state_dict()}
+    return {"epoch": step, "name": pair.name, **state}
+
+
+def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Take up the newest checkpoint of a run directory, if there is one; returns its `jest` key, or a new run's."""
+    if not steps(run_dir):
+        return {"step": 0, "seconds": 0.0, "log_parts": []}
+    checkpoint = read(run_dir)
+    towers.load_weights(pair, checkpoint)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    found: dict[str, Any] = checkpoint["jest"]
+    return found
 
 
 def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:

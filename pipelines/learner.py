@@ -6,14 +6,12 @@ goes on from the newest checkpoint there.
 
 import json
 import math
-import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,10 +32,10 @@ from pipelines import (
     evaluation,
     pace,
     progress,
-    reference_scores,
     replay,
     selection_log,
     storage,
+    sub_batches,
     super_batches,
 )
 from pipelines.board import EVALUATES, Board
@@ -53,7 +51,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
     source = super_batches.open_source(run)  # first, so that a run without its inputs claims no directory
     if run.data.replay is not None:
         replay.refuse(run)
-    config = _identity(run)
+    config = run.identity()
     if (manifest := storage.begin(directory, "train", config)) is not None:
         progress.say(
             label,
@@ -105,34 +103,6 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
 
 _RECENT = 20  # steps that progress is told of
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
-
-# What may change between a run and its resume: where and how it runs, not what it computes
-_CIRCUMSTANCES = {
-    "n_learners",
-    "gpus_per_learner",
-    "max_failures",
-    "max_loss",
-    "hang_minutes",
-    "checkpoint_every_steps",
-    "checkpoint_every_minutes",
-    "keep_last_checkpoints",
-    "keep_checkpoint_every_steps",
-    "score_batch_size",
-    "loss_tile",
-    "micro_batch_size",
-    "activation_checkpointing",
-    "compile",
-}
-
-
-def _identity(run: Run) -> dict[str, Any]:
-    """The values that make a run this run, flat, so that a difference can be named."""
-    flat = {}
-    for part, values in run.model_dump(mode="json", exclude={"evaluation", "root", "run_dir"}).items():
-        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
-            if not (part == "training" and key in _CIRCUMSTANCES):
-                flat[f"{part}.{key}".rstrip(".")] = value
-    return flat
 
 
 def _untrained_resolution(pair: Towers, run: Run) -> str | None:
@@ -236,17 +206,12 @@ def _learn(settings: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, cluster.n_cores() // size))
     source = super_batches.open_source(run)
     learner = _create(run, source, ray.train.torch.get_device(), group)
-    done = _restore(learner, directory, run.n_steps)
+    done = _restore(learner, directory)
     log = selection_log.SelectionLog(directory, done["log_parts"])
     lines: list[str] = done["metrics"]
     seconds, step = done["seconds"], done["step"]
     costs = step_costs(run) if rank == 0 else {}
-    image_size = learner.towers.view.image_size
-    place: dict[str, int] = {"rank": rank, "n_learners": size, "first_step": step}
-    if run.data.replay is None:
-        items = super_batches.stream(run, source, image_size, **place)
-    else:
-        items = replay.stream(run, image_size, **place)
+    items = sub_batches.stream(run, source, learner.towers, rank=rank, n_learners=size, first_step=step)
     super_batch_stream = super_batches.prefetch(items)
     learners, committed, saving = Learners(group), time.monotonic(), 0.0
     recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
@@ -320,34 +285,12 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
-    reference, prepare_reference, scale_and_bias = None, None, source.scale_and_bias
-    if run.uses_reference and not run.reads_scores:
-        assert run.reference is not None
-        reference = reference_scores.load_reference(run, run.reference)
-        reference.model.to(device=device, memory_format=torch.channels_last)
-        scale_and_bias = _online_scale_and_bias(run, reference)
-        if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):
-            prepare_reference = partial(super_batches.prepare, inputs=reference.inputs, pool=_decoders())
     trained: torch.nn.Module = TrainingPass(pair, run)
     if group is not None:  # no buffer of a tower changes: batch norm is refused
         trained = torch.nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
-    small = None
-    if run.data.decode == "late":
-        assert run.selection.score_image_size is not None
-        view = pair.view.smaller(run.selection.score_image_size)
-        small = partial(super_batches.prepare, inputs=replace(pair.inputs, view=view), pool=_decoders())
-    return Learner(
-        run,
-        pair,
-        optimizer,
-        trained,
-        scale_and_bias,
-        partial(super_batches.prepare, inputs=pair.inputs, pool=_decoders()),
-        group,
-        reference,
-        prepare_reference,
-        small,
-    )
+    decoders = max(1, cluster.n_cores() // ray.train.get_context().get_local_world_size())
+    selector = sub_batches.selector(run, source, pair, group, ThreadPoolExecutor(decoders))
+    return Learner(**vars(selector), optimizer=optimizer, wrapped=trained)
 
 
 def _start_from(run: Run, pair: Towers) -> None:
@@ -356,35 +299,11 @@ def _start_from(run: Run, pair: Towers) -> None:
         towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
 
 
-def _online_scale_and_bias(run: Run, reference: towers.Towers) -> tuple[float, float]:
-    """The reference's own; of a softmax-trained one, the bias that the run file gives where it is needed."""
-    assert run.reference is not None
-    scale, bias = reference.scale_and_bias()
-    if reference.loss == "softmax" and run.selection.loss == "sigmoid":
-        if run.reference.logit_bias is None:
-            raise ValueError(
-                f"the reference {reference.name} has no logit_bias, which selection.loss sigmoid needs: give "
-                "reference.logit_bias, or let `jest reference-scores` find one (reference.online: false)"
-            )
-        bias = run.reference.logit_bias
-    return scale, bias
-
-
-def _decoders() -> ThreadPoolExecutor:
-    """Threads of a learner that decode what has arrived encoded: a learner's share of the machine's cores."""
-    return ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size()))
-
-
-def _restore(learner: Learner, directory: str, n_steps: int) -> dict[str, Any]:
+def _restore(learner: Learner, directory: str) -> dict[str, Any]:
     """Take up the newest checkpoint of the run directory, if there is one."""
-    found = checkpoints.steps(directory)
-    if not found:
-        return {"step": 0, "seconds": 0.0, "log_parts": [], "metrics": []}
-    checkpoint = checkpoints.read(checkpoints.path_of(directory, found[-1]))
-    towers.load_weights(learner.towers, checkpoint)
-    learner.optimizer.load_state_dict(checkpoint["optimizer"])
-    lines = storage.read_bytes(f"{directory}/metrics.jsonl").decode().splitlines()
-    return {**checkpoint["jest"], "metrics": lines[: checkpoint["jest"]["step"]]}
+    done = checkpoints.resume(directory, learner.towers, learner.optimizer)
+    lines = storage.read_bytes(f"{directory}/metrics.jsonl").decode().splitlines() if done["step"] else []
+    return {**done, "metrics": lines[: done["step"]]}
 
 
 def _checkpoint(
@@ -399,13 +318,8 @@ def _checkpoint(
     """Copy the state, and write it while training goes on: log parts and metrics, then the checkpoint that commits
     them, then away with those that are not to be kept."""
     training = learner.run.training
-    content = {
-        "epoch": step,
-        "name": learner.towers.name,
-        "state_dict": learner.towers.model.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-    }
-    held, steps_logged, told = checkpoints.copied(content), log.take(), tuple(lines)
+    held = checkpoints.copied(checkpoints.content(step, learner.towers, learner.optimizer))
+    steps_logged, told = log.take(), tuple(lines)
 
     def write() -> None:
         parts = log.commit(steps_logged)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from jest_core import tables
-from jest_core.train_step import StepResult
+from jest_core.step_log import StepLog
 from pipelines import checkpoints, storage
 
 
@@ -20,17 +20,17 @@ class SelectionLog:
 
     def __init__(self, run_dir: str, committed: list[str]) -> None:
         self.directory, self.committed = f"{run_dir}/selection", committed
-        self.steps: list[StepResult] = []
+        self.steps: list[StepLog] = []
 
-    def add(self, result: StepResult) -> None:
+    def add(self, result: StepLog) -> None:
         self.steps.append(result)
 
-    def take(self) -> list[StepResult]:
+    def take(self) -> list[StepLog]:
         """The steps collected since the last call."""
         steps, self.steps = self.steps, []
         return steps
 
-    def commit(self, steps: list[StepResult]) -> list[str]:
+    def commit(self, steps: list[StepLog]) -> list[str]:
         """Write steps that were taken; returns the names of all parts so far, for the checkpoint."""
         if steps:
             name = f"{steps[0].summary['step']:08d}-{steps[-1].summary['step']:08d}.parquet"

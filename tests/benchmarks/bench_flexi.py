@@ -77,7 +77,7 @@ def learners(runs: dict[str, Run], model: str, device: str, compiled: bool) -> t
         raise AssertionError("one learner exchanges nothing")
 
     found = {
-        name: Learner(run, pair, optimizer, TrainingPass(pair, run), (10.0, -10.0), nothing)
+        name: Learner(run, pair, (10.0, -10.0), nothing, optimizer=optimizer, wrapped=TrainingPass(pair, run))
         for name, run in runs.items()
     }
     return found, examples(max(run.super_batch_size for run in runs.values()), pair)

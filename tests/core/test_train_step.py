@@ -64,11 +64,11 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
     return Learner(
         run,
         pair,
-        optimizer,
-        trained if group is None else torch.nn.parallel.DistributedDataParallel(trained),
         (10.0, -8.0),
         lambda table: prepare(table, pair),
         group,
+        optimizer=optimizer,
+        wrapped=trained if group is None else torch.nn.parallel.DistributedDataParallel(trained),
     )
 
 
@@ -121,20 +121,6 @@ def _compare(cuts: list[int], overrides: list[str]) -> None:
             assert optimisation == pytest.approx(optimisation_1, rel=1e-3)
         for name, value in state.items():
             torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=2e-5)
-
-
-def test_the_criterion_decides_what_is_needed():
-    hard = make_learner(["selection.criterion=hard"])
-    batch = super_batch(hard.towers)
-    without = Examples(batch.rows, batch.pixels, batch.tokens)
-    picks = train_step(hard, without, 0).picks
-    assert np.isnan(picks["reference_loss"].to_numpy()).all()
-    assert np.isfinite(picks["learner_loss"].to_numpy()).all()
-    easy = make_learner(["selection.criterion=easy"])
-    result = train_step(easy, batch, 0)
-    assert np.isnan(result.picks["learner_loss"].to_numpy()).all()
-    assert np.isfinite(result.picks["reference_loss"].to_numpy()).all()
-    assert result.summary["sub_batch_matched_score"] > result.summary["super_batch_matched_score"]
 
 
 def with_column(batch: Examples, name: str, values: np.ndarray) -> Examples:
