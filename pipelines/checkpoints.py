@@ -71,6 +71,14 @@ def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:
             storage.remove(path_of(run_dir, step))
 
 
+def tidy(run_dir: str) -> None:
+    """Remove half-written checkpoints and metrics, which a try that was killed has left."""
+    for folder, prefix in ((f"{run_dir}/checkpoints", _PREFIX), (run_dir, "metrics.jsonl.")):
+        for name in storage.names(folder, ".tmp"):
+            if name.startswith(prefix):
+                storage.remove(f"{folder}/{name}")
+
+
 def copied(value: Any) -> Any:
     """A checkpoint's content with tensors of its own, on the host: what trains on does not change them."""
     if isinstance(value, torch.Tensor):

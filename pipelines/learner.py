@@ -208,6 +208,9 @@ def _learn(settings: dict[str, Any]) -> None:
     learner = _create(run, source, ray.train.torch.get_device(), group)
     done = _restore(learner, directory)
     log = selection_log.SelectionLog(directory, done["log_parts"])
+    if rank == 0:
+        log.tidy()
+        checkpoints.tidy(directory)
     lines: list[str] = done["metrics"]
     seconds, step = done["seconds"], done["step"]
     costs = step_costs(run) if rank == 0 else {}

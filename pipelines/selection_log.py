@@ -22,6 +22,13 @@ class SelectionLog:
         self.directory, self.committed = f"{run_dir}/selection", committed
         self.steps: list[StepLog] = []
 
+    def tidy(self) -> None:
+        """Remove what a try that was killed has left: parts that no checkpoint commits, half-written files."""
+        kept = {f"{prefix}{name}" for name in self.committed for prefix in ("", "steps-", "bad-")}
+        for name in storage.names(self.directory):
+            if name not in kept:
+                storage.remove(f"{self.directory}/{name}")
+
     def add(self, result: StepLog) -> None:
         self.steps.append(result)
 

@@ -54,6 +54,9 @@ class SubBatches:
         done = checkpoints.resume(self.directory, self.pair, optimizer)
         self.step: int = done["step"]  # in the loop, the number of updates with the one that is being made
         self._log = SelectionLog(self.directory, done["log_parts"])
+        if self.rank == 0:
+            self._log.tidy()
+            checkpoints.tidy(self.directory)
         decoders = ThreadPoolExecutor(max(1, cluster.n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         self._selector = selector(run, source, self.pair, self.group, decoders)
         cluster.connect()

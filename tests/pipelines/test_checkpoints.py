@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from pipelines import checkpoints
+from pipelines import checkpoints, storage
 
 
 def test_the_newest_of_a_run_is_read_and_its_absence_is_told(tmp_path):
@@ -35,6 +35,16 @@ def test_the_last_few_checkpoints_stay_and_those_of_every_so_many_steps(tmp_path
     assert checkpoints.steps(str(tmp_path)) == [6, 12, 16, 18, 20]
     checkpoints.prune(str(tmp_path), 1, None)
     assert checkpoints.steps(str(tmp_path)) == [20]
+
+
+def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path):
+    for name in ("checkpoints/step_00000002.pt", "checkpoints/results.jsonl.1.tmp", "metrics.jsonl", "run.yaml"):
+        storage.write_bytes(f"{tmp_path}/{name}", b"x")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for name in ("checkpoints/step_00000004.pt.1.tmp", "metrics.jsonl.2.tmp"):
+        storage.write_bytes(f"{tmp_path}/{name}", b"half")
+    checkpoints.tidy(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_what_is_copied_does_not_change_with_its_source():

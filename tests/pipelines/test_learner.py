@@ -69,8 +69,10 @@ def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
     for name in storage.names(f"{directory}/selection"):
         copy(f"{directory}/selection/{name}", f"{again}/selection/{name}")
     storage.write_bytes(f"{again}/selection/00000004-00000005.parquet", b"cut short")
+    storage.write_bytes(f"{again}/selection/00000004-00000004.parquet", b"of a checkpoint by time that was not written")
     copy(f"{directory}/metrics.jsonl", f"{again}/metrics.jsonl")
     learner.run_stage(resumed)
+    assert storage.names(f"{again}/selection") == storage.names(f"{directory}/selection")
     assert selection_log.read(again).equals(picks)
     assert selection_log.read_steps(again).equals(steps)
     towers.load_weights(pair := towers.create("jest-tiny", seed=9), checkpoints.read(again))
