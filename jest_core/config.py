@@ -347,6 +347,15 @@ class Run(Part):
                     f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
                     f"{self.selection.filter_ratio}; change either"
                 )
+        if training.keep_checkpoint_every_steps is not None and (
+            training.keep_last_checkpoints is None
+            or training.keep_checkpoint_every_steps % training.checkpoint_every_steps
+        ):
+            found.append(
+                f"training.keep_checkpoint_every_steps {training.keep_checkpoint_every_steps} needs "
+                "training.keep_last_checkpoints (all are kept without it), and is a multiple of "
+                f"training.checkpoint_every_steps {training.checkpoint_every_steps}; change it"
+            )
         if self.data.replay is not None and (self.selection.method, self.data.decode) != ("uniform", "eager"):
             found.append(
                 "data.replay trains on what was selected before: set selection.method to uniform and data.decode to "

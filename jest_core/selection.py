@@ -31,6 +31,10 @@ from jest_core.losses import TILE
 __all__ = ["Embeddings", "Selection", "batch_score", "draw_top", "gibbs_select", "select"]
 
 
+class Diverged(ValueError):
+    """A model has come to numbers that mean nothing; trying once more would come to them again."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """The selected sub-batch; all but `scores` is the same on every learner."""
@@ -354,7 +358,7 @@ def _check_super_batch(conditional: ConditionalScores, valid: Tensor, sub_batch_
     n_bad = (valid & ~torch.isfinite(conditional.matched)).sum()
     n_valid, n_bad = learners.sum(torch.stack([valid.sum(), n_bad])).tolist()
     if n_bad:
-        raise ValueError(
+        raise Diverged(
             f"{n_bad} examples have NaN or infinite embeddings or logits: mask them with valid, or stop the run"
         )
     if n_valid < sub_batch_size:

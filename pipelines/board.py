@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 EVALUATES = "evaluates"  # which takes as long as it takes
 _BEAT = 2.0  # seconds between two signs of life of a learner
@@ -70,10 +71,11 @@ class _Board:
 
 
 class Board:
-    """A handle that travels to the learners."""
+    """A handle that travels to the learners. The board itself lies on the driver's node: it is lost with that alone."""
 
     def __init__(self) -> None:
-        self._actor: Any = _Board.remote()  # type: ignore[attr-defined]
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._answer: Any = None
 
     def put(self, step: int, note: str) -> None:
@@ -107,20 +109,20 @@ class Board:
         found: Progress = ray.get(self._actor.get.remote())
         return found
 
-    @contextlib.contextmanager
-    def stop_on_sigterm(self) -> Iterator[threading.Event]:
-        """Within the block SIGTERM tells the learners to stop, and sets the event; it ends no process by itself."""
-        told = threading.Event()
-        if threading.current_thread() is not threading.main_thread():  # signals reach no other
-            yield told
-            return
+    def stop(self) -> None:
+        """Have the learners stop once their step is done."""
+        self._actor.stop.remote()
 
-        def handle(*_: Any) -> None:
-            told.set()
-            self._actor.stop.remote()
 
-        before = signal.signal(signal.SIGTERM, handle)
-        try:
-            yield told
-        finally:
-            signal.signal(signal.SIGTERM, before)
+@contextlib.contextmanager
+def sigterm_noted() -> Iterator[threading.Event]:
+    """Within the block SIGTERM sets the event, and ends no process by itself."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach no other
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -91,7 +91,7 @@ def copied(value: Any) -> Any:
 
 
 class Writer:
-    """Writes in a thread of its own, one thing after the other, at most one waiting; errors come with the next call."""
+    """Writes in a thread of its own, one thing after the other; errors come with the next call."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")

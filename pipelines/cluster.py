@@ -59,5 +59,6 @@ def data_context(n_cpus: int | None = None) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    if n_cpus is not None:
-        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=n_cpus)
+    # always set: the context is the process's, and what trained in it before has left its own limit there
+    limits = ray.data.ExecutionResources() if n_cpus is None else ray.data.ExecutionResources(cpu=n_cpus)
+    context.execution_options.resource_limits = limits

@@ -72,6 +72,11 @@ def is_due(run: Run, step: int) -> bool:
     return bool(every) and (step % every == 0 or step == run.n_steps)
 
 
+def is_missing(run: Run, step: int) -> bool:
+    """Whether a checkpoint lacks results by the present definition of the sets."""
+    return step in _todo(run, run.path(run.run_dir))
+
+
 def evaluate_step(run: Run, pair: Towers, step: int) -> dict[str, float]:
     """Evaluate a model as it is now, within a training loop, and keep the results; returns open_clip's names."""
     lines = [_line(run, step, *found) for found in _evaluate(run, pair)]
@@ -132,7 +137,8 @@ def _evaluate_all(run: Run, directory: str) -> None:
         return
     with progress.bar("evaluate", len(todo), "checkpoints") as advance:
         for lines in _on_cluster(run, todo) if not cluster.is_local() else map(partial(_of_checkpoint, run), todo):
-            _keep(run, lines)
+            if lines:
+                _keep(run, lines)
             advance(1)
 
 
@@ -148,10 +154,18 @@ def _on_cluster(run: Run, steps: list[int]) -> Iterator[list[Line]]:
 
 
 def _of_checkpoint(run: Run, step: int) -> list[Line]:
+    """Results of one checkpoint; none where its run has removed it since it was listed."""
     pair = towers.build(run.model, seed=0)
     if torch.cuda.is_available():
         pair.model.cuda()
-    towers.load_weights(pair, checkpoints.read(checkpoints.path_of(run.path(run.run_dir), step)))
+    directory = run.path(run.run_dir)
+    try:
+        towers.load_weights(pair, checkpoints.read(checkpoints.path_of(directory, step)))
+    except FileNotFoundError:
+        if step in checkpoints.steps(directory):
+            raise
+        progress.say("evaluate", f"{run.run_dir}: the checkpoint after {step} steps was not kept, and has no results")
+        return []
     return [_line(run, step, *found) for found in _evaluate(run, pair)]
 
 

@@ -23,6 +23,7 @@ from jest_core import config as run_files
 from jest_core import flops, optim, towers
 from jest_core.collectives import Learners
 from jest_core.config import Run
+from jest_core.selection import Diverged
 from jest_core.towers import Towers
 from jest_core.train_step import Learner, StepResult, train_step
 from jest_core.training_pass import TrainingPass
@@ -38,7 +39,7 @@ from pipelines import (
     sub_batches,
     super_batches,
 )
-from pipelines.board import EVALUATES, Board
+from pipelines.board import EVALUATES, Board, sigterm_noted
 
 
 def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> dict[str, Any]:
@@ -47,6 +48,8 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
     in_process: one learner, in this process (Ray Train's local mode): for many short runs, to which starting a worker
     would be most of the work. Nothing restarts it.
     """
+    if in_process and (run.training.n_learners > 1 or run.training.gpus_per_learner):
+        raise ValueError("in_process trains with one learner, and without a GPU of its own")
     directory = run.path(run.run_dir)
     source = super_batches.open_source(run)  # first, so that a run without its inputs claims no directory
     if run.data.replay is not None:
@@ -171,19 +174,24 @@ def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) 
     thread = threading.Thread(target=fit, daemon=True, name="fit")
     thread.start()
     shown = reached
-    with board.stop_on_sigterm() as stopping, progress.bar(label, run.n_steps, "steps", start=reached) as advance:
+    with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=reached) as advance:
         while thread.is_alive():
             thread.join(0.5)
+            if stopping.is_set():
+                board.stop()
             seen = board.get()
             if seen.step > shown:
                 advance(seen.step - shown, note=seen.note)
                 shown = seen.step
             if hang := seen.hang(run.training.hang_minutes):
                 raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
-    if seen.failure:
-        raise RuntimeError(f"the run stopped: {seen.failure}")
-    if not failure and stopping.is_set() and shown < run.n_steps:
-        progress.say(label, f"SIGTERM: stopped with a checkpoint after step {shown}; the same command goes on from it")
+    last = board.get()
+    if last.failure:
+        raise RuntimeError(f"the run stopped: {last.failure}")
+    if not failure and stopping.is_set() and last.step < run.n_steps:
+        progress.say(
+            label, f"SIGTERM: stopped with a checkpoint after step {last.step}; the same command goes on from it"
+        )
         raise SystemExit(128 + signal.SIGTERM)
     if failure:
         raise RuntimeError(
@@ -218,7 +226,25 @@ def _learn(settings: dict[str, Any]) -> None:
     super_batch_stream = super_batches.prefetch(items)
     learners, committed, saving = Learners(group), time.monotonic(), 0.0
     recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
+    if len(set(learners.counts(step))) > 1:
+        raise RuntimeError(
+            "the learners found different newest checkpoints; the storage shows some of them an old list"
+        )
     with checkpoints.Writer() as writer, board.pulse(rank) as pulse:
+
+        def evaluate() -> None:
+            """After the step's checkpoint, so that what fails here loses no step; the others wait."""
+            pulse.doing = EVALUATES
+            if rank == 0:
+                writer.wait()
+                lines[-1] = json.dumps(json.loads(lines[-1]) | evaluation.evaluate_step(run, learner.towers, step))
+                if step in checkpoints.steps(directory):
+                    writer.submit(partial(_write_metrics, directory, tuple(lines)))
+            if group is not None:
+                dist.barrier(group)
+
+        if step and learners.any(rank == 0 and evaluation.is_due(run, step) and evaluation.is_missing(run, step))[0]:
+            evaluate()  # the try before this one did not come to it
         while step < run.n_steps:
             began = time.perf_counter()
             pulse.doing = f"waits for the data of step {step}"
@@ -227,9 +253,9 @@ def _learn(settings: dict[str, Any]) -> None:
             pulse.doing = f"is in step {step}"
             try:
                 result = _sound(run, train_step(learner, super_batch, step))
-            except ValueError as error:
-                storage.write_table(f"{directory}/failed/step-{step:08d}-{rank}.parquet", super_batch.identities())
+            except Diverged as error:
                 board.fail(f"step {step}: {error}; {directory}/failed has the examples of its super-batch")
+                storage.write_table(f"{directory}/failed/step-{step:08d}-{rank}.parquet", super_batch.identities())
                 raise
             step += 1
             times |= result.seconds | {"batch": time.perf_counter() - began}
@@ -243,31 +269,24 @@ def _learn(settings: dict[str, Any]) -> None:
             due = (time.monotonic() - committed) / 60 >= (run.training.checkpoint_every_minutes or math.inf)
             stops, due = learners.any(rank == 0 and board.is_stopping(), rank == 0 and due)
             commits = due or stops or step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
-            evaluates = evaluation.is_due(run, step) and not stops
             began = time.perf_counter()
             if commits and rank == 0:
                 _checkpoint(writer, learner, directory, step, log, lines, seconds)
                 committed = time.monotonic()
             saving = time.perf_counter() - began
-            if evaluates:
-                pulse.doing = EVALUATES
-            if evaluates and rank == 0:  # after the checkpoint, so that what fails here loses no step
-                lines[-1] = json.dumps(line | evaluation.evaluate_step(run, learner.towers, step))
-                if commits:
-                    writer.submit(partial(_write_metrics, directory, tuple(lines)))
-            if evaluates and group is not None:
-                dist.barrier(group)
+            if evaluation.is_due(run, step) and (not stops or step == run.n_steps):
+                evaluate()
             if stops:
                 return
 
 
 def _sound(run: Run, result: StepResult) -> StepResult:
-    """The step, unless it diverged, which is a ValueError."""
+    """The step, unless it diverged."""
     loss, norm = (result.optimisation[name] for name in ("loss", "gradient_norm"))
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise ValueError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+        raise Diverged(f"loss {loss:.4g}, gradient norm {norm:.4g}")
     if run.training.max_loss is not None and loss > run.training.max_loss:
-        raise ValueError(f"loss {loss:.4g} is above training.max_loss {run.training.max_loss:g}")
+        raise Diverged(f"loss {loss:.4g} is above training.max_loss {run.training.max_loss:g}")
     return result
 
 

@@ -77,7 +77,8 @@ def _plan(run: Run, first_step: int, at_once: int) -> Iterator[Steps]:
 
 
 def _read(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
-    """The rows of a few steps, in the order in which they were drawn: decoded images and tokens."""
+    """The rows of a few steps, decoded images and tokens. Those of a step are in the order of the shards, so that
+    learners share few row groups."""
     run, steps, first, share = run_files.load(run_text), batch["steps"][0], batch["first"][0], batch["share"][0]
     log = storage.open_parquet(steps.part)
     rows = pa.concat_tables(_selected(log.read_row_group(i), run, steps).slice(first, share) for i in steps.row_groups)
@@ -100,7 +101,7 @@ def _selected(rows: pa.Table, run: Run, steps: Steps) -> pa.Table:
             f"{steps.part} has a row group with {len(rows)} selected examples of {len(pc.unique(rows['step']))} steps, "
             f"not {run.sub_batch_size} of one: another version of jest wrote it, or a uniform run with bad rows"
         )
-    return rows
+    return rows.sort_by([("shard", "ascending"), ("row", "ascending"), ("occurrence", "ascending")])
 
 
 @storage.retried

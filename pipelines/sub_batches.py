@@ -35,7 +35,7 @@ class SubBatches:
     model: an open_clip model of the run's configuration (the module itself, not what DistributedDataParallel makes of
     it), which scores with its weights as they are at each step. optimizer: of any kind; its state is checkpointed.
     In a job of torchrun all processes select together. Each starts a Ray of its own to read with, unless RAY_ADDRESS
-    names one. Raises what `jest train` raises of a run file.
+    names one. The model's weights are the caller's to begin with: training.initial_checkpoint is not read.
     """
 
     def __init__(self, run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -47,6 +47,9 @@ class SubBatches:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if self.group else (0, 1)
         self.pair = Towers(model, run.model.name, towers.inputs_of(run.model))
         towers.refuse_batch_norm(model)
+        towers.refuse_resolutions(run)
+        if run.data.replay is not None:
+            replay.refuse(run)
         source = super_batches.open_source(run)
         if self.rank == 0:
             storage.begin(self.directory, "sub-batches", run.identity())
@@ -70,7 +73,8 @@ class SubBatches:
             (group,) = drawn.groups
             pixels = group.examples.pixels.to(self.pair.device)
             images = normalise(pixels, self.pair.inputs.mean, self.pair.inputs.std)
-            self._log.add(drawn.log)
+            if self.rank == 0:
+                self._log.add(drawn.log)
             self.step += 1
             yield images, group.examples.tokens.to(self.pair.device)
 
@@ -79,11 +83,12 @@ class SubBatches:
 
         Within the loop, after the update of the step. All processes may call it; the first writes.
         """
-        steps = self._log.take()
         if self.rank == 0:
-            done = {"step": self.step, "seconds": 0.0, "log_parts": self._log.commit(steps)}
+            done = {"step": self.step, "seconds": 0.0, "log_parts": self._log.commit(self._log.take())}
             held = checkpoints.content(self.step, self.pair, self.optimizer)
             checkpoints.write(self.directory, self.step, held | {"jest": done})
+            if self.step == self.run.n_steps:
+                storage.finish(self.directory, "sub-batches", self.run.identity(), steps=self.step)
 
 
 def stream(

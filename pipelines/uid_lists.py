@@ -25,7 +25,7 @@ def read(directory: str) -> Uids:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "multiplicity", np.repeat)
     if manifest["stage"] == "select" and manifest["complete"]:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "selected", _where)
-    if manifest["stage"] == "train":
+    if manifest["stage"] in ("train", "sub-batches"):
         from pipelines import checkpoints  # and with it PyTorch, which no other list needs
 
         if not checkpoints.steps(directory):

@@ -67,6 +67,12 @@ def test_a_low_resolution_share_divides_over_the_learners():
     assert config.load(TEXT, both[:1]).n_low_resolution == 10
 
 
+@pytest.mark.parametrize("more", [[], ["training.keep_last_checkpoints=2", "training.checkpoint_every_steps=4"]])
+def test_checkpoints_that_are_kept_are_among_those_that_are_made(more):
+    with pytest.raises(ValueError, match="keep_checkpoint_every_steps 6 needs"):
+        config.load(TEXT, ["training.keep_checkpoint_every_steps=6", *more])
+
+
 def test_easy_reference_scores_are_not_compared():
     with pytest.raises(ValueError, match="criterion easy uses none"):
         config.load(TEXT, ["selection.criterion=easy", "selection.agreement_every_steps=1"])

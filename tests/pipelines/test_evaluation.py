@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -292,3 +293,14 @@ def test_the_training_loop_evaluates_on_a_schedule(make_scored_run, shards):
     Path(run.path("uniform"), evaluation.RESULTS).unlink()
     again = evaluation.run_stage(run)
     assert [line["metrics"] for line in again] == [pytest.approx(line["metrics"], abs=0.02) for line in results]
+    # a try that died between a checkpoint and its evaluation: the next one makes up for it
+    resumed = run_files.load(run_files.dump(run), ["run_dir=resumed", "training.n_learners=1"])
+    shutil.copytree(run.path("uniform"), resumed.path("resumed"), ignore=shutil.ignore_patterns("*_00000006.pt", "ray"))
+    for name in ("manifest.json", evaluation.RESULTS):
+        Path(resumed.path("resumed"), name).unlink()
+    learner.run_stage(resumed, in_process=True)
+    made_up = evaluation.read_results(resumed.path("resumed"))
+    assert [line["step"] for line in made_up] == [4, 6]
+    assert made_up[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=0.02)
+    # a checkpoint that its run has removed meanwhile has no results, and stops nothing
+    assert evaluation._of_checkpoint(run, 3) == []

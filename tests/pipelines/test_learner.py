@@ -233,7 +233,7 @@ def test_a_learner_that_hangs_is_named_and_nothing_of_the_run_stays_behind(prepa
         "hung",
         "training.examples_trained=32000",
         "training.n_learners=2",
-        "training.hang_minutes=0.25",
+        "training.hang_minutes=1",
     )
     run_file = tmp_path / "hung.yaml"
     run_file.write_text(run_files.dump(run))
@@ -250,7 +250,7 @@ def test_a_learner_that_hangs_is_named_and_nothing_of_the_run_stays_behind(prepa
     workers[0].send_signal(signal.SIGSTOP)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1, output
-    assert "no learner has moved for 0." in output
+    assert "no learner has moved for 1." in output
     silent = next(line for line in output.splitlines() if line.startswith("jest: ")).split(": ")[2].split("; ")
     assert len([told for told in silent if ", silent for " in told]) == 1, output
     assert all(told.startswith("learner ") for told in silent[:2])

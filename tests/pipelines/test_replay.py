@@ -15,7 +15,7 @@ def picked(run) -> list[list[str]]:
     log = log.filter(log["selected"])
     steps = log["step"].to_numpy()
     uids = np.array(log["uid"].to_pylist())
-    return [uids[steps == step].tolist() for step in range(run.n_steps)]
+    return [sorted(uids[steps == step].tolist()) for step in range(run.n_steps)]
 
 
 @pytest.mark.slow
@@ -46,7 +46,9 @@ def test_a_replay_reads_only_its_steps_and_refuses_what_does_not_fit(make_scored
     again = run_files.load(text, chosen)
     shares = [list(replay.stream(again, 32, rank=rank, n_learners=4, first_step=3)) for rank in range(4)]
     for step, parts in enumerate(zip(*shares, strict=True), start=3):
-        assert [uid for part in parts for uid in part.identities()["uid"].to_pylist()] == picked(run)[step]
+        rows = [row for part in parts for row in part.identities().select(["shard", "row"]).to_pylist()]
+        assert rows == sorted(rows, key=lambda row: (row["shard"], row["row"]))  # learners share few row groups
+        assert sorted(u for part in parts for u in part.identities()["uid"].to_pylist()) == picked(run)[step]
     with pytest.raises(ValueError, match=r"set selection.method to uniform"):
         run_files.load(text, ["data.replay=joint"])
     with pytest.raises(ValueError, match=r"selected 32 a step, and training.sub_batch_size is 16"):
