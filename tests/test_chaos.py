@@ -71,7 +71,7 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path)
     print(f"JEST_CHAOS_SEED={SEED}")
     rng = random.Random(SEED)
     run: Run = make_scored_run("joint")
-    steps = ["training.examples_trained=38400", "training.checkpoint_every_steps=10", "training.max_failures=-1"]
+    steps = ["training.examples_trained=25600", "training.checkpoint_every_steps=10", "training.max_failures=-1"]
     quiet = run_files.load(run_files.dump(run), ["run_dir=quiet", *steps])
     killed = run_files.load(run_files.dump(run), ["run_dir=killed", *steps])
     run_file = tmp_path / "killed.yaml"
