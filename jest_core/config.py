@@ -33,7 +33,7 @@ class Data(Part):
     window_rows: PositiveInt  # rows of a stream that are read and shuffled together
     max_bad_share: float = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
     decode: Literal["eager", "late"] = "eager"  # late: all at selection.score_image_size, the selected at the model's
-    replay: str | None = None  # run directory: train on what it selected, in its order, and score nothing
+    replay: str | None = None  # run directory: train on what it selected, step by step, and score nothing
     mask_duplicates: Literal["none", "uid", "image"] = "none"  # of equal slots of a super-batch, only one is selectable
 
     @field_validator("rules", mode="before")

@@ -94,7 +94,7 @@ def draw(selector: Selector, super_batch: Examples, step: int) -> Drawn:
 
 
 def _whole(selector: Selector, super_batch: Examples, step: int, learners: Learners) -> list[Group]:
-    """All sound slots of this selector, in groups by resolution."""
+    """All sound slots of this learner, in groups by resolution."""
     sound = super_batch[torch.nonzero(super_batch.valid)[:, 0]]
     own, run = selector.towers.resolution(), selector.run
     if run.training.low_resolution is None:

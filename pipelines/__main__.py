@@ -134,7 +134,7 @@ def train(
     overrides: Overrides = None,
     replay: Annotated[
         str,
-        typer.Option(metavar="RUN_DIR", help="Train on what that run selected, in its order, and score nothing."),
+        typer.Option(metavar="RUN_DIR", help="Train on what that run selected, step by step, and score nothing."),
     ] = "",
 ) -> None:
     """Train the run's model; goes on from its newest checkpoint. A reference is trained with method `uniform`."""

@@ -1,4 +1,4 @@
-"""What one run selected trains another: the same examples in the same order, without a score."""
+"""What one run selected trains another: the same examples at the same steps, without a score."""
 
 import subprocess
 import sys
