@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
 )
 
-from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision, Schedule
+from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision, Schedule, Tracker
 from jest_core.rules import BASIC_FILTER, Part, Rule
 from jest_core.tables import SCORE_CACHE_COLUMNS
 
@@ -158,6 +158,8 @@ class Training(Part):
     learning_rate: PositiveFloat
     schedule: Schedule = "cosine"
     warmup_steps: NonNegativeInt
+    cooldown_steps: NonNegativeInt = 0  # the last so many go linearly to zero; of rsqrt and constant
+    timescale_steps: PositiveInt = 10_000  # of rsqrt: steps after the warm-up until 1 / sqrt(2) of the peak
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: PositiveFloat = 1e-8
@@ -177,6 +179,7 @@ class Training(Part):
     keep_checkpoint_every_steps: PositiveInt | None = None  # of those that would go, keep the steps that this divides
     hang_minutes: PositiveFloat = 60  # without a step, after which the run ends
     max_loss: PositiveFloat | None = None  # nats; above it, as at NaN, the run stops
+    report_to: list[Tracker] = Field(default=[])  # beside metrics.jsonl and Ray's own Prometheus endpoint
     n_refused_logged: NonNegativeInt = 16  # refused examples sampled into the log at each step
     max_failures: int = Field(default=3, ge=-1)  # learner restarts by Ray Train; -1 = no limit
 
@@ -232,6 +235,7 @@ _CIRCUMSTANCES = {
     "max_failures",
     "max_loss",
     "hang_minutes",
+    "report_to",
     "checkpoint_every_steps",
     "checkpoint_every_minutes",
     "keep_last_checkpoints",
@@ -347,6 +351,16 @@ class Run(Part):
                     f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
                     f"{self.selection.filter_ratio}; change either"
                 )
+        if training.cooldown_steps and training.schedule == "cosine":
+            found.append(
+                f"training.cooldown_steps {training.cooldown_steps} is for training.schedule rsqrt and constant; a "
+                "cosine ends at zero by itself: drop one"
+            )
+        if training.warmup_steps + training.cooldown_steps > self.n_steps and training.cooldown_steps:
+            found.append(
+                f"training.warmup_steps {training.warmup_steps} and training.cooldown_steps {training.cooldown_steps} "
+                f"are more than the {self.n_steps} steps of the run; make them fewer"
+            )
         if training.keep_checkpoint_every_steps is not None and (
             training.keep_last_checkpoints is None
             or training.keep_checkpoint_every_steps % training.checkpoint_every_steps

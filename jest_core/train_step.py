@@ -53,6 +53,8 @@ def _update(learner: Learner, groups: list[Group], step: int) -> dict[str, float
         warmup_steps=config.warmup_steps,
         n_steps=learner.run.n_steps,
         schedule=config.schedule,
+        cooldown_steps=config.cooldown_steps,
+        timescale_steps=config.timescale_steps,
     )
     for parameters in learner.optimizer.param_groups:
         parameters["lr"] = rate

@@ -4,14 +4,12 @@ The run directory is the only state: whoever is started again, a learner by Ray 
 goes on from the newest checkpoint there.
 """
 
-import json
 import math
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from jest_core import config as run_files
-from jest_core import flops, optim, towers
+from jest_core import optim, towers
 from jest_core.collectives import Learners
 from jest_core.config import Run
 from jest_core.selection import Diverged
@@ -40,6 +38,7 @@ from pipelines import (
     super_batches,
 )
 from pipelines.board import EVALUATES, Board, sigterm_noted
+from pipelines.journal import Journal, step_costs
 
 
 def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> dict[str, Any]:
@@ -104,7 +103,6 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool = False) -> di
     return manifest
 
 
-_RECENT = 20  # steps that progress is told of
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
 
 
@@ -122,22 +120,6 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
         f"scores at {scored.image_size} pixels{patches} and never trains at that: what a learner has not seen it "
         "scores badly; set training.low_resolution to the same"
     )
-
-
-def step_costs(run: Run) -> dict[str, float]:
-    """FLOPs of a step of this run, as executed, with the scoring forward reused, and by part."""
-    step = flops.step_flops(run)
-    return {
-        "flops_step": step.total,
-        "flops_step_with_reuse": step.total_with_reuse,
-        "flops_score": step.score,
-        "flops_reference": step.reference,
-        "flops_select": step.select,
-        "flops_train": step.train,
-        "flops_loss": step.loss,
-        "flops_optimizer": step.optimizer,
-        "flops_agreement": step.agreement,
-    }
 
 
 def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) -> None:
@@ -214,32 +196,30 @@ def _learn(settings: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, cluster.n_cores() // size))
     source = super_batches.open_source(run)
     learner = _create(run, source, ray.train.torch.get_device(), group)
-    done = _restore(learner, directory)
+    done = checkpoints.resume(directory, learner.towers, learner.optimizer)
     log = selection_log.SelectionLog(directory, done["log_parts"])
     if rank == 0:
         log.tidy()
         checkpoints.tidy(directory)
-    lines: list[str] = done["metrics"]
-    seconds, step = done["seconds"], done["step"]
-    costs = step_costs(run) if rank == 0 else {}
+    step = done["step"]
+    journal = Journal(run, board, done) if rank == 0 else None
     items = sub_batches.stream(run, source, learner.towers, rank=rank, n_learners=size, first_step=step)
     super_batch_stream = super_batches.prefetch(items)
     learners, committed, saving = Learners(group), time.monotonic(), 0.0
-    recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
     if len(set(learners.counts(step))) > 1:
         raise RuntimeError(
             "the learners found different newest checkpoints; the storage shows some of them an old list"
         )
-    with checkpoints.Writer() as writer, board.pulse(rank) as pulse:
+    with journal or nullcontext(), checkpoints.Writer() as writer, board.pulse(rank) as pulse:
 
         def evaluate() -> None:
             """After the step's checkpoint, so that what fails here loses no step; the others wait."""
             pulse.doing = EVALUATES
-            if rank == 0:
+            if journal is not None:
                 writer.wait()
-                lines[-1] = json.dumps(json.loads(lines[-1]) | evaluation.evaluate_step(run, learner.towers, step))
+                journal.add_evaluation(step, evaluation.evaluate_step(run, learner.towers, step))
                 if step in checkpoints.steps(directory):
-                    writer.submit(partial(_write_metrics, directory, tuple(lines)))
+                    writer.submit(partial(journal.write, journal.text()))
             if group is not None:
                 dist.barrier(group)
 
@@ -259,19 +239,15 @@ def _learn(settings: dict[str, Any]) -> None:
                 raise
             step += 1
             times |= result.seconds | {"batch": time.perf_counter() - began}
-            seconds += times["batch"]
-            if rank == 0:
+            if journal is not None:
                 log.add(result)
-                line = _metrics(run, result, step, seconds, times, costs)
-                lines.append(json.dumps(line))
-                recent.append(line)
-                board.put(step, pace.note(recent))
+                journal.add(result, step, times)
             due = (time.monotonic() - committed) / 60 >= (run.training.checkpoint_every_minutes or math.inf)
             stops, due = learners.any(rank == 0 and board.is_stopping(), rank == 0 and due)
             commits = due or stops or step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
             began = time.perf_counter()
-            if commits and rank == 0:
-                _checkpoint(writer, learner, directory, step, log, lines, seconds)
+            if commits and journal is not None:
+                _checkpoint(writer, learner, directory, step, log, journal)
                 committed = time.monotonic()
             saving = time.perf_counter() - began
             if evaluation.is_due(run, step) and (not stops or step == run.n_steps):
@@ -321,77 +297,27 @@ def _start_from(run: Run, pair: Towers) -> None:
         towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
 
 
-def _restore(learner: Learner, directory: str) -> dict[str, Any]:
-    """Take up the newest checkpoint of the run directory, if there is one."""
-    done = checkpoints.resume(directory, learner.towers, learner.optimizer)
-    lines = storage.read_bytes(f"{directory}/metrics.jsonl").decode().splitlines() if done["step"] else []
-    return {**done, "metrics": lines[: done["step"]]}
-
-
 def _checkpoint(
     writer: checkpoints.Writer,
     learner: Learner,
     directory: str,
     step: int,
     log: selection_log.SelectionLog,
-    lines: list[str],
-    seconds: float,
+    journal: Journal,
 ) -> None:
     """Copy the state, and write it while training goes on: log parts and metrics, then the checkpoint that commits
     them, then away with those that are not to be kept."""
     training = learner.run.training
     held = checkpoints.copied(checkpoints.content(step, learner.towers, learner.optimizer))
-    steps_logged, told = log.take(), tuple(lines)
+    steps_logged, told, seconds = log.take(), journal.text(), journal.seconds
 
     def write() -> None:
         parts = log.commit(steps_logged)
-        _write_metrics(directory, told)
+        journal.write(told)
         checkpoints.write(directory, step, held | {"jest": {"step": step, "seconds": seconds, "log_parts": parts}})
         checkpoints.prune(directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps)
 
     writer.submit(write)
-
-
-def _write_metrics(directory: str, lines: Sequence[str]) -> None:
-    storage.write_bytes(f"{directory}/metrics.jsonl", ("\n".join(lines) + "\n").encode())
-
-
-def _metrics(
-    run: Run, result: StepResult, step: int, seconds: float, times: dict[str, float], costs: dict[str, float]
-) -> dict[str, Any]:
-    """One line of metrics.jsonl, in open_clip's names and jest's; `step` counts finished updates.
-
-    times: seconds of the step by part. `batch` is all of it; `checkpoint` is what the one before it took of the loop.
-    """
-    batch = times.pop("batch")
-    optimisation, summary = result.optimisation, result.summary
-    line = {
-        "step": step,
-        "train/loss": optimisation["loss"],
-        "train/lr": optimisation["learning_rate"],
-        "train/logit_scale": optimisation["logit_scale"],
-        "train/logit_bias": optimisation["logit_bias"],
-        "train/data_time": times["wait"],
-        "train/batch_time": batch,
-        "train/samples_per_second": run.sub_batch_size / batch,
-        "jest/gradient_norm": optimisation["gradient_norm"],
-        "jest/samples_seen": step * run.super_batch_size,
-        "jest/samples_trained": step * run.sub_batch_size,
-        "jest/flops": step * costs["flops_step"],
-        "jest/flops_score": step * costs["flops_score"],
-        "jest/flops_ref": step * costs["flops_reference"],
-        "jest/flops_train": step * costs["flops_train"],
-        "jest/filter_ratio": 1 - run.sub_batch_size / run.super_batch_size,
-        "jest/learnability_super_mean": summary["super_batch_matched_score"],
-        "jest/learnability_selected_mean": summary["sub_batch_matched_score"],
-        "jest/sub_batch_score": summary["sub_batch_score"],
-        "jest/bad_rows": summary["n_bad"],
-        "jest/duplicates_dropped": summary["n_duplicates"],
-        "jest/seconds": seconds,
-        **{f"jest/{name}": value for name, value in result.agreement.items()},
-        **{f"jest/{name}_time": value for name, value in times.items()},
-    }
-    return {k: v for k, v in line.items() if v == v}  # NaN is no JSON: what was not computed is left out
 
 
 def _arrow(fs: Any) -> Any:

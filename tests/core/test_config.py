@@ -52,6 +52,8 @@ def test_paths_lie_under_root_unless_absolute_or_urls():
         ("training.low_resolution={share: 0.5}", "names no resolution; give its image_size or its patch_size"),
         ("training.low_resolution={patch_size: 16, share: 0.01}", "less than one example"),
         ("training.low_resolution={patch_size: 16, share: 1.5}", "training.low_resolution.share = 1.5"),
+        ("training.cooldown_steps=2", "a cosine ends at zero by itself"),
+        ("training={schedule: rsqrt}", "training.sub_batch_size is missing"),
         ("seed", "has no '='"),
     ],
 )
@@ -71,6 +73,11 @@ def test_a_low_resolution_share_divides_over_the_learners():
 def test_checkpoints_that_are_kept_are_among_those_that_are_made(more):
     with pytest.raises(ValueError, match="keep_checkpoint_every_steps 6 needs"):
         config.load(TEXT, ["training.keep_checkpoint_every_steps=6", *more])
+
+
+def test_warm_up_and_cool_down_fit_into_the_run():
+    with pytest.raises(ValueError, match="cooldown_steps 99 are more than the 6 steps"):
+        config.load(TEXT, ["training.schedule=constant", "training.cooldown_steps=99"])
 
 
 def test_easy_reference_scores_are_not_compared():
