@@ -51,13 +51,30 @@ def plan(
     overrides: Overrides = None,
     flops_per_second: Annotated[
         float | None,
-        typer.Option(min=1.0, help="What one learner sustains, such as 4e14, to be told hours.", show_default=False),
+        typer.Option(min=1.0, help="What one learner sustains, such as 4e14, as a rough guess.", show_default=False),
+    ] = None,
+    calibrate: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Train some steps of the run here, write this machine's rates, and use them."
+        ),
+    ] = "",
+    machine: Annotated[str, typer.Option(metavar="FILE", help="Rates that --calibrate wrote, on any machine.")] = "",
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="Of an hour of one learner's machine.", show_default=False)
     ] = None,
 ) -> None:
-    """Tell what a run will cost: FLOPs of a step by part, beside uniform batches and other methods, and memory."""
+    """Tell what a run will cost: FLOPs by part, beside other methods; bytes, memory, time; and check what can be."""
+    from pipelines import machine as machines
     from pipelines import plan as stage
+    from pipelines import storage
 
-    stage.run_stage(_load(run_file, overrides), flops_per_second)
+    run = _load(run_file, overrides)
+    if calibrate:
+        measured = machines.measure(run)
+        storage.write_bytes(calibrate, measured.model_dump_json(indent=1).encode() + b"\n")
+    rates = machines.read(calibrate or machine) if calibrate or machine else None
+    stage.run_stage(run, flops_per_second, rates, price)
 
 
 @app.command()

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,17 +89,9 @@ class Board:
     @contextlib.contextmanager
     def pulse(self, rank: int) -> Iterator[Pulse]:
         """Within the block a learner gives signs of life; it writes into the pulse what it does."""
-        pulse, over = Pulse(), threading.Event()
-
-        def beat() -> None:
-            while not over.wait(_BEAT):
-                self._actor.beat.remote(rank, pulse.doing)
-
-        threading.Thread(target=beat, daemon=True, name="pulse").start()
-        try:
+        pulse = Pulse()
+        with every(_BEAT, lambda: self._actor.beat.remote(rank, pulse.doing)):
             yield pulse
-        finally:
-            over.set()
 
     def is_stopping(self) -> bool:
         """Whether the learners were told to stop when this one last put something."""
@@ -112,6 +104,25 @@ class Board:
     def stop(self) -> None:
         """Have the learners stop once their step is done."""
         self._actor.stop.remote()
+
+
+@contextlib.contextmanager
+def every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
+    """Within the block a thread does it again and again, so many seconds apart, and once more at the end."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(seconds):
+            do()
+
+    thread = threading.Thread(target=run, daemon=True, name="every")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        do()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """The Ray that stages run on: the cluster of RAY_ADDRESS where one is set, else one on this machine."""
 
+import contextlib
+import ctypes
 import logging
 import os
 from typing import Any
@@ -8,6 +10,7 @@ import psutil
 import ray
 
 _GIB = 1 << 30
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def connect() -> None:
@@ -26,15 +29,29 @@ def connect() -> None:
         # start
         num_cpus=max(8, 2 * cores),
         include_dashboard=False,
-        object_store_memory=int(min(2 * _GIB, 0.15 * psutil.virtual_memory().available)),
+        object_store_memory=local_object_store_bytes(),
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
 
 
+def local_object_store_bytes() -> int:
+    """Of the Ray that `connect` starts on this machine."""
+    return int(min(2 * _GIB, 0.15 * psutil.virtual_memory().available))
+
+
 def n_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what this process frees: a step on CPUs asks for the same activations again, and each
+    page that comes from the system anew costs a fault and a clearing. Only glibc, and most in the main thread."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def is_local() -> bool:

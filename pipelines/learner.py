@@ -37,7 +37,7 @@ from pipelines import (
     sub_batches,
     super_batches,
 )
-from pipelines.board import EVALUATES, Board, sigterm_noted
+from pipelines.board import EVALUATES, Board, Progress, every, sigterm_noted
 from pipelines.journal import Journal, step_costs
 
 
@@ -123,7 +123,7 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
 
 
 def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) -> None:
-    """Run Ray Train in a thread, and show the board meanwhile; an error of the learners is raised here."""
+    """Run Ray Train, and show the board meanwhile; an error of the learners is raised here."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -153,20 +153,29 @@ def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) 
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True, name="fit")
-    thread.start()
     shown = reached
     with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=reached) as advance:
-        while thread.is_alive():
-            thread.join(0.5)
+
+        def look() -> Progress:
+            nonlocal shown
             if stopping.is_set():
                 board.stop()
             seen = board.get()
             if seen.step > shown:
                 advance(seen.step - shown, note=seen.note)
                 shown = seen.step
-            if hang := seen.hang(run.training.hang_minutes):
-                raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
+            return seen
+
+        if n_workers:
+            thread = threading.Thread(target=fit, daemon=True, name="fit")
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.5)
+                if hang := look().hang(run.training.hang_minutes):
+                    raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
+        else:  # in this thread: OpenMP keeps workers for each thread that computes, and they would share the cores
+            with every(0.5, look):
+                fit()
     last = board.get()
     if last.failure:
         raise RuntimeError(f"the run stopped: {last.failure}")
@@ -194,6 +203,7 @@ def _learn(settings: dict[str, Any]) -> None:
     group = dist.group.WORLD if size > 1 else None
     if not run.training.gpus_per_learner:
         torch.set_num_threads(max(1, cluster.n_cores() // size))
+        cluster.keep_freed_memory()
     source = super_batches.open_source(run)
     learner = _create(run, source, ray.train.torch.get_device(), group)
     done = checkpoints.resume(directory, learner.towers, learner.optimizer)

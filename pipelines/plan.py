@@ -1,43 +1,46 @@
 """The plan stage: what a run will cost, from its run file alone, before any machine is rented."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from botocore.exceptions import BotoCoreError
+from rich.markup import escape
 from rich.table import Table
 
 from jest_core import flexible, flops, towers
 from jest_core.config import LowResolution, Reference, Run
 from jest_core.flops import StepFlops
-from pipelines import progress, storage
-from pipelines.catalogue import open_catalogue
-
-_ENCODED_BYTES = 25_000  # of a picture, where no catalogue tells: a JPEG of 512 pixels
-_WINDOWS_HELD = 4  # two of each stream, while the next two are read
-_BYTES_A_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments
+from pipelines import checks, progress, sizes
+from pipelines.checks import Check
+from pipelines.machine import Machine, predict
+from pipelines.sizes import Pairs
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Of the run's catalogue."""
+def run_stage(
+    run: Run, flops_per_second: float | None = None, machine: Machine | None = None, price: float | None = None
+) -> None:
+    """Print sizes, cost by part, the cost of other methods, bytes, memory, and what can be checked of the run now.
 
-    slots: int  # of an epoch
-    mean_bytes: float  # of a row, in its shard
-
-
-def run_stage(run: Run, flops_per_second: float | None = None) -> None:
-    """Print sizes, cost by part, the cost of other methods, and memory. flops_per_second: what a learner sustains."""
+    flops_per_second: what a learner sustains, as a rough guess; machine: what one was measured to sustain; price: of
+    an hour of one learner's share of a machine, in any currency. Raises ValueError where a check fails.
+    """
     towers.refuse_resolutions(run)
-    pairs = _catalogue(run)
-    tables = (
-        _sizes(run, pairs),
+    known = sizes.pairs(run)
+    tables = [
+        _sizes(run, known),
         _forward(run),
-        _step(run, pairs, flops_per_second),
+        _step(run, known, flops_per_second),
         _alternatives(run),
-        _memory(run, pairs),
-    )
+        _bytes(run, known),
+        _memory(run, known),
+    ]
+    if machine is not None:
+        tables.append(_time(run, machine, price))
     for table in tables:
         progress.console.print(table)
+    found = list(checks.run_checks(run, known))
+    progress.console.print(_checks(found))
+    if failed := [check for check in found if check.ok is False]:
+        raise ValueError("the run would fail: " + "; ".join(f"{check.name}: {check.detail}" for check in failed))
 
 
 def alternatives(run: Run) -> dict[str, StepFlops]:
@@ -89,7 +92,7 @@ def _si(value: float) -> str:
     return f"{value:.4g} Z"
 
 
-def _sizes(run: Run, pairs: _Pairs | None) -> Table:
+def _sizes(run: Run, pairs: Pairs | None) -> Table:
     table = Table(title="Sizes", title_justify="left", caption_justify="left", show_header=False)
     n = run.training.n_learners
     rows = {
@@ -140,7 +143,7 @@ def _forward(run: Run) -> Table:
     return table
 
 
-def _step(run: Run, pairs: _Pairs | None, flops_per_second: float | None) -> Table:
+def _step(run: Run, pairs: Pairs | None, flops_per_second: float | None) -> Table:
     step, uniform = flops.step_flops(run), alternatives(run)["uniform"].total
     table = Table(title="A step by part", title_justify="left", caption_justify="left")
     for column in ("", "FLOPs", "of a uniform step", "FLOPs of the run"):
@@ -186,52 +189,77 @@ def _alternatives(run: Run) -> Table:
     return table
 
 
-def _memory(run: Run, pairs: _Pairs | None) -> Table:
+def _bytes(run: Run, known: Pairs | None) -> Table:
+    table = Table(title="Bytes on storage, GB", title_justify="left", caption_justify="left")
+    for column in ("", "GB", "a step, MB"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, value in {**sizes.read_bytes(run, known), **sizes.written_bytes(run)}.items():
+        kind = "read: " if name in sizes.read_bytes(run, known) else "written: "
+        table.add_row(kind + name, f"{value / 1e9:,.2f}", f"{value / run.n_steps / 1e6:,.2f}")
+    if run.reads_scores and known is not None:
+        table.add_row("written: score cache, once", f"{sizes.cache_bytes(run, known.slots) / 1e9:,.2f}", "")
+    if known is None:
+        table.caption = "pictures of 25 kB are assumed: the catalogue tells their size"
+    return table
+
+
+def _memory(run: Run, known: Pairs | None) -> Table:
     table = Table(title="Memory that the run file decides, GB", title_justify="left", caption_justify="left")
     for column in ("", "GB", "where"):
         table.add_column(column, justify="left" if column != "GB" else "right")
-    n, size = run.training.n_learners, towers.image_size(run.model.name)
-    held = run.selection.score_image_size or size if run.data.decode == "late" else size
-    encoded = pairs.mean_bytes if pairs else _ENCODED_BYTES
-    example = encoded + 3 * held**2
-    windows = run.data.n_streams * run.data.window_rows * _WINDOWS_HELD * example
-    said = "by the catalogue" if pairs else "assumed"
-    widths = [towers.width(run.model.name)]
-    if run.uses_reference and run.reference is not None:
-        widths.append(towers.width(run.reference.model.name))
-    rows = {
-        f"windows of {run.data.n_streams} streams ({encoded / 1e3:,.0f} kB a picture, {said})": (
-            windows,
-            "Ray's object stores together",
-        ),
-        "super-batches, this one and two to come": (3 * run.super_batch_size // n * example, "each learner's host"),
-        "embeddings of the super-batch": (
-            run.super_batch_size // n * sum(widths) * 8 if run.selection.method != "uniform" else 0,
-            "each learner's device",
-        ),
-        "weights, gradients, AdamW's moments": (
-            flops.n_parameters(run.model) * _BYTES_A_PARAMETER,
-            "each learner's device",
-        ),
-    }
-    if run.uses_reference and not run.reads_scores and run.reference is not None:
-        rows["the reference's weights"] = (4 * flops.n_parameters(run.reference.model), "each learner's device")
-    for name, (value, where) in rows.items():
-        table.add_row(name, f"{value / 1e9:,.2f}", where)
+    said = "by the catalogue" if known else "assumed"
+    windows = f"{run.data.n_streams} streams ({sizes.encoded_bytes(known) / 1e3:,.0f} kB a picture, {said})"
+    host, device = "each learner's host", "each learner's device"
+    rows = [
+        (f"windows of {windows}", sizes.window_bytes(run, known), "Ray's object stores together"),
+        ("super-batches, this one and two to come", sizes.super_batch_bytes(run, known), host),
+        ("embeddings of the super-batch", sizes.embedding_bytes(run), device),
+        ("weights, gradients, AdamW's moments", sizes.state_bytes(run), device),
+        ("the reference's weights", sizes.reference_bytes(run), device),
+    ]
+    for name, value, where in rows:
+        if value:
+            table.add_row(name, f"{value / 1e9:,.2f}", where)
     table.caption = "activations come on top: bound them by training.score_batch_size and training.micro_batch_size"
     return table
 
 
-def _catalogue(run: Run) -> _Pairs | None:
-    """None where the catalogue is not made, or its storage cannot be reached from here."""
-    directory = run.path(run.data.catalogue)
-    try:
-        if not storage.exists(f"{directory}/{storage.MANIFEST}"):
-            raise FileNotFoundError("it is not made yet")
-        found = open_catalogue(directory)
-        shards = found.shards
-        n_rows = sum(shards["rows"].to_pylist())
-        return _Pairs(found.order(run).n_rows, sum(shards["bytes"].to_pylist()) / max(1, n_rows))
-    except (OSError, BotoCoreError) as error:
-        progress.say("plan", f"without the catalogue {directory}: {error}")
-        return None
+def _time(run: Run, machine: Machine, price: float | None) -> Table:
+    n, found = run.training.n_learners, predict(run, machine)
+    step = sum(found.step_seconds.values())
+    table = Table(title=f"Time on {n} learner(s) of {machine.name}", title_justify="left", caption_justify="left")
+    for column in ("", "a step, s", "of a step", "the run"):
+        table.add_column(column, justify="right" if column else "left")
+    for part, seconds in found.step_seconds.items():
+        table.add_row(part, f"{seconds:.4g}", f"{seconds / step:.0%}", _duration(run.n_steps * seconds))
+    table.add_row("all steps, and the start of the first", f"{step:.4g}", "100%", _duration(found.steps_seconds))
+    table.add_row("checkpoints, as far as they hold up the loop", "", "", _duration(found.checkpoints_seconds))
+    table.add_row("start of the command", "", "", _duration(found.start_seconds))
+    hours = found.total / 3600
+    told = f"{_duration(found.total)}; {hours * n:,.2f} learner-hours"
+    if price is not None:
+        told += f", {hours * n * price:,.2f} at {price:g} each"
+    if n > 1:
+        told += "; without what the learners exchange over the network, and evaluation"
+    if machine.model != run.model.name:
+        told += f"; measured with {machine.model}, and this is {run.model.name}"
+    table.caption = told
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 36000
+        else f"{seconds / 3600:,.1f} h"
+    )
+
+
+def _checks(found: Sequence[Check]) -> Table:
+    table = Table(title="Checks", title_justify="left", show_header=False)
+    for check in found:
+        mark = {True: "[green]ok[/]", False: "[red]fails[/]", None: "not known"}[check.ok]
+        table.add_row(check.name, mark, escape(check.detail))
+    return table

@@ -60,16 +60,17 @@ def _peak(function: Callable[[Any], Any], prepare: Callable[[], Any], device: st
     else:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
-        before = _resident("VmRSS")
+        before = resident_bytes("VmRSS")
     start = time.perf_counter()
     function(prepared)
     _wait(device)
     taken = time.perf_counter() - start
-    after = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else resident_bytes("VmHWM")
     return after - before, taken
 
 
-def _resident(name: str) -> int:
+def resident_bytes(name: str) -> int:
+    """Of this process: VmRSS, what it holds now; VmHWM, the most that it held."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if not found:
         raise RuntimeError(f"/proc/self/status has no {name}: memory can be measured on Linux only")

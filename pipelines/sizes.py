@@ -1,0 +1,119 @@
+"""Bytes that a run holds in memory, reads, and writes, from its run file and its catalogue."""
+
+from dataclasses import dataclass
+
+from botocore.exceptions import BotoCoreError
+
+from jest_core import flops, towers
+from jest_core.config import Run
+from pipelines import progress, storage
+from pipelines.catalogue import open_catalogue
+
+_ENCODED_BYTES = 25_000  # of a picture, where no catalogue tells: a JPEG of 512 pixels
+_WINDOWS_HELD = 4  # two of each stream, while the next two are read
+_BYTES_A_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments
+_CACHED_BYTES = 64  # of a pair in a score cache, beside its embeddings
+# As measured in the reproduction: 42 to 46 bytes an example in the runs that score, 1,116 to 1,119 a line
+_LOGGED_BYTES = 46  # of an example in the selection log
+_METRICS_BYTES = 1_120  # of a line of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Of the run's catalogue."""
+
+    slots: int  # of an epoch
+    mean_bytes: float  # of a row, in its shard
+
+
+def pairs(run: Run) -> Pairs | None:
+    """None where the catalogue is not made, or its storage cannot be reached from here."""
+    directory = run.path(run.data.catalogue)
+    try:
+        if not storage.exists(f"{directory}/{storage.MANIFEST}"):
+            raise FileNotFoundError("it is not made yet")
+        found = open_catalogue(directory)
+        shards = found.shards
+        n_rows = sum(shards["rows"].to_pylist())
+        return Pairs(found.order(run).n_rows, sum(shards["bytes"].to_pylist()) / max(1, n_rows))
+    except (OSError, BotoCoreError) as error:
+        progress.say("plan", f"without the catalogue {directory}: {error}")
+        return None
+
+
+def encoded_bytes(known: Pairs | None) -> float:
+    """Of a picture, as it travels."""
+    return known.mean_bytes if known else _ENCODED_BYTES
+
+
+def held_bytes(run: Run, known: Pairs | None) -> float:
+    """Of an example in a window or a super-batch: encoded, and its pixels at the size that is held."""
+    size = towers.image_size(run.model.name)
+    held = run.selection.score_image_size or size if run.data.decode == "late" else size
+    return encoded_bytes(known) + 3 * held**2
+
+
+def window_bytes(run: Run, known: Pairs | None) -> float:
+    """Of Ray's object stores together, while the run trains."""
+    return run.data.n_streams * run.data.window_rows * _WINDOWS_HELD * held_bytes(run, known)
+
+
+def super_batch_bytes(run: Run, known: Pairs | None) -> float:
+    """Of each learner's host: this super-batch and two to come."""
+    return 3 * run.super_batch_size // run.training.n_learners * held_bytes(run, known)
+
+
+def embedding_bytes(run: Run) -> float:
+    """Of each learner's device: the super-batch's embeddings by the learner and the reference, float32."""
+    if run.selection.method == "uniform":
+        return 0.0
+    return run.super_batch_size // run.training.n_learners * sum(_widths(run)) * 8
+
+
+def state_bytes(run: Run) -> float:
+    """Of each learner's device: weights, gradients, AdamW's moments."""
+    return flops.n_parameters(run.model) * _BYTES_A_PARAMETER
+
+
+def reference_bytes(run: Run) -> float:
+    """Of each learner's device: the reference, where it scores online."""
+    online = run.uses_reference and not run.reads_scores and run.reference is not None
+    return 4 * flops.n_parameters(run.reference.model) if online and run.reference is not None else 0
+
+
+def checkpoint_bytes(run: Run) -> float:
+    """Of one: weights and AdamW's moments."""
+    return flops.n_parameters(run.model) * 12
+
+
+def cache_bytes(run: Run, n_pairs: int) -> float:
+    """Of the score cache of so many pairs, before compression: two float16 embeddings and what comes with them."""
+    assert run.reference is not None
+    return n_pairs * (4 * towers.width(run.reference.model.name) + _CACHED_BYTES)
+
+
+def read_bytes(run: Run, known: Pairs | None) -> dict[str, float]:
+    """By all steps: the pictures of every super-batch, and their cached scores."""
+    n_seen = run.n_steps * run.super_batch_size
+    found = {"shards, while training": n_seen * encoded_bytes(known)}
+    if run.reads_scores:
+        found["score cache, while training"] = cache_bytes(run, n_seen)
+    return found
+
+
+def written_bytes(run: Run) -> dict[str, float]:
+    """By all steps: every checkpoint, those too that are removed again, the selection log, and metrics.jsonl, which is
+    written whole at each checkpoint."""
+    training = run.training
+    n_checkpoints = -(-run.n_steps // training.checkpoint_every_steps)
+    logged = run.sub_batch_size + training.n_refused_logged * (run.selection.method != "uniform")
+    return {
+        f"{n_checkpoints:,} checkpoints": n_checkpoints * checkpoint_bytes(run),
+        "selection log": run.n_steps * logged * _LOGGED_BYTES,
+        "metrics": (n_checkpoints + 1) / 2 * run.n_steps * _METRICS_BYTES,
+    }
+
+
+def _widths(run: Run) -> list[int]:
+    models = [run.model, *([run.reference.model] if run.uses_reference and run.reference is not None else [])]
+    return [towers.width(model.name) for model in models]

@@ -1,0 +1,243 @@
+"""Training: jest's loop against open_clip's, what a JEST step spends beside scoring and training, and jest plan.
+
+python -m tests.benchmarks.bench_training [--repeats 3] [--steps 40] [--parts loop,plan,learners]
+
+loop: IID training of the same model from the same weights, with the same batches, held in memory by both; open_clip's
+is `train_one_epoch` of its package, jest's the whole loop of `jest train`, log, metrics and checkpoints included.
+plan: the demonstration's joint run, as `jest train` runs it; where the time of its steps goes; and what `jest plan`
+predicts of it, calibrated in turns with it. learners: that run on one learner and on two.
+Each turn of each contestant is a process of its own.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+import typer
+
+from jest_core import config, towers
+from jest_core.config import Run
+from jest_core.examples import Examples
+from jest_core.preprocess import normalise
+from pipelines import catalogue, cluster, learner, pace, selection_log
+from pipelines import machine as machines
+from pipelines.drawings.place import place
+from tests.benchmarks.bench_flexi import examples
+from tests.benchmarks.measure import console, machine, resident_bytes, table, threads
+
+JOINT = files("deploy") / "runs" / "demo-small" / "joint.yaml"
+_WARM_UP = 3
+_CHECKPOINTS = 20  # steps between two
+
+
+def loop_run(root: str, model: str, b: int, n_steps: int) -> Run:
+    """A uniform run of so many steps over the small tier, of which only the catalogue is read."""
+    return config.load(
+        JOINT.read_text(),
+        [
+            f"root={root}",
+            "run_dir=loop",
+            f"model.name={model}",
+            "reference=null",
+            "selection.method=uniform",
+            "evaluation=null",
+            f"training.sub_batch_size={b}",
+            f"training.examples_trained={n_steps * b}",
+            "training.augmentation={}",
+            f"training.checkpoint_every_steps={_CHECKPOINTS}",
+        ],
+    )
+
+
+def of_jest(root: str, model: str, b: int, n_steps: int) -> list[float]:
+    """Seconds of each step of `jest train`, whose stream is replaced by batches in memory."""
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
+        run = loop_run(root, model, b, n_steps).model_copy(update={"run_dir": f"{scratch}/loop"})
+        held = examples(b, towers.create(model, seed=0))
+
+        def stream(*_: Any, first_step: int, **__: Any) -> Iterator[Examples]:
+            return iter([held] * (n_steps - first_step))
+
+        with mock.patch("pipelines.sub_batches.stream", stream):
+            learner.run_stage(run, in_process=True)
+        lines = selection_log.read_metrics(f"{scratch}/loop")
+    return [line["train/batch_time"] + line["jest/checkpoint_time"] for line in lines]
+
+
+def of_open_clip(root: str, model: str, b: int, n_steps: int) -> list[float]:
+    """Seconds of each step of open_clip's train_one_epoch over batches in memory."""
+    import open_clip
+    from open_clip.loss import SigLipLoss
+    from open_clip_train.train import train_one_epoch
+
+    threads()
+    held = examples(b, pair := towers.create(model, seed=0))
+    batch = normalise(held.pixels, pair.inputs.mean, pair.inputs.std), held.tokens
+    network = open_clip.create_model(model, output_dict=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    told = {"device": "cpu", "precision": "fp32", "distill": False, "accum_freq": 1, "skip_scheduler": True}
+    told |= {"horovod": False, "grad_clip_norm": 1.0, "rank": 0, "local_rank": 0, "world_size": 1, "batch_size": b}
+    told |= {"log_every_n_steps": 1, "wandb": False, "log_local": False}
+    ends: list[float] = []
+
+    class Batches:
+        num_batches, num_samples = n_steps, n_steps * b
+
+        def __iter__(self) -> Iterator[Any]:
+            for _ in range(n_steps):
+                ends.append(time.perf_counter())
+                yield batch
+
+    data = mock.Mock(dataloader=Batches())
+    loss = SigLipLoss()
+    train_one_epoch(network, {"train": data}, loss, 0, optimizer, None, None, None, argparse.Namespace(**told))
+    ends.append(time.perf_counter())
+    return [after - before for before, after in pairwise(ends)]
+
+
+def _told(function: Callable[[], list[float]]) -> tuple[list[float], int]:
+    found = function()
+    return found, resident_bytes("VmHWM")
+
+
+def in_process_of_its_own(function: Callable[[], list[float]]) -> tuple[list[float], int]:
+    """What it returns, and the most memory that its process held."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_told, (function,))
+
+
+def bench_loop(root: str, model: str, b: int, n_steps: int, repeats: int) -> None:
+    catalogue.run_stage(loop_run(root, model, b, n_steps))
+    import ray
+
+    ray.shutdown()
+    contestants = {"open_clip's loop": of_open_clip, "jest": of_jest}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    peak = dict.fromkeys(contestants, 0)
+    for _ in range(repeats):
+        for name, function in contestants.items():
+            found, held = in_process_of_its_own(partial(function, root, model, b, n_steps))
+            seconds[name].append(median(found[_WARM_UP:]))
+            peak[name] = max(peak[name], held)
+    base = median(seconds["open_clip's loop"])
+    rows = []
+    for name in contestants:
+        taken = median(seconds[name])
+        spread = f"{min(seconds[name]):.4f} to {max(seconds[name]):.4f}"
+        cells = [f"{taken:.4f}", spread, f"{b / taken:.0f}", f"{base / taken:.3f}", f"{peak[name] / 1e6:,.0f}"]
+        rows.append([name, *cells])
+    columns = ["IID training", "s a step", "of the turns", "examples/s", "rate of open_clip's", "peak MB"]
+    table(f"{model}, b = {b}, float32, {n_steps} steps a turn, medians of {repeats} turns in turn", columns, rows)
+
+
+def jest(*arguments: str) -> float:
+    """Seconds of a command."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "pipelines", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def prepare(root: str) -> None:
+    """Catalogue, a reference of a few steps, and its score cache."""
+    place("small", root)
+    few = ["--set", f"root={root}", "--set", "training.examples_trained=2560"]
+    reference = str(JOINT.parent / "reference.yaml")  # type: ignore[attr-defined]
+    for command, run_file in (("catalogue", reference), ("train", reference), ("catalogue", str(JOINT))):
+        jest(command, run_file, *few)
+    jest("reference-scores", str(JOINT), *few)
+
+
+def bench_step(lines: list[dict[str, Any]]) -> None:
+    found = pace.shares(lines[1:])
+    beside = sum(share for part, share in found.items() if part not in ("score", "reference", "train", "agreement"))
+    told = ", ".join(f"{part} {share:.1%}" for part, share in found.items() if share >= 0.0005)
+    console.print(f"a JEST step, B = 1,280, b = 256: {told}; beside scoring and training: {beside:.1%}")
+
+
+def bench_plan(root: str, repeats: int) -> None:
+    """jest plan --calibrate and the run that it predicts, in turns."""
+    predicted, measured, steps_predicted, steps_measured = [], [], [], []
+    for turn in range(repeats):
+        name, file = f"joint-{turn}", f"{root}/machine-{turn}.json"
+        common = [str(JOINT), "--set", f"root={root}", "--set", f"run_dir={name}", "--set", "evaluation=null"]
+        jest("plan", *common, "--calibrate", file)
+        measured.append(jest("train", *common))
+        run = config.load(JOINT.read_text(), [f"root={root}", f"run_dir={name}"])
+        expected = machines.predict(run, machines.read(file))
+        predicted.append(expected.total)
+        steps_predicted.append(expected.steps_seconds)
+        steps_measured.append(json.loads(Path(root, name, "manifest.json").read_text())["seconds"])
+        bench_step(selection_log.read_metrics(f"{root}/{name}"))
+    rows = []
+    for name, expected_s, found in (
+        ("the command", predicted, measured),
+        ("its steps", steps_predicted, steps_measured),
+    ):
+        turns = ", ".join(f"{e:.0f}/{f:.0f}" for e, f in zip(expected_s, found, strict=True))
+        e, f = median(expected_s), median(found)
+        rows.append([name, f"{e:.1f}", f"{f:.1f}", f"{e / f:.3f}", turns])
+    title = f"jest plan --calibrate, and the demonstration's joint run: medians of {repeats}, in turns"
+    table(title, ["seconds of", "predicted", "measured", "ratio", "turns"], rows)
+
+
+def bench_learners(root: str, repeats: int) -> None:
+    """The joint run on one learner and on two, which share the cores."""
+    found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    for turn in range(repeats):
+        for n, parts in found.items():
+            name = f"learners-{n}-{turn}"
+            sizes = ["--set", f"training.n_learners={n}", "--set", "training.examples_trained=10240"]
+            jest("train", str(JOINT), "--set", f"root={root}", "--set", f"run_dir={name}", *sizes)
+            lines = selection_log.read_metrics(f"{root}/{name}")[_WARM_UP:]
+            parts.append(
+                {
+                    part: median(line.get(f"jest/{part}_time", math.nan) for line in lines)
+                    for part in ("wait", "score", "select", "log", "exchange", "train")
+                }
+                | {"step": median(line["train/batch_time"] for line in lines)}
+            )
+    rows = []
+    for part in found[1][0]:
+        one, two = (median(turn[part] for turn in found[n]) for n in (1, 2))
+        rows.append([part, f"{one:.4f}", f"{two:.4f}", f"{two / one:.2f}"])
+    title = f"one learner, and two on the same {cluster.n_cores()} cores: seconds, medians of {repeats}, in turns"
+    table(title, ["", "one", "two", "two / one"], rows)
+
+
+def main(
+    model: str = "jest-drawings",
+    sub_batch_size: int = 256,
+    steps: int = 40,
+    repeats: int = 3,
+    parts: str = "loop,plan,learners",
+) -> None:
+    """Print the tables."""
+    console.print(machine("cpu"))
+    with tempfile.TemporaryDirectory(prefix="jest-bench-") as root:
+        place("small", root)
+        if "loop" in parts:
+            bench_loop(root, model, sub_batch_size, steps, repeats)
+        if "plan" in parts or "learners" in parts:
+            prepare(root)
+        if "plan" in parts:
+            bench_plan(root, repeats)
+        if "learners" in parts:
+            bench_learners(root, repeats)
+
+
+if __name__ == "__main__":
+    typer.run(main)
