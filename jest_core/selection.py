@@ -30,6 +30,8 @@ from jest_core.losses import TILE
 
 __all__ = ["Embeddings", "Selection", "batch_score", "draw_top", "gibbs_select", "select"]
 
+_SMALL = 1 << 24  # multiplications of a chunk with a model, below which it is quicker to be alone
+
 
 class Diverged(ValueError):
     """A model has come to numbers that mean nothing; trying once more would come to them again."""
@@ -124,18 +126,19 @@ def select(
     available = valid.clone()
     indices: list[Tensor] = []
     drawn_scores: list[Tensor] = []
-    for chunk in range(n_chunks):
-        scores = conditional()
-        keys = gain * scores
-        if draw == "sample":
-            keys = keys + noise.gumbel(words, times, seed, step, chunk)
-        new = draw_top(keys.masked_fill(~available, -torch.inf), chunk_size, words, times, offsets, learners)
-        indices.append(new)
-        drawn_scores.append(learners.take(scores, new, offsets))
-        available[_held(new, own)] = False
-        # after the last draw only the selected themselves need their sums: for the score of the set
-        rows = slice(None) if chunk + 1 < n_chunks else _held(torch.cat(indices), own)
-        conditional.take([_take(model, new, offsets, learners) for _, model in models], rows)
+    with _threads_for(len(words) * chunk_size * models[0][1].image.shape[1]):
+        for chunk in range(n_chunks):
+            scores = conditional()
+            keys = gain * scores
+            if draw == "sample":
+                keys = keys + noise.gumbel(words, times, seed, step, chunk)
+            new = draw_top(keys.masked_fill(~available, -torch.inf), chunk_size, words, times, offsets, learners)
+            indices.append(new)
+            drawn_scores.append(learners.take(scores, new, offsets))
+            available[_held(new, own)] = False
+            # after the last draw only the selected themselves need their sums: for the score of the set
+            rows = slice(None) if chunk + 1 < n_chunks else _held(torch.cat(indices), own)
+            conditional.take([_take(model, new, offsets, learners) for _, model in models], rows)
 
     chosen = torch.cat(indices)
     own_losses = [
@@ -258,6 +261,18 @@ def _held(positions: Tensor, own: range) -> Tensor:
 def _take(model: Embeddings, positions: Tensor, offsets: Tensor, learners: Learners) -> Embeddings:
     image, text = (learners.take(x, positions, offsets) for x in (model.image, model.text))
     return Embeddings(image, text, model.logit_scale, model.logit_bias)
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """One thread for a small chunk's products. Two are hardly faster at that, and each of its many short operations
+    waits for the slower of them: three times as long where readers want the same cores."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(n_threads if products > _SMALL else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @contextmanager

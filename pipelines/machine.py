@@ -86,12 +86,12 @@ def of_lines(run: Run, lines: Sequence[Mapping[str, Any]], whole_seconds: float)
         return statistics.fmean(line.get(f"jest/{part}_time", 0.0) for line in warm)
 
     batch = statistics.fmean(line["train/batch_time"] for line in warm)
-    seconds = {part: mean(part) for part in _PARTS}
     done = {part: sum(getattr(step, name) for name in names) for part, names in _PARTS.items()}
+    seconds = {part: mean(part) for part in _PARTS if done[part]}
     return Machine(
         name=_name(),
         model=run.model.name,
-        flops_per_second={part: done[part] / seconds[part] for part in _PARTS if done[part] and seconds[part]},
+        flops_per_second={part: done[part] / spent for part, spent in seconds.items() if spent},
         seconds_per_example=(batch - sum(seconds.values()) - mean("agreement")) / run.super_batch_size,
         first_step_seconds=max(0.0, sum(line["train/batch_time"] for line in lines[:_WARM_UP]) - _WARM_UP * batch),
         checkpoint_seconds=max(line.get("jest/checkpoint_time", 0.0) for line in lines),

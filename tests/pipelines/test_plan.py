@@ -5,7 +5,8 @@ from importlib.resources import files
 import pytest
 
 from jest_core import config, flops
-from pipelines import catalogue, plan
+from pipelines import catalogue, checks, learner, plan, selection_log, sizes, storage
+from pipelines import machine as machines
 from tests.conftest import MakeRun
 from tests.pipelines.test_main import jest
 
@@ -70,3 +71,99 @@ def test_a_uniform_run_costs_one_uniform_step_and_convolutional_towers_have_no_p
     assert found["JEST, reference online"].reference > 0
     low = make_run("x", "model.name=jest-drawings", "training.low_resolution={image_size: 32}")
     assert "FlexiJEST, reference cached" in plan.alternatives(low)
+
+
+def failing(run) -> dict[str, str]:
+    return {check.name: check.detail for check in checks.run_checks(run, sizes.pairs(run)) if check.ok is False}
+
+
+def test_checks_of_a_run_whose_stages_have_run(make_scored_run: MakeRun):
+    run = make_scored_run("joint")
+    found = {check.name: check for check in checks.run_checks(run, sizes.pairs(run))}
+    assert list(found) == ["storage", "shards", "catalogue", "reference", "score cache", "run directory", "cluster"]
+    assert all(check.ok for check in found.values())
+    assert "4 Parquet files; the rules keep" in found["shards"].detail
+    assert "slots an epoch" in found["catalogue"].detail
+
+
+def test_checks_of_a_run_whose_stages_are_to_come(make_run: MakeRun):
+    run = make_run("joint")
+    found = {check.name: check for check in checks.run_checks(run, sizes.pairs(run))}
+    later = {name for name, check in found.items() if check.ok is None}
+    assert later == {"catalogue", "reference", "score cache"}
+    assert found["catalogue"].detail.endswith("run `jest catalogue` first")
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "detail"),
+    [
+        ("data.columns={caption: nonsense}", "shards", "has no column nonsense; it has"),
+        ("data.columns={image: nonsense}", "shards", "has no column nonsense; it has"),
+        ("data.shards=nowhere/*.parquet", "shards", "no shard at"),
+        ("data.rules=[{rule: watermark}]", "shards", "has no column pwatermark"),
+        ("data.rules=[{rule: deny, file: list.txt}]", "shards", "list.txt, which is not there"),
+        ("data.window_rows=100000000", "cluster", "make data.window_rows or data.n_streams smaller"),
+        ("data.catalogue=other", "score cache", "another catalogue"),
+        (
+            "evaluation={sets: [{name: flowers, format: folder, shards: flowers, tasks: [zero_shot]}]}",
+            "evaluation set flowers",
+            "flowers",
+        ),
+    ],
+)
+def test_what_would_fail_is_told_before_anything_starts(make_scored_run: MakeRun, override, name, detail):
+    run = make_scored_run("joint", override)
+    if "catalogue" in override:
+        catalogue.run_stage(make_scored_run("joint", override, "data.rules=[]"))
+    assert detail in failing(run)[name]
+
+
+def test_a_plan_with_a_failing_check_fails(make_scored_run: MakeRun):
+    with pytest.raises(ValueError, match=r"the run would fail: shards: .* has no column nonsense"):
+        plan.run_stage(make_scored_run("joint", "data.columns={caption: nonsense}"))
+
+
+def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):
+    run = make_scored_run("joint")
+    storage.begin(run.path("joint"), "train", run.identity())
+    assert not failing(run)
+    assert (
+        "training.learning_rate: there 0.001, here 0.5"
+        in failing(make_scored_run("joint", "training.learning_rate=0.5"))["run directory"]
+    )
+
+
+@pytest.mark.slow
+def test_rates_of_a_run_predict_that_run_and_more_learners_take_less(make_scored_run: MakeRun):
+    run = make_scored_run("joint")
+    learner.run_stage(run, in_process=True)
+    lines = selection_log.read_metrics(run.path("joint"))
+    spent = sum(line["train/batch_time"] for line in lines)
+    machine = machines.of_lines(run, lines, whole_seconds=spent + 7.0)
+    assert machine.start_seconds == pytest.approx(7.0)
+    assert set(machine.flops_per_second) == {"score", "select", "train"}
+    one = machines.predict(run, machine)
+    assert one.steps_seconds == pytest.approx(spent)
+    assert one.total == pytest.approx(spent + 7.0 + 3 * machine.checkpoint_seconds)
+
+    four = machines.predict(make_scored_run("joint", "training.n_learners=4"), machine)
+    assert four.step_seconds["score"] == pytest.approx(one.step_seconds["score"] / 4)
+    assert one.step_seconds["train"] / 4 < four.step_seconds["train"] < one.step_seconds["train"]
+    online = make_scored_run("joint", "reference.online=true")
+    with pytest.raises(ValueError, match="has no reference, and this run has: calibrate with it"):
+        machines.predict(online, machine)
+
+
+@pytest.mark.long
+def test_a_calibrated_plan_tells_hours_and_cost(make_scored_run: MakeRun, tmp_path):
+    run = make_scored_run("joint")
+    (tmp_path / "run.yaml").write_text(config.dump(run))
+    file = str(tmp_path / "machine.json")
+    out = jest("plan", str(tmp_path / "run.yaml"), "--calibrate", file, "--set", "training.n_learners=2")
+    assert out.returncode == 0, out.stderr
+    assert machines.read(file).model == "jest-tiny"
+    assert not storage.exists(run.path("joint"))
+    again = jest("plan", str(tmp_path / "run.yaml"), "--machine", file, "--price", "2.5")
+    assert again.returncode == 0, again.stderr
+    assert "learner-hours" in again.stdout
+    assert "at 2.5 each" in again.stdout
