@@ -50,10 +50,11 @@ test-long: install-dev ## tests that take minutes: more data than memory, stream
 chaos: install-dev ## a run that is killed twenty times ends as a quiet one; JEST_CHAOS_SEED repeats one
 	$(BIN)/python -m pytest -s -m chaos tests/test_chaos.py $(ARGS)
 
-bench: install-dev ## selection, loss, steps, data and scoring against their baselines: about an hour on 2 quiet cores
+bench: install-dev ## selection, loss, steps, training, data and scoring against their baselines: over an hour on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_loss $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_flexi
+	$(BIN)/python -m tests.benchmarks.bench_training
 	$(BIN)/python -m tests.benchmarks.bench_data
 	$(BIN)/python -m tests.benchmarks.bench_reference_scores
 

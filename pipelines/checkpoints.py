@@ -20,6 +20,7 @@ def path_of(run_dir: str, step: int) -> str:
     return f"{run_dir}/checkpoints/{_PREFIX}{step:08d}{_SUFFIX}"
 
 
+@storage.retried
 def steps(run_dir: str) -> list[int]:
     """Numbers of updates after which there is a checkpoint, ascending."""
     found = storage.names(f"{run_dir}/checkpoints", _SUFFIX)
@@ -32,6 +33,7 @@ def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
 
 
+@storage.retried
 def read(path: str) -> dict[str, Any]:
     """A checkpoint file, or a run directory's newest. Tensors and plain values only: nothing in it can run."""
     if not path.endswith(_SUFFIX):
@@ -71,6 +73,7 @@ def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:
             storage.remove(path_of(run_dir, step))
 
 
+@storage.retried
 def tidy(run_dir: str) -> None:
     """Remove half-written checkpoints and metrics, which a try that was killed has left."""
     for folder, prefix in ((f"{run_dir}/checkpoints", _PREFIX), (run_dir, "metrics.jsonl.")):

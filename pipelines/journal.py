@@ -26,7 +26,7 @@ class Journal:
         self._directory = run.path(run.run_dir)
         self._lines: list[str] = []
         if done["step"]:
-            told = storage.read_bytes(f"{self._directory}/metrics.jsonl").decode()
+            told = storage.retried(storage.read_bytes)(f"{self._directory}/metrics.jsonl").decode()
             self._lines = told.splitlines()[: done["step"]]
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self._trackers = Trackers(run, done["step"])

@@ -229,7 +229,7 @@ def _learn(settings: dict[str, Any]) -> None:
                 writer.wait()
                 journal.add_evaluation(step, evaluation.evaluate_step(run, learner.towers, step))
                 if step in checkpoints.steps(directory):
-                    writer.submit(partial(journal.write, journal.text()))
+                    writer.submit(partial(storage.retried(journal.write), journal.text()))
             if group is not None:
                 dist.barrier(group)
 
@@ -327,7 +327,7 @@ def _checkpoint(
         checkpoints.write(directory, step, held | {"jest": {"step": step, "seconds": seconds, "log_parts": parts}})
         checkpoints.prune(directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps)
 
-    writer.submit(write)
+    writer.submit(storage.retried(write))
 
 
 def _arrow(fs: Any) -> Any:

@@ -59,8 +59,14 @@ def missing(directory: str, catalogue: Catalogue) -> NDArray[np.int64]:
 
 @storage.retried
 def read(directory: str, place: Place, row_group: int, uids: list[str], columns: list[str]) -> pa.Table:
-    """The rows beside those of a row group. Raises ValueError where theirs are not the catalogue's uids."""
-    file = storage.open_parquet(part_path(directory, place.number))
+    """The rows beside those of a row group. Raises ValueError where there are none, or of other uids."""
+    path = part_path(directory, place.number)
+    file = storage.open_parquet(path)
+    if row_group >= file.num_row_groups:
+        raise ValueError(
+            f"{path} ends before row group {row_group} of {place.path}: remove it and {directory}/{storage.MANIFEST}, "
+            "and run `jest reference-scores` again, which does what is missing"
+        )
     rows = file.read_row_group(row_group, columns=["uid", *columns])
     if not rows["uid"].equals(pa.chunked_array([pa.array(uids, pa.string())])):
         raise ValueError(

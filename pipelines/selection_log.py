@@ -22,6 +22,7 @@ class SelectionLog:
         self.directory, self.committed = f"{run_dir}/selection", committed
         self.steps: list[StepLog] = []
 
+    @storage.retried
     def tidy(self) -> None:
         """Remove what a try that was killed has left: parts that no checkpoint commits, half-written files."""
         kept = {f"{prefix}{name}" for name in self.committed for prefix in ("", "steps-", "bad-")}
@@ -47,7 +48,7 @@ class SelectionLog:
             storage.write_table(f"{self.directory}/steps-{name}", pa.table(columns, schema=tables.STEPS))
             if len(bad := pa.concat_tables(step.bad_rows for step in steps)):
                 storage.write_table(f"{self.directory}/bad-{name}", bad)
-            self.committed = [*self.committed, name]
+            self.committed = [*(part for part in self.committed if part != name), name]  # a try that failed is repeated
         return self.committed
 
 

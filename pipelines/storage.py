@@ -180,6 +180,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+@retried
 def begin(directory: str, stage: str, config: dict[str, Any]) -> dict[str, Any] | None:
     """Claim a stage's output directory: its finished manifest where one with this configuration is there, else None.
 
@@ -203,6 +204,7 @@ def begin(directory: str, stage: str, config: dict[str, Any]) -> dict[str, Any] 
     return None
 
 
+@retried
 def finish(directory: str, stage: str, config: dict[str, Any], **results: Any) -> dict[str, Any]:
     """Write a stage's manifest: what it read, how, and what came of it."""
     manifest = {"stage": stage, "complete": True, "config": config, **results}

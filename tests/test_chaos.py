@@ -14,9 +14,10 @@ import pytest
 from jest_core import config as run_files
 from jest_core import towers
 from jest_core.config import Run
-from pipelines import checkpoints, learner, selection_log
+from pipelines import checkpoints, learner, selection_log, storage
+from tests.faults import FaultyProxy
 
-N_KILLS = 20
+N_KILLS = int(os.environ.get("JEST_CHAOS_KILLS", "20"))
 SEED = int(os.environ.get("JEST_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 VICTIMS = {  # what each process calls itself
     "learner": lambda p: "RayTrainWorker" in " ".join(p.cmdline()),
@@ -27,13 +28,16 @@ VICTIMS = {  # what each process calls itself
 class Driver:
     """`jest train` in a process of its own, started again where it died."""
 
-    def __init__(self, run_file: Path, log: Path) -> None:
+    def __init__(self, run_file: Path, log: Path, **environment: str) -> None:
         self.command, self.log = [sys.executable, "-m", "pipelines", "train", str(run_file)], log
+        self.environment = os.environ | environment
         self.start()
 
     def start(self) -> None:
         with self.log.open("a") as out:
-            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=self.environment
+            )
 
     def family(self) -> list[psutil.Process]:
         try:
@@ -67,23 +71,35 @@ def _is(process: psutil.Process, victim: str) -> bool:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(2400)
-def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path):
+def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path, s3_server, s3):
+    """And under a storage that fails one request in thirty, in four ways."""
     print(f"JEST_CHAOS_SEED={SEED}")
     rng = random.Random(SEED)
     run: Run = make_scored_run("joint")
-    steps = ["training.examples_trained=25600", "training.checkpoint_every_steps=10", "training.max_failures=-1"]
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{s3}/chaos/{path.relative_to(tmp_path)}", path.read_bytes())
+    proxy = FaultyProxy(s3_server.url, {"503": 0.01, "500": 0.01, "slow": 0.005, "reset": 0.01}, seed=SEED)
+    steps = [
+        f"root={s3}/chaos",
+        "training.examples_trained=25600",
+        "training.checkpoint_every_steps=10",
+        "training.max_failures=-1",
+    ]
     quiet = run_files.load(run_files.dump(run), ["run_dir=quiet", *steps])
     killed = run_files.load(run_files.dump(run), ["run_dir=killed", *steps])
     run_file = tmp_path / "killed.yaml"
     run_file.write_text(run_files.dump(killed))
-    driver, directory, landed = Driver(run_file, tmp_path / "driver.log"), killed.path("killed"), []
+    driver = Driver(run_file, tmp_path / "driver.log", AWS_ENDPOINT_URL=proxy.url)
+    directory, landed = killed.path("killed"), []
     victims = [*["learner"] * 7, *["data worker"] * 7, *["driver"] * 6]
     rng.shuffle(victims)
+    victims = victims[:N_KILLS]
     for victim in victims:
         reached = (checkpoints.steps(directory) or [0])[-1]
         while (checkpoints.steps(directory) or [0])[-1] <= reached:  # it has to come further between two kills
             assert driver.process.poll() is None, (tmp_path / "driver.log").read_text()
-            time.sleep(0.02)
+            time.sleep(0.1)
         time.sleep(rng.uniform(0, 1))
         while not driver.kill(victim):
             assert driver.process.poll() is None, f"over after {landed}: make the run longer"
@@ -95,7 +111,13 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path)
     assert len(landed) >= N_KILLS
     _, alive = psutil.wait_procs(family, timeout=120)
     assert not alive
-    assert not list(Path(directory).rglob("*.tmp"))
+    proxy.close()
+    print(f"requests: {dict(proxy.counts)}", flush=True)
+    assert min(proxy.counts[name] for name in ("503", "500", "slow", "reset")) >= 3
+    left = storage.filesystem(directory)[0].find(storage.filesystem(directory)[1])
+    names = {Path(path).name for path in left if "/selection/" in path}
+    kept = {f"{prefix}{name}" for name in selection_log.committed(directory) for prefix in ("", "steps-")}
+    assert names == kept
 
     learner.run_stage(quiet, in_process=True)
     for read in (selection_log.read, selection_log.read_steps):

@@ -216,6 +216,28 @@ def bench_learners(root: str, repeats: int) -> None:
         rows.append([part, f"{one:.4f}", f"{two:.4f}", f"{two / one:.2f}"])
     title = f"one learner, and two on the same {cluster.n_cores()} cores: seconds, medians of {repeats}, in turns"
     table(title, ["", "one", "two", "two / one"], rows)
+    drifts = {"one and two": drift(root, "learners-1-0", "learners-2-0")}
+    if repeats > 1:
+        drifts |= {f"{n} and {n} again": drift(root, f"learners-{n}-0", f"learners-{n}-1") for n in (1, 2)}
+    steps = sorted({0, 1, 2, 5, 10, 20, len(drifts["one and two"]) - 1})
+    rows = [[name, *(f"{found[step]:.3f}" for step in steps)] for name, found in drifts.items()]
+    table("share of a step's sub-batch that two runs have in common", ["learners", *(f"step {s}" for s in steps)], rows)
+
+
+def drift(root: str, one: str, other: str) -> list[float]:
+    """By step: the share of the sub-batch that both runs selected."""
+
+    def selected(name: str) -> dict[int, set[str]]:
+        log = selection_log.read(f"{root}/{name}")
+        rows = zip(*(log[column].to_pylist() for column in ("step", "uid", "selected")), strict=True)
+        found: dict[int, set[str]] = {}
+        for step, uid, chosen in rows:
+            if chosen:
+                found.setdefault(step, set()).add(uid)
+        return found
+
+    first, second = selected(one), selected(other)
+    return [len(first[step] & second[step]) / len(first[step]) for step in sorted(first)]
 
 
 def main(

@@ -1,7 +1,9 @@
 """Whole runs of Ray Train on real shards: they resume exactly, and learners agree."""
 
+import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import torch
 
 from jest_core import config as run_files
 from jest_core import tables, towers
-from pipelines import checkpoints, learner, selection_log, storage, super_batches
+from pipelines import checkpoints, learner, score_cache, selection_log, storage, super_batches
 
 
 @pytest.fixture
@@ -341,3 +343,39 @@ def test_an_online_reference_selects_what_its_cache_does(prepared):
     lines = [selection_log.read_metrics(run.path(run.run_dir))[0] for run in (cached, online)]
     assert lines[1]["jest/flops"] > lines[0]["jest/flops"]
     assert "jest/reference_time" in lines[1]
+
+
+@pytest.mark.long
+def test_a_full_disk_ends_the_run_and_leaves_what_was_whole(prepared):
+    """No file of this process may grow beyond 1 MB, as on a disk that is full; it is tried for about a minute."""
+    quiet, full = other_dir(prepared, "quiet"), other_dir(prepared, "full")
+    learner.run_stage(quiet, in_process=True)
+    directory = full.path("full")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(RuntimeError) as raised:
+            learner.run_stage(full, in_process=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "the same command goes on from there" in str(raised.value)
+    assert "File too large" in str(raised.value.__cause__)
+    assert not checkpoints.steps(directory)
+    assert not [name for name in storage.names(f"{directory}/checkpoints") if name.endswith(".tmp")]
+    learner.run_stage(full, in_process=True)
+    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
+
+
+@pytest.mark.slow
+def test_a_score_cache_that_ends_early_ends_the_run_with_its_name(prepared):
+    part = score_cache.part_path(prepared.path("scores"), 2)
+    whole = pq.ParquetFile(io.BytesIO(storage.read_bytes(part)))
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, whole.schema_arrow) as writer:
+        writer.write_table(whole.read_row_group(0))
+    storage.write_bytes(part, sink.getvalue())
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        learner.run_stage(prepared, in_process=True)
+    told = f"{raised.value} {raised.value.__cause__}"
+    assert part in told
+    assert "jest reference-scores" in told
