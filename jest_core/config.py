@@ -177,7 +177,7 @@ class Training(Part):
     checkpoint_every_minutes: PositiveFloat | None = None  # as well
     keep_last_checkpoints: PositiveInt | None = None  # all if not given
     keep_checkpoint_every_steps: PositiveInt | None = None  # of those that would go, keep the steps that this divides
-    hang_minutes: PositiveFloat = 60  # without a step, after which the run ends
+    hang_minutes: PositiveFloat = 60  # without a step of learners in processes of their own, after which the run ends
     max_loss: PositiveFloat | None = None  # nats; above it, as at NaN, the run stops
     report_to: list[Tracker] = Field(default=[])  # beside metrics.jsonl and Ray's own Prometheus endpoint
     n_refused_logged: NonNegativeInt = 16  # refused examples sampled into the log at each step

@@ -82,7 +82,7 @@ def logit_tiles(
     """
     dtype = torch.bfloat16 if fast and has_bfloat16_products(rows.device) else torch.float32
     scaled = (scale * columns.float()).to(dtype).split(tile)
-    height = tile * max(1, tile // max(1, len(columns)))  # of few columns more rows: as many logits, in fewer steps
+    height = tile * min(4, max(1, tile // max(1, len(columns))))  # of few columns more rows, in fewer steps
     for start in range(0, len(rows), height):
         part = slice(start, start + height)
         some = rows[part].to(dtype)

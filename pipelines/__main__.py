@@ -61,7 +61,10 @@ def plan(
     ] = "",
     machine: Annotated[str, typer.Option(metavar="FILE", help="Rates that --calibrate wrote, on any machine.")] = "",
     price: Annotated[
-        float | None, typer.Option(min=0.0, help="Of an hour of one learner's machine.", show_default=False)
+        float | None,
+        typer.Option(
+            min=0.0, help="Of an hour of one learner: a machine's price over the learners on it.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Tell what a run will cost: FLOPs by part, beside other methods; bytes, memory, time; and check what can be."""
@@ -70,6 +73,10 @@ def plan(
     from pipelines import storage
 
     run = _load(run_file, overrides)
+    if calibrate and machine:
+        raise ValueError("--calibrate measures the rates that --machine reads: give one of them")
+    if price is not None and not (calibrate or machine):
+        raise ValueError("--price needs hours, and those need rates: give --calibrate or --machine too")
     if calibrate:
         measured = machines.measure(run)
         storage.write_bytes(calibrate, measured.model_dump_json(indent=1).encode() + b"\n")

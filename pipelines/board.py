@@ -19,6 +19,7 @@ _BEAT = 2.0  # seconds between two signs of life of a learner
 class Progress:
     step: int = 0
     note: str = ""
+    told: list[str] = field(default_factory=list)  # what the user is to know
     failure: str = ""  # why the run is over, which no restart would mend
     doing: dict[int, str] = field(default_factory=dict)  # by rank: what each learner said last
     silent: dict[int, float] = field(default_factory=dict)  # by rank: seconds since it did
@@ -51,6 +52,9 @@ class _Board:
         self.progress.step, self.progress.note = step, note
         return self.stopping
 
+    def tell(self, text: str) -> None:
+        self.progress.told.append(text)
+
     def fail(self, reason: str) -> None:
         self.progress.failure = self.progress.failure or reason
 
@@ -81,6 +85,10 @@ class Board:
     def put(self, step: int, note: str) -> None:
         """Say how far the run is; does not wait."""
         self._answer = self._actor.put.remote(step, note)
+
+    def tell(self, text: str) -> None:
+        """Have the driver say it; does not wait."""
+        self._actor.tell.remote(text)
 
     def fail(self, reason: str) -> None:
         """Say that the run is over, and why, which the first who fails knows; returns once that is told."""

@@ -33,7 +33,6 @@ def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
 
 
-@storage.retried
 def read(path: str) -> dict[str, Any]:
     """A checkpoint file, or a run directory's newest. Tensors and plain values only: nothing in it can run."""
     if not path.endswith(_SUFFIX):
@@ -43,7 +42,8 @@ def read(path: str) -> dict[str, Any]:
                 f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file"
             )
         path = path_of(path, found[-1])
-    checkpoint: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
+    data = storage.retried(storage.read_bytes)(path)
+    checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return checkpoint
 
 

@@ -57,28 +57,28 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         return Check(name, True, look())
     except (_NotYet, NoCredentialsError) as error:
         return Check(name, None, str(error))
-    except (ValueError, OSError, BotoCoreError) as error:
+    except (ValueError, LookupError, OSError, BotoCoreError) as error:
         return Check(name, False, str(error))
 
 
 def _storage(run: Run) -> str:
-    """A probe is written below root, and removed; of a local root the nearest directory is asked."""
-    root = run.path("").rstrip("/")
-    if "://" not in root:
-        nearest = root
+    """A probe is written into the run directory, and removed; of a local one the nearest directory is asked."""
+    directory = run.path(run.run_dir)
+    if "://" not in directory:
+        nearest = directory
         while not os.path.isdir(nearest):
             nearest = os.path.dirname(nearest) or "/"
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise PermissionError(f"{nearest} cannot be written to: correct root")
+            raise PermissionError(f"{nearest} cannot be written to: correct root or run_dir")
         return f"{nearest} can be written to"
-    probe = f"{root}/jest-plan-{uuid.uuid4().hex}"
+    probe = f"{directory}/jest-plan-{uuid.uuid4().hex}"
     storage.write_bytes(probe, b"1")
     storage.remove(probe)
-    return f"{root} can be written to"
+    return f"{directory} can be written to"
 
 
 def _shards(run: Run) -> str:
-    """The first row group of each source has all that the run reads of it, and its rules keep something."""
+    """The first row group of each source has all that the run reads of it, and the rules keep something of it."""
     told = []
     for source in run.data.sources:
         paths = storage.expand([source], run.path(""))
@@ -91,6 +91,8 @@ def _shards(run: Run) -> str:
         if shard.actual("image") is None:
             shard.read(0, "image")  # which says what it lacks
         kept = sum(_keeps(run, shard, uids))
+        if not kept:
+            raise _NotYet(f"the rules keep none of the first {len(uids)} rows of {paths[0]}, perhaps of none")
         told.append(f"{len(paths):,} Parquet files; the rules keep {kept} of the first {len(uids)} rows")
     return "; ".join(told)
 
@@ -102,7 +104,12 @@ def _keeps(run: Run, shard: shards.Shard, uids: list[str]) -> list[bool]:
         if isinstance(rule, DenyRule | SubsetRule):
             if not storage.exists(run.path(rule.file)):
                 raise FileNotFoundError(f"data.rules: {rule.rule} names {rule.file}, which is not there")
-        elif not isinstance(rule, ScoreRule | DuplicateRule):
+            if isinstance(rule, DenyRule) and rule.by != "uid":
+                shard.strings(0, rule.by)
+        elif isinstance(rule, DuplicateRule):
+            for name in set(rule.by) - {"uid"}:
+                shard.read(0, name)
+        elif not (isinstance(rule, ScoreRule) and rule.scores):
             times = rules.apply(rule, shard, 0, uids, {}, None)
             kept = [k and bool(t) for k, t in zip(kept, times, strict=True)]
     return kept
@@ -150,7 +157,8 @@ def _run_directory(run: Run) -> str:
 
 
 def _evaluation_set(run: Run, spec: run_files.EvaluationSet) -> str:
-    next(iter(evaluation_sets.examples(run, spec)))
+    if next(evaluation_sets.examples(run, spec), None) is None:
+        raise ValueError(f"evaluation.sets: {spec.name} has no pictures: correct its shards or split")
     return "there"
 
 
@@ -162,9 +170,9 @@ def _cluster(run: Run, known: Pairs | None) -> str:
             raise _NotYet("no RAY_ADDRESS is set: the learners' GPUs are not looked for")
         have = cluster.local_object_store_bytes()
         if need > have:
-            raise ValueError(
-                f"the windows take {need / 1e9:.2f} GB of Ray's object store, which has {have / 1e9:.2f} GB here: make "
-                "data.window_rows or data.n_streams smaller"
+            raise _NotYet(
+                f"the windows may take {need / 1e9:.2f} GB of Ray's object store, which has {have / 1e9:.2f} GB here: "
+                "what does not fit is spilled to disk; data.window_rows or data.n_streams could be smaller"
             )
         return f"the windows take {need / 1e9:.2f} of the {have / 1e9:.2f} GB of Ray's object store"
     import ray
@@ -173,8 +181,7 @@ def _cluster(run: Run, known: Pairs | None) -> str:
     have_all = ray.cluster_resources()
     wanted = {
         "GPU": training.n_learners * training.gpus_per_learner,
-        "CPU": training.n_learners * (1 + super_batches.DATA_CPUS),
-        "object_store_memory": need,
+        "CPU": training.n_learners + 1,  # one to read with, at least
     }
     short = [
         f"{name} {wanted[name]:,.0f}, and has {have_all.get(name, 0):,.0f}"
@@ -183,4 +190,8 @@ def _cluster(run: Run, known: Pairs | None) -> str:
     ]
     if short:
         raise ValueError(f"the run wants of the cluster {'; '.join(short)}")
+    if need > have_all.get("object_store_memory", 0):
+        raise _NotYet(
+            f"the windows may take {need / 1e9:.2f} GB, more than the object stores have: the rest is spilled"
+        )
     return "the cluster has the GPUs, CPUs and object-store memory that the learners ask for"

@@ -50,7 +50,7 @@ def keep_freed_memory() -> None:
     page that comes from the system anew costs a fault and a clearing. Only glibc, and most in the main thread."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # all that older ones take
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 

@@ -181,6 +181,7 @@ def _line(run: Run, step: int, spec: EvaluationSet, task: str, metrics: dict[str
     }
 
 
+@storage.retried
 def _keep(run: Run, lines: list[Line]) -> None:
     """Put the results of one step in place of those that it had, in each of the formats."""
     directory, step = run.path(run.run_dir), lines[0]["step"]

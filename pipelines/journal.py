@@ -29,7 +29,7 @@ class Journal:
             told = storage.retried(storage.read_bytes)(f"{self._directory}/metrics.jsonl").decode()
             self._lines = told.splitlines()[: done["step"]]
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
-        self._trackers = Trackers(run, done["step"])
+        self._trackers = Trackers(run, done["step"], board.tell)
         self.seconds: float = done["seconds"]
 
     def add(self, result: StepResult, step: int, times: dict[str, float]) -> None:

@@ -150,20 +150,23 @@ def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) 
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:
+        except Exception as error:
             failure.append(error)
 
-    shown = reached
+    shown, said = reached, 0
     with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=reached) as advance:
 
         def look() -> Progress:
-            nonlocal shown
+            nonlocal shown, said
             if stopping.is_set():
                 board.stop()
             seen = board.get()
             if seen.step > shown:
                 advance(seen.step - shown, note=seen.note)
                 shown = seen.step
+            for text in seen.told[said:]:
+                progress.say(label, text)
+            said = len(seen.told)
             return seen
 
         if n_workers:
@@ -173,6 +176,7 @@ def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) 
                 thread.join(0.5)
                 if hang := look().hang(run.training.hang_minutes):
                     raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
+            look()
         else:  # in this thread: OpenMP keeps workers for each thread that computes, and they would share the cores
             with every(0.5, look):
                 fit()
@@ -204,7 +208,7 @@ def _learn(settings: dict[str, Any]) -> None:
     if not run.training.gpus_per_learner:
         torch.set_num_threads(max(1, cluster.n_cores() // size))
         cluster.keep_freed_memory()
-    source = super_batches.open_source(run)
+    source = storage.retried(super_batches.open_source)(run)
     learner = _create(run, source, ray.train.torch.get_device(), group)
     done = checkpoints.resume(directory, learner.towers, learner.optimizer)
     log = selection_log.SelectionLog(directory, done["log_parts"])
@@ -325,9 +329,14 @@ def _checkpoint(
         parts = log.commit(steps_logged)
         journal.write(told)
         checkpoints.write(directory, step, held | {"jest": {"step": step, "seconds": seconds, "log_parts": parts}})
-        checkpoints.prune(directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps)
 
-    writer.submit(storage.retried(write))
+    def write_and_prune() -> None:
+        storage.retried(write)()
+        storage.retried(checkpoints.prune)(
+            directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps
+        )
+
+    writer.submit(write_and_prune)
 
 
 def _arrow(fs: Any) -> Any:

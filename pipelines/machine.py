@@ -5,8 +5,8 @@ import os
 import platform
 import re
 import statistics
-import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,8 @@ class Machine(BaseModel):
 
 @dataclass(frozen=True)
 class Duration:
-    """What a run takes on a machine."""
+    """What a run takes on a machine. `select` is rather too long where there are many more learners than were measured
+    with: the chunks of one learner's share are small, and small products slow."""
 
     step_seconds: dict[str, float]  # by part
     steps_seconds: float  # of all steps together, the first one's start included
@@ -67,14 +68,17 @@ def measure(run: Run) -> Machine:
     """Train some steps of one learner's share of the run, with its data, in a directory that is removed afterwards.
 
     Raises FileNotFoundError, with the remedy, where the run has no catalogue or no score cache yet: those of a few
-    shards are enough.
+    shards are enough; ValueError where one learner's share is no run by itself, or too short a one.
     """
-    with tempfile.TemporaryDirectory(prefix="jest-calibration-") as directory:
-        part = _share(run, directory)
+    directory = run.path(f"calibration-{uuid.uuid4().hex}")  # where a learner on any machine writes to
+    part = _share(run, directory)
+    try:
         began = time.perf_counter()
         learner.run_stage(part, "calibrate")
         whole = time.perf_counter() - began
         lines = selection_log.read_metrics(directory)
+    finally:
+        storage.remove_tree(directory)
     return of_lines(part, lines, whole)
 
 
@@ -95,7 +99,8 @@ def of_lines(run: Run, lines: Sequence[Mapping[str, Any]], whole_seconds: float)
         seconds_per_example=(batch - sum(seconds.values()) - mean("agreement")) / run.super_batch_size,
         first_step_seconds=max(0.0, sum(line["train/batch_time"] for line in lines[:_WARM_UP]) - _WARM_UP * batch),
         checkpoint_seconds=max(line.get("jest/checkpoint_time", 0.0) for line in lines),
-        start_seconds=whole_seconds - sum(line["train/batch_time"] for line in lines),
+        start_seconds=whole_seconds
+        - sum(line["train/batch_time"] + line.get("jest/checkpoint_time", 0.0) for line in lines),
     )
 
 
@@ -125,6 +130,8 @@ def predict(run: Run, machine: Machine) -> Duration:
 def _share(run: Run, directory: str) -> Run:
     """What one learner has of a run, for as many steps as its readers need for two windows of each stream."""
     n = run.training.n_learners
+    if run.n_steps <= _WARM_UP:
+        raise ValueError(f"{run.n_steps} steps are too few to measure: calibrate with a run of {_WARM_UP + 1} or more")
     streams = max(1, run.data.n_streams // n)
     share = run.super_batch_size // n
     steps = min(run.n_steps, _WARM_UP + max(_MEASURED, math.ceil(2 * streams * run.data.window_rows / share)))

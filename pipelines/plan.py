@@ -108,8 +108,8 @@ def _sizes(run: Run, pairs: Pairs | None) -> Table:
     if run.n_low_resolution:
         rows["trained at low resolution"] = f"{run.n_low_resolution:,} of a sub-batch"
     if pairs is not None:
-        epochs = run.n_steps * run.super_batch_size / pairs.slots
-        rows["pairs of an epoch"] = f"{pairs.slots:,}: {epochs:.2f} epochs seen"
+        epochs = run.n_steps * run.super_batch_size / pairs.n_slots
+        rows["pairs of an epoch"] = f"{pairs.n_slots:,}: {epochs:.2f} epochs seen"
     for name, value in rows.items():
         table.add_row(name, value)
     return table
@@ -163,7 +163,7 @@ def _step(run: Run, pairs: Pairs | None, flops_per_second: float | None) -> Tabl
         table.add_row(name, _si(value), f"{value / uniform:.3f}", _si(value * run.n_steps))
     if pairs is not None and run.reads_scores and run.reference is not None:
         sizes = run.reference.score_image_size, run.reference.score_patch_size
-        once = pairs.slots * flops.forward_flops(run.reference.model, *sizes).total
+        once = pairs.n_slots * flops.forward_flops(run.reference.model, *sizes).total
         table.add_row("reference scores, once", "", "", _si(once))
     if flops_per_second:
         hours = step.total * run.n_steps / (flops_per_second * run.training.n_learners) / 3600
@@ -197,7 +197,7 @@ def _bytes(run: Run, known: Pairs | None) -> Table:
         kind = "read: " if name in sizes.read_bytes(run, known) else "written: "
         table.add_row(kind + name, f"{value / 1e9:,.2f}", f"{value / run.n_steps / 1e6:,.2f}")
     if run.reads_scores and known is not None:
-        table.add_row("written: score cache, once", f"{sizes.cache_bytes(run, known.slots) / 1e9:,.2f}", "")
+        table.add_row("written: score cache, once", f"{sizes.cache_bytes(run, known.n_slots) / 1e9:,.2f}", "")
     if known is None:
         table.caption = "pictures of 25 kB are assumed: the catalogue tells their size"
     return table

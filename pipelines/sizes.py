@@ -22,7 +22,9 @@ _METRICS_BYTES = 1_120  # of a line of metrics.jsonl
 class Pairs:
     """Of the run's catalogue."""
 
-    slots: int  # of an epoch
+    n_slots: int  # of an epoch
+    n_rows: int  # of its shards, those too that are dropped: they are read with the others of their row group
+    n_row_groups: int
     mean_bytes: float  # of a row, in its shard
 
 
@@ -35,7 +37,8 @@ def pairs(run: Run) -> Pairs | None:
         found = open_catalogue(directory)
         shards = found.shards
         n_rows = sum(shards["rows"].to_pylist())
-        return Pairs(found.order(run).n_rows, sum(shards["bytes"].to_pylist()) / max(1, n_rows))
+        n_bytes, n_groups = sum(shards["bytes"].to_pylist()), len(found.row_groups)
+        return Pairs(found.order(run).n_rows, n_rows, n_groups, n_bytes / max(1, n_rows))
     except (OSError, BotoCoreError) as error:
         progress.say("plan", f"without the catalogue {directory}: {error}")
         return None
@@ -54,8 +57,13 @@ def held_bytes(run: Run, known: Pairs | None) -> float:
 
 
 def window_bytes(run: Run, known: Pairs | None) -> float:
-    """Of Ray's object stores together, while the run trains."""
-    return run.data.n_streams * run.data.window_rows * _WINDOWS_HELD * held_bytes(run, known)
+    """Of Ray's object stores together, while the run trains. Windows are whole row groups, and no more than there are
+    slots; where several learners share a stream, each holds its windows."""
+    rows, most = float(run.data.window_rows), float(run.n_steps * run.super_batch_size)
+    if known is not None and known.n_row_groups:
+        rows, most = max(rows, known.n_slots / known.n_row_groups), min(most, float(known.n_slots))
+    streams = max(run.data.n_streams, run.training.n_learners)
+    return min(streams * rows * _WINDOWS_HELD, most * streams / run.data.n_streams) * held_bytes(run, known)
 
 
 def super_batch_bytes(run: Run, known: Pairs | None) -> float:
@@ -71,8 +79,9 @@ def embedding_bytes(run: Run) -> float:
 
 
 def state_bytes(run: Run) -> float:
-    """Of each learner's device: weights, gradients, AdamW's moments."""
-    return flops.n_parameters(run.model) * _BYTES_A_PARAMETER
+    """Of each learner's device: weights, gradients (once more, to be exchanged, where there are several learners),
+    AdamW's moments."""
+    return flops.n_parameters(run.model) * (_BYTES_A_PARAMETER + 4 * (run.training.n_learners > 1))
 
 
 def reference_bytes(run: Run) -> float:
@@ -86,15 +95,15 @@ def checkpoint_bytes(run: Run) -> float:
     return flops.n_parameters(run.model) * 12
 
 
-def cache_bytes(run: Run, n_pairs: int) -> float:
+def cache_bytes(run: Run, n_pairs: float) -> float:
     """Of the score cache of so many pairs, before compression: two float16 embeddings and what comes with them."""
     assert run.reference is not None
     return n_pairs * (4 * towers.width(run.reference.model.name) + _CACHED_BYTES)
 
 
 def read_bytes(run: Run, known: Pairs | None) -> dict[str, float]:
-    """By all steps: the pictures of every super-batch, and their cached scores."""
-    n_seen = run.n_steps * run.super_batch_size
+    """By all steps: the row groups of every super-batch, dropped rows included, and their cached scores."""
+    n_seen = run.n_steps * run.super_batch_size * (known.n_rows / max(1, known.n_slots) if known else 1.0)
     found = {"shards, while training": n_seen * encoded_bytes(known)}
     if run.reads_scores:
         found["score cache, while training"] = cache_bytes(run, n_seen)

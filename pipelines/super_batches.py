@@ -38,7 +38,7 @@ from pipelines.shards import Shard
 T = TypeVar("T")
 
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
-DATA_CPUS = 2  # concurrent read tasks of one learner
+_DATA_CPUS = 2  # concurrent read tasks of one learner
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_ahead(
 
     item: what a task is told of one; size: its number of rows; n_ahead: so many in one Ray dataset.
     """
-    cluster.data_context(DATA_CPUS)
+    cluster.data_context(_DATA_CPUS)
 
     def start(some: list[T]) -> list[Any]:
         """One Ray dataset -> references to its blocks, in order."""

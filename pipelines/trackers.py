@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from jest_core import choices
 from jest_core.config import Run
-from pipelines import progress, storage
+from pipelines import storage
 
+_UPLOAD_SECONDS = 60.0
 _IDENTITIES = "trackers.json"  # of a run directory: the run's name in each tracker, so that a resumed run goes on there
 
 
@@ -28,17 +29,17 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """All trackers of a run, opened by its first learner after `step` updates; they are told in a thread."""
+    """All trackers of a run, opened by its first learner after `step` updates; they are told in a thread.
 
-    def __init__(self, run: Run, step: int) -> None:
-        directory = run.path(run.run_dir)
-        known = storage.read_json(f"{directory}/{_IDENTITIES}") if storage.exists(f"{directory}/{_IDENTITIES}") else {}
+    tell: takes what a user should know: which of them the run goes on without, and why.
+    """
+
+    def __init__(self, run: Run, step: int, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._open: dict[str, Tracker] = {"Prometheus": Gauges(PurePosixPath(run.run_dir).name)}
         for name in run.training.report_to:
-            if (tracker := _guarded(name, partial(_KINDS[name], run, step, known))) is not None:
+            if (tracker := self._guarded(name, partial(_open, name, run, step))) is not None:
                 self._open[name] = tracker
-        if run.training.report_to:
-            storage.write_json(f"{directory}/{_IDENTITIES}", known)
 
         self._thread = ThreadPoolExecutor(1, "trackers")
 
@@ -51,23 +52,32 @@ class Trackers:
         """Once they were told all."""
         self._thread.shutdown()
         for name, tracker in self._open.items():
-            _guarded(name, partial(tracker.close, failed=failed))
+            self._guarded(name, partial(tracker.close, failed=failed))
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         def told(tracker: Tracker) -> bool:
             tracker.log(step, metrics)
             return True
 
-        self._open = {name: each for name, each in self._open.items() if _guarded(name, partial(told, each))}
+        self._open = {name: each for name, each in self._open.items() if self._guarded(name, partial(told, each))}
+
+    def _guarded(self, name: str, work: Callable[[], Any]) -> Any:
+        """What the work returns; None where it raised: a run goes on without its trackers."""
+        try:
+            return work()
+        except Exception as error:  # of any of their many kinds
+            self._tell(f"goes on without {name}: {type(error).__name__}: {error}")
+            return None
 
 
-def _guarded(name: str, work: Callable[[], Any]) -> Any:
-    """What the work returns; None, and a line that says why, where it raised: a run goes on without its trackers."""
-    try:
-        return work()
-    except Exception as error:  # of any of their many kinds
-        progress.say("train", f"goes on without {name}: {type(error).__name__}: {error}")
-        return None
+def _open(name: choices.Tracker, run: Run, step: int) -> Tracker:
+    path = f"{run.path(run.run_dir)}/{_IDENTITIES}"
+    before: dict[str, str] = storage.read_json(path) if storage.exists(path) else {}
+    known = dict(before)
+    tracker = _KINDS[name](run, step, known)
+    if known != before:
+        storage.write_json(path, known)
+    return tracker
 
 
 def gauge_name(key: str) -> str:
@@ -96,20 +106,33 @@ class Gauges:
 
 
 class _TensorBoard:
-    """Event files in RUN_DIR/tensorboard, on any storage."""
+    """Event files in RUN_DIR/tensorboard; on storage that appends to no file, written whole once a minute."""
 
     def __init__(self, run: Run, step: int, known: dict[str, str]) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
+        directory = f"{run.path(run.run_dir)}/tensorboard"
+        self._remote = directory if "://" in directory else None
+        self._local = tempfile.mkdtemp(prefix="jest-tensorboard-") if self._remote else directory
         # steps that were reported after the checkpoint that this try starts from are told once more
-        self._writer = SummaryWriter(f"{run.path(run.run_dir)}/tensorboard", purge_step=step + 1)
+        self._writer = SummaryWriter(self._local, purge_step=step + 1)
+        self._put = time.monotonic()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
+        if time.monotonic() - self._put >= _UPLOAD_SECONDS:
+            self._writer.flush()
+            self._upload()
 
     def close(self, *, failed: bool) -> None:
         self._writer.close()
+        self._upload()
+
+    def _upload(self) -> None:
+        self._put = time.monotonic()
+        for name in storage.names(self._local) if self._remote else []:
+            storage.write_bytes(f"{self._remote}/{name}", storage.read_bytes(f"{self._local}/{name}"))
 
 
 class _WandB:

@@ -3,7 +3,8 @@
 python -m tests.benchmarks.bench_training [--repeats 3] [--steps 40] [--parts loop,plan,learners]
 
 loop: IID training of the same model from the same weights, with the same batches, held in memory by both; open_clip's
-is `train_one_epoch` of its package, jest's the whole loop of `jest train`, log, metrics and checkpoints included.
+is `train_one_epoch` of its package, jest's the whole loop of the train stage, log, metrics and checkpoints included,
+in one process as `jest reproduce` runs it.
 plan: the demonstration's joint run, as `jest train` runs it; where the time of its steps goes; and what `jest plan`
 predicts of it, calibrated in turns with it. learners: that run on one learner and on two.
 Each turn of each contestant is a process of its own.
@@ -64,7 +65,7 @@ def loop_run(root: str, model: str, b: int, n_steps: int) -> Run:
 
 
 def of_jest(root: str, model: str, b: int, n_steps: int) -> list[float]:
-    """Seconds of each step of `jest train`, whose stream is replaced by batches in memory."""
+    """Seconds of each step of the train stage in this process, whose stream is replaced by batches in memory."""
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         run = loop_run(root, model, b, n_steps).model_copy(update={"run_dir": f"{scratch}/loop"})
         held = examples(b, towers.create(model, seed=0))

@@ -102,12 +102,18 @@ def test_checks_of_a_run_whose_stages_are_to_come(make_run: MakeRun):
         ("data.shards=nowhere/*.parquet", "shards", "no shard at"),
         ("data.rules=[{rule: watermark}]", "shards", "has no column pwatermark"),
         ("data.rules=[{rule: deny, file: list.txt}]", "shards", "list.txt, which is not there"),
-        ("data.window_rows=100000000", "cluster", "make data.window_rows or data.n_streams smaller"),
+        ("data.rules=[{rule: duplicate, by: [hash]}]", "shards", "has no column hash"),
+        ("data.rules=[{rule: score, column: taste, at_least: 0}]", "shards", "has no column taste"),
         ("data.catalogue=other", "score cache", "another catalogue"),
         (
             "evaluation={sets: [{name: flowers, format: folder, shards: flowers, tasks: [zero_shot]}]}",
             "evaluation set flowers",
             "flowers",
+        ),
+        (
+            "evaluation={sets: [{name: tulips, shards: '{shards}/*.parquet', tasks: [retrieval]}]}",
+            "evaluation set tulips",
+            "no shard at",
         ),
     ],
 )
@@ -116,6 +122,14 @@ def test_what_would_fail_is_told_before_anything_starts(make_scored_run: MakeRun
     if "catalogue" in override:
         catalogue.run_stage(make_scored_run("joint", override, "data.rules=[]"))
     assert detail in failing(run)[name]
+
+
+def test_windows_hold_no_more_than_a_run_sees(make_scored_run: MakeRun):
+    run = make_scored_run("joint", "data.window_rows=100000000")
+    known = sizes.pairs(run)
+    assert known is not None
+    assert sizes.window_bytes(run, known) == run.n_steps * run.super_batch_size * sizes.held_bytes(run, known)
+    assert not failing(run)
 
 
 def test_a_plan_with_a_failing_check_fails(make_scored_run: MakeRun):
