@@ -102,7 +102,7 @@ def test_checks_of_a_run_whose_stages_are_to_come(make_run: MakeRun):
         ("data.shards=nowhere/*.parquet", "shards", "no shard at"),
         ("data.rules=[{rule: watermark}]", "shards", "has no column pwatermark"),
         ("data.rules=[{rule: deny, file: list.txt}]", "shards", "list.txt, which is not there"),
-        ("data.rules=[{rule: duplicate, by: [hash]}]", "shards", "has no column hash"),
+        ("data.rules=[{rule: duplicate, by: [aesthetic]}]", "shards", "has no column aesthetic"),
         ("data.rules=[{rule: score, column: taste, at_least: 0}]", "shards", "has no column taste"),
         ("data.catalogue=other", "score cache", "another catalogue"),
         (
@@ -111,7 +111,7 @@ def test_checks_of_a_run_whose_stages_are_to_come(make_run: MakeRun):
             "flowers",
         ),
         (
-            "evaluation={sets: [{name: tulips, shards: '{shards}/*.parquet', tasks: [retrieval]}]}",
+            "evaluation={sets: [{name: tulips, shards: 'elsewhere/*.parquet', tasks: [retrieval]}]}",
             "evaluation set tulips",
             "no shard at",
         ),
@@ -153,7 +153,8 @@ def test_rates_of_a_run_predict_that_run_and_more_learners_take_less(make_scored
     learner.run_stage(run, in_process=True)
     lines = selection_log.read_metrics(run.path("joint"))
     spent = sum(line["train/batch_time"] for line in lines)
-    machine = machines.of_lines(run, lines, whole_seconds=spent + 7.0)
+    checkpoints = sum(line["jest/checkpoint_time"] for line in lines)
+    machine = machines.of_lines(run, lines, whole_seconds=spent + checkpoints + 7.0)
     assert machine.start_seconds == pytest.approx(7.0)
     assert set(machine.flops_per_second) == {"score", "select", "train"}
     one = machines.predict(run, machine)
