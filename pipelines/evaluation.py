@@ -72,6 +72,7 @@ def is_due(run: Run, step: int) -> bool:
     return bool(every) and (step % every == 0 or step == run.n_steps)
 
 
+@storage.retried
 def is_missing(run: Run, step: int) -> bool:
     """Whether a checkpoint lacks results by the present definition of the sets."""
     return step in _todo(run, run.path(run.run_dir))

@@ -12,7 +12,10 @@ import pytest
     [
         ("selection", "--smaller 32", ["best dense", "of the floor", "20 draws", "Time against B", "Gibbs"]),
         ("loss", "--smaller 32", ["SigLipLoss"]),
-        ("training", "--model jest-tiny --steps 6 --repeats 1 --parts loop", ["open_clip's loop", "peak MB"]),
+        pytest.param(
+            *("training", "--model jest-tiny --steps 6 --repeats 1 --parts loop", ["open_clip's loop", "peak MB"]),
+            marks=pytest.mark.long,
+        ),
         ("flexi", "--model jest-tiny --repeats 1", ["FlexiJEST, scoring in bf16", "time / FLOPs"]),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_example_selects_logs_and_resumes_after_a_kill(make_scored_run, tmp_
     open_clip.create_model("jest-tiny", pretrained=checkpoints.path_of(directory, 50))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_two_processes_of_torchrun_draw_the_first_sub_batch_of_one(make_scored_run, tmp_path):
     one, one_file = prepare(make_scored_run, tmp_path, "one", "training.examples_trained=64")
