@@ -150,7 +150,9 @@ def _fit(run: Run, directory: str, label: str, reached: int, *, n_workers: int) 
     def fit() -> None:
         try:
             trainer.fit()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             failure.append(error)
 
     shown, said = reached, 0

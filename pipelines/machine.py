@@ -1,7 +1,6 @@
 """What a machine sustains, measured on real steps of a run, and what other runs take on it: `jest plan --calibrate`."""
 
 import math
-import os
 import platform
 import re
 import statistics
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from jest_core import config as run_files
 from jest_core import flops
 from jest_core.config import Run
-from pipelines import learner, selection_log, storage
+from pipelines import cluster, learner, selection_log, storage
 
 _WARM_UP = 3  # steps that are not measured: the first starts the readers, and kernels are chosen in it
 _MEASURED = 30  # at least
@@ -93,7 +92,7 @@ def of_lines(run: Run, lines: Sequence[Mapping[str, Any]], whole_seconds: float)
     done = {part: sum(getattr(step, name) for name in names) for part, names in _PARTS.items()}
     seconds = {part: mean(part) for part in _PARTS if done[part]}
     return Machine(
-        name=_name(),
+        name=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu()}, {cluster.n_cores()} cores",
         model=run.model.name,
         flops_per_second={part: done[part] / spent for part, spent in seconds.items() if spent},
         seconds_per_example=(batch - sum(seconds.values()) - mean("agreement")) / run.super_batch_size,
@@ -152,9 +151,8 @@ def _share(run: Run, directory: str) -> Run:
     return run_files.load(run_files.dump(run), changes, "the share of one learner")
 
 
-def _name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def cpu() -> str:
+    """The processor's own name, where the system tells it."""
     told = Path("/proc/cpuinfo")  # of Linux; elsewhere only the kind of processor is known
     model = re.search(r"model name\s*: (.+)", told.read_text()) if told.exists() else None
-    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
+    return model[1] if model else platform.machine()

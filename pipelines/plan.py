@@ -193,9 +193,9 @@ def _bytes(run: Run, known: Pairs | None) -> Table:
     table = Table(title="Bytes on storage, GB", title_justify="left", caption_justify="left")
     for column in ("", "GB", "a step, MB"):
         table.add_column(column, justify="right" if column else "left")
-    for name, value in {**sizes.read_bytes(run, known), **sizes.written_bytes(run)}.items():
-        kind = "read: " if name in sizes.read_bytes(run, known) else "written: "
-        table.add_row(kind + name, f"{value / 1e9:,.2f}", f"{value / run.n_steps / 1e6:,.2f}")
+    for kind, found in (("read", sizes.read_bytes(run, known)), ("written", sizes.written_bytes(run))):
+        for name, value in found.items():
+            table.add_row(f"{kind}: {name}", f"{value / 1e9:,.2f}", f"{value / run.n_steps / 1e6:,.2f}")
     if run.reads_scores and known is not None:
         table.add_row("written: score cache, once", f"{sizes.cache_bytes(run, known.n_slots) / 1e9:,.2f}", "")
     if known is None:

@@ -86,8 +86,9 @@ def state_bytes(run: Run) -> float:
 
 def reference_bytes(run: Run) -> float:
     """Of each learner's device: the reference, where it scores online."""
-    online = run.uses_reference and not run.reads_scores and run.reference is not None
-    return 4 * flops.n_parameters(run.reference.model) if online and run.reference is not None else 0
+    if run.reference is None or not run.uses_reference or run.reads_scores:
+        return 0.0
+    return 4 * flops.n_parameters(run.reference.model)
 
 
 def checkpoint_bytes(run: Run) -> float:

@@ -3,6 +3,7 @@ training.report_to, TensorBoard, Weights & Biases and MLflow, under the same nam
 
 import os
 import re
+import shutil
 import tempfile
 import time
 import uuid
@@ -16,7 +17,7 @@ from jest_core import choices
 from jest_core.config import Run
 from pipelines import storage
 
-_UPLOAD_SECONDS = 60.0
+_UPLOAD_SECONDS, _UPLOAD_BYTES = 60.0, 8 << 20
 _IDENTITIES = "trackers.json"  # of a run directory: the run's name in each tracker, so that a resumed run goes on there
 
 
@@ -38,9 +39,8 @@ class Trackers:
         self._tell = tell
         self._open: dict[str, Tracker] = {"Prometheus": Gauges(PurePosixPath(run.run_dir).name)}
         for name in run.training.report_to:
-            if (tracker := self._guarded(name, partial(_open, name, run, step))) is not None:
+            if (tracker := self._guarded(name, partial(_opened, name, run, step))) is not None:
                 self._open[name] = tracker
-
         self._thread = ThreadPoolExecutor(1, "trackers")
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Trackers:
             return None
 
 
-def _open(name: choices.Tracker, run: Run, step: int) -> Tracker:
+def _opened(name: choices.Tracker, run: Run, step: int) -> Tracker:
     path = f"{run.path(run.run_dir)}/{_IDENTITIES}"
     before: dict[str, str] = storage.read_json(path) if storage.exists(path) else {}
     known = dict(before)
@@ -106,33 +106,43 @@ class Gauges:
 
 
 class _TensorBoard:
-    """Event files in RUN_DIR/tensorboard; on storage that appends to no file, written whole once a minute."""
+    """Event files in RUN_DIR/tensorboard. On storage that appends to no file the newest is written whole once a minute;
+    after 8 MB another is begun."""
 
     def __init__(self, run: Run, step: int, known: dict[str, str]) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        directory = f"{run.path(run.run_dir)}/tensorboard"
-        self._remote = directory if "://" in directory else None
-        self._local = tempfile.mkdtemp(prefix="jest-tensorboard-") if self._remote else directory
+        self._directory = f"{run.path(run.run_dir)}/tensorboard"
+        self._remote = "://" in self._directory
         # steps that were reported after the checkpoint that this try starts from are told once more
-        self._writer = SummaryWriter(self._local, purge_step=step + 1)
-        self._put = time.monotonic()
+        self._begin(purge_step=step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
-        if time.monotonic() - self._put >= _UPLOAD_SECONDS:
+        if self._remote and time.monotonic() - self._written >= _UPLOAD_SECONDS:
             self._writer.flush()
-            self._upload()
+            if self._upload() > _UPLOAD_BYTES:
+                self.close(failed=False)
+                self._begin()
 
     def close(self, *, failed: bool) -> None:
         self._writer.close()
-        self._upload()
+        if self._remote:
+            self._upload()
+            shutil.rmtree(self._local)
 
-    def _upload(self) -> None:
-        self._put = time.monotonic()
-        for name in storage.names(self._local) if self._remote else []:
-            storage.write_bytes(f"{self._remote}/{name}", storage.read_bytes(f"{self._local}/{name}"))
+    def _begin(self, purge_step: int | None = None) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._local = tempfile.mkdtemp(prefix="jest-tensorboard-") if self._remote else self._directory
+        self._writer, self._written = SummaryWriter(self._local, purge_step=purge_step), time.monotonic()
+
+    def _upload(self) -> int:
+        """Bytes of the event file."""
+        (name,) = storage.names(self._local)
+        data = storage.read_bytes(f"{self._local}/{name}")
+        storage.write_bytes(f"{self._directory}/{name}", data)
+        self._written = time.monotonic()
+        return len(data)
 
 
 class _WandB:

@@ -15,16 +15,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.machine import cpu
+
 console = Console(width=120)
 
 
 def machine(device: str) -> str:
     """What the figures below it were measured on."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        name = f"{found[1] if found else platform.processor()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu()}, {torch.get_num_threads()} threads"
     return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
 
 

@@ -53,7 +53,6 @@ def test_paths_lie_under_root_unless_absolute_or_urls():
         ("training.low_resolution={patch_size: 16, share: 0.01}", "less than one example"),
         ("training.low_resolution={patch_size: 16, share: 1.5}", "training.low_resolution.share = 1.5"),
         ("training.cooldown_steps=2", "a cosine ends at zero by itself"),
-        ("training={schedule: rsqrt}", "training.sub_batch_size is missing"),
         ("seed", "has no '='"),
     ],
 )

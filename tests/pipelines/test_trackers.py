@@ -93,15 +93,18 @@ def test_a_tracker_that_fails_ends_no_run(make_scored_run, capsys):
     assert "goes on without tensorboard" in capsys.readouterr().out
 
 
-def test_what_is_left_of_a_tracker_on_object_storage(scored, s3):
-    run = run_files.load(run_files.dump(scored), [f"root={s3}/tracked", "training.report_to=[tensorboard]"])
-    with_steps = trackers.Trackers(run, 0, print)
+@pytest.mark.parametrize(("n_bytes", "n_files"), [(1 << 20, 1), (0, 3)])  # at 0 bytes each step ends a file
+def test_event_files_lie_on_object_storage(scored, s3, monkeypatch, n_bytes: int, n_files: int):
+    root = f"{s3}/tracked-{n_files}"
+    monkeypatch.setattr(trackers, "_UPLOAD_SECONDS", 0.0)
+    monkeypatch.setattr(trackers, "_UPLOAD_BYTES", n_bytes)
+    run = run_files.load(run_files.dump(scored), [f"root={root}", "training.report_to=[tensorboard]"])
+    told = trackers.Trackers(run, 0, print)
     for step in (1, 2):
-        with_steps.log(step, {"train/loss": 0.5 * step, "note": "no number"})
-    with_steps.close(failed=False)
-    assert len(storage.names(f"{s3}/tracked/joint/tensorboard")) == 1
-    found = told_by_tensorboard(f"{s3}/tracked/joint", "train/loss")
-    assert found == [(1, 0.5), (2, 1.0)]
+        told.log(step, {"train/loss": 0.5 * step, "note": "no number"})
+    told.close(failed=False)
+    assert len(storage.names(f"{root}/joint/tensorboard")) == n_files
+    assert told_by_tensorboard(f"{root}/joint", "train/loss") == [(1, 0.5), (2, 1.0)]
 
 
 def scraped() -> str:
