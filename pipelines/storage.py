@@ -1,6 +1,7 @@
 """Files on any storage that fsspec opens: whole-file reads, atomic writes, manifests."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    retry,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from jest_core.config import join
 
@@ -61,14 +68,20 @@ def write_bytes(path: str, data: bytes) -> None:
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(inner, data)
         return
-    fs.makedirs(os.path.dirname(inner), exist_ok=True)
-    temporary = f"{inner}.{uuid.uuid4().hex}.tmp"
+    _write_local(inner, data)
+
+
+@retry(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(8), reraise=True)
+def _write_local(path: str, data: bytes) -> None:
+    """Once more where somebody removed the folder at the same time."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, inner)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
@@ -106,9 +119,17 @@ def remove(path: str) -> None:
 
 
 def remove_tree(directory: str) -> None:
+    """Others may remove it too; what they write into it meanwhile stays, theirs to remove."""
     fs, inner = filesystem(directory)
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm(inner, recursive=True)
+    while fs.exists(inner):
+        try:
+            fs.rm(inner, recursive=True)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            return
 
 
 def expand(patterns: Sequence[str], root: str) -> list[str]:

@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -77,3 +78,20 @@ def test_a_directory_of_another_configuration_is_refused_with_the_difference(tmp
     assert storage.begin(folder, "stage", {"a": 1, "b": 2})["n"] == 5
     with pytest.raises(ValueError, match="'stage'"):
         storage.begin(folder, "other", {"a": 1, "b": 2})
+
+
+def test_a_folder_is_removed_while_others_write_to_it_and_remove_it(tmp_path):
+    folder = f"{tmp_path}/fragments"
+
+    def remove(_) -> None:
+        for _ in range(300):
+            storage.remove_tree(folder)
+
+    def write(writer: int) -> None:
+        for i in range(300):
+            storage.write_bytes(f"{folder}/{writer}/{i}.bin", b"x")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda job: job[0](job[1]), [(remove, 0), (write, 1), (remove, 2), (write, 3)]))
+    storage.remove_tree(folder)
+    assert not storage.exists(folder)
