@@ -154,6 +154,7 @@ class Training(Part):
     examples_trained: PositiveInt  # the budget; examples seen are 1 / (1 - filter_ratio) times as many
     n_learners: PositiveInt = 1
     gpus_per_learner: NonNegativeFloat = 0
+    shard_weights: bool = False  # learners hold a share each of weights, gradients and moments (FSDP2)
     loss: Loss = "sigmoid"  # softmax: of a model without logit_bias
     learning_rate: PositiveFloat
     schedule: Schedule = "cosine"
@@ -232,6 +233,7 @@ class Evaluation(Part):
 _CIRCUMSTANCES = {
     "n_learners",
     "gpus_per_learner",
+    "shard_weights",
     "max_failures",
     "max_loss",
     "hang_minutes",
@@ -351,6 +353,11 @@ class Run(Part):
                     f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
                     f"{self.selection.filter_ratio}; change either"
                 )
+        if training.shard_weights and training.compile:
+            found.append(
+                "training.shard_weights gathers weights layer by layer, which training.compile does not know of: drop "
+                "one"
+            )
         if training.cooldown_steps and training.schedule == "cosine":
             found.append(
                 f"training.cooldown_steps {training.cooldown_steps} is for training.schedule rsqrt and constant; a "

@@ -3,20 +3,40 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from jest_core import sharding
 from jest_core.choices import Schedule
 
 
 def adamw(
     model: nn.Module, *, learning_rate: float, beta1: float, beta2: float, eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW with no weight decay on gains, biases, logit_scale and logit_bias, as open_clip groups them."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for _, p in named if p.ndim < 2]
-    decayed = [p for _, p in named if p.ndim >= 2]
-    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    """AdamW with no weight decay on gains, biases, logit_scale and logit_bias, as open_clip groups them.
+
+    The last two are a group of their own: they stay whole where the others are sharded.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    scalars, plain = [p for p in trained if p.ndim == 0], [p for p in trained if p.ndim == 1]
+    decayed = [p for p in trained if p.ndim >= 2]
+    groups = [
+        {"params": scalars, "weight_decay": 0.0},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+    ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
+
+
+def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+    """Scale the gradients down to a norm of `limit` where theirs is larger; returns theirs, over all learners."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    kinds = [[g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (False, True)]
+    norms = [sharding.whole(nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 def learning_rate(

@@ -108,6 +108,8 @@ def _whole(selector: Selector, super_batch: Examples, step: int, learners: Learn
         Group(sound[torch.nonzero(~low)[:, 0]], own),
         Group(sound[torch.nonzero(low)[:, 0]], selector.low_resolution),
     ]
+    if selector.towers.sharded:  # all learners make the same passes
+        return groups
     return [group for group in groups if len(group.examples)] or groups[:1]
 
 

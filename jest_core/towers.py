@@ -17,8 +17,9 @@ from jaxtyping import Float, Int, UInt8
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from jest_core import flexible
+from jest_core import flexible, sharding
 from jest_core.choices import ForwardPrecision, Loss
 from jest_core.config import Model, Run
 from jest_core.flexible import Resolution
@@ -59,6 +60,7 @@ class Towers:
     name: str
     inputs: "Inputs"
     compiled: bool = False
+    sharded: bool = False
 
     @property
     def view(self) -> View:
@@ -95,6 +97,11 @@ class Towers:
                 f"training.activation_checkpointing: the image tower of {self.name} does not support it ({error}); "
                 "give training.micro_batch_size instead"
             ) from error
+
+    def shard(self, group: ProcessGroup) -> None:
+        """Share the weights among the learners, in place: whatever embeds is collective then."""
+        sharding.shard(self.model, group)
+        self.sharded = True
 
     def resolution(self, image_size: int | None = None, patch_size: int | None = None) -> Resolution:
         """The model's own, but for what is given. Towers without patches, or with fixed ones, have no patch_size."""
@@ -146,7 +153,8 @@ class Towers:
         return found.float()
 
     def _autocast(self, precision: ForwardPrecision) -> torch.autocast:
-        return torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "fp32")
+        cached = not self.sharded  # weights in that precision, which would stay after their layer
+        return torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "fp32", cache_enabled=cached)
 
     def _filled(self, pixels: Tensor, tokens: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """Compiled towers are compiled again for another batch size: a last, smaller one is filled up."""
@@ -373,8 +381,9 @@ def refuse_resolutions(run: Run) -> None:
 
 def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:
     """Take the weights of an open_clip checkpoint dictionary; names may start with `module.`."""
-    state = checkpoint.get("state_dict", checkpoint)
-    towers.model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    own = towers.model.state_dict()
+    state = {name.removeprefix("module."): v for name, v in checkpoint.get("state_dict", checkpoint).items()}
+    towers.model.load_state_dict({name: sharding.placed(v, own.get(name, v)) for name, v in state.items()})
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from jest_core import optim
+from jest_core import optim, sharding
 from jest_core.collectives import Learners
 from jest_core.examples import Examples
 from jest_core.losses import sigmoid_loss, softmax_loss
@@ -19,7 +19,9 @@ class Learner(Selector):
     """A selector that trains its model."""
 
     optimizer: torch.optim.Optimizer = field(kw_only=True)
-    wrapped: nn.Module = field(kw_only=True)  # a TrainingPass, in DistributedDataParallel where there are several
+    wrapped: nn.Module = field(
+        kw_only=True
+    )  # a TrainingPass, in DistributedDataParallel where learners hold all weights each
 
 
 @dataclass
@@ -67,8 +69,10 @@ def _update(learner: Learner, groups: list[Group], step: int) -> dict[str, float
         loss = softmax_loss(*out[:3], tile=config.loss_tile, group=learner.group)
     learner.optimizer.zero_grad(set_to_none=True)
     n_learners = Learners(learner.group).size
-    (loss * n_learners).backward()  # DistributedDataParallel averages the learners' gradients; their sum is wanted
-    norm = nn.utils.clip_grad_norm_(learner.towers.model.parameters(), config.gradient_clip)
+    (loss * n_learners).backward()  # the learners' gradients are averaged on the way; their sum is wanted
+    if learner.towers.sharded:
+        sharding.sum_scalar_gradients(learner.towers.model, Learners(learner.group))
+    norm = optim.clip_gradients(learner.towers.model, config.gradient_clip)
     learner.optimizer.step()
     scale, bias = learner.towers.scale_and_bias()
     return {

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
+from jest_core.collectives import Learners
 from jest_core.config import Run
 from jest_core.examples import Examples
 from jest_core.flexible import Resolution
@@ -33,23 +35,23 @@ class Features(NamedTuple):
 
 
 class TrainingPass(nn.Module):
-    """A module, so that DistributedDataParallel can wrap it.
+    """A module, so that DistributedDataParallel can wrap it. Of sharded towers every learner makes as many passes.
 
     Where training.micro_batch_size is given, that many examples are embedded at a time and none of their activations
     are kept: the backward pass embeds each micro-batch once more. Embeddings are all held, so that the loss sees the
     whole sub-batch, and the gradients are those of one pass.
     """
 
-    def __init__(self, towers: Towers, run: Run) -> None:
+    def __init__(self, towers: Towers, run: Run, group: ProcessGroup | None = None) -> None:
         super().__init__()
         self.model: nn.Module = towers.model
-        self.towers, self.run = towers, run
+        self.towers, self.run, self.learners = towers, run, Learners(group)
 
     def forward(self, groups: list[Group], step: int) -> Features:
         size = self.run.training.micro_batch_size
         parts = []
         for group in groups:
-            for examples in group.examples.split(size) if size else [group.examples]:
+            for examples in self._micro_batches(group.examples):
                 tokens = examples.tokens.to(self.towers.device)
                 if size:  # a tensor of that device among the arguments: its random state is restored with it
                     inputs = examples, tokens, group.resolution, step
@@ -58,6 +60,13 @@ class TrainingPass(nn.Module):
                     parts.append(self._embed(examples, tokens, group.resolution, step))
         image, text = (torch.cat(side) for side in zip(*parts, strict=True))
         return Features(image, text, self.towers.model.logit_scale.exp(), self.towers.model.logit_bias)
+
+    def _micro_batches(self, examples: Examples) -> list[Examples]:
+        size = self.run.training.micro_batch_size
+        found = list(examples.split(size)) if size else [examples]
+        if self.towers.sharded:
+            found += [examples[torch.arange(0)]] * (max(self.learners.counts(len(found))) - len(found))
+        return found
 
     def _embed(self, examples: Examples, tokens: Tensor, resolution: Resolution, step: int) -> tuple[Tensor, Tensor]:
         config, device = self.run.training, self.towers.device

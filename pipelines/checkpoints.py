@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jest_core import towers
+from jest_core import sharding, towers
 from jest_core.towers import Towers
 from pipelines import storage
 
@@ -59,9 +59,21 @@ def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> dict
         return {"step": 0, "seconds": 0.0, "log_parts": []}
     checkpoint = read(run_dir)
     towers.load_weights(pair, checkpoint)
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    optimizer.load_state_dict(_placed(checkpoint["optimizer"], optimizer))
     found: dict[str, Any] = checkpoint["jest"]
     return found
+
+
+def _placed(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's whole state, of sharded parameters this learner's share."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def share(number: int, values: dict[str, Any]) -> dict[str, Any]:
+        own = parameters[number]
+        same = {name: isinstance(v, torch.Tensor) and v.shape == own.shape for name, v in values.items()}
+        return {name: sharding.placed(v, own) if same[name] else v for name, v in values.items()}
+
+    return state | {"state": {number: share(number, values) for number, values in state["state"].items()}}
 
 
 def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:
@@ -82,14 +94,18 @@ def tidy(run_dir: str) -> None:
                 storage.remove(f"{folder}/{name}")
 
 
-def copied(value: Any) -> Any:
-    """A checkpoint's content with tensors of its own, on the host: what trains on does not change them."""
+def copied(value: Any, *, keep: bool = True) -> Any:
+    """A checkpoint's content with whole tensors of its own, on the host: what trains on does not change them.
+
+    Collective where towers are sharded; keep=False takes part in that, and keeps no tensor.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        whole = sharding.whole(value.detach())
+        return whole.to("cpu", copy=True) if keep else None
     if isinstance(value, dict):
-        return {key: copied(part) for key, part in value.items()}
+        return {key: copied(part, keep=keep) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(copied(part) for part in value)
+        return type(value)(copied(part, keep=keep) for part in value)
     return value
 
 

@@ -231,9 +231,10 @@ def _learn(settings: dict[str, Any]) -> None:
         def evaluate() -> None:
             """After the step's checkpoint, so that what fails here loses no step; the others wait."""
             pulse.doing = EVALUATES
+            whole = _whole(run, learner.towers, rank)
             if journal is not None:
                 writer.wait()
-                journal.add_evaluation(step, evaluation.evaluate_step(run, learner.towers, step))
+                journal.add_evaluation(step, evaluation.evaluate_step(run, whole, step))
                 if step in checkpoints.steps(directory):
                     writer.submit(partial(storage.retried(journal.write), journal.text()))
             if group is not None:
@@ -262,8 +263,11 @@ def _learn(settings: dict[str, Any]) -> None:
             stops, due = learners.any(rank == 0 and board.is_stopping(), rank == 0 and due)
             commits = due or stops or step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
             began = time.perf_counter()
-            if commits and journal is not None:
-                _checkpoint(writer, learner, directory, step, log, journal)
+            if commits and (journal is not None or learner.towers.sharded):  # whose shares are on all learners
+                content = checkpoints.content(step, learner.towers, learner.optimizer)
+                held = checkpoints.copied(content, keep=journal is not None)
+                if journal is not None:
+                    _checkpoint(writer, run, directory, step, held, log, journal)
                 committed = time.monotonic()
             saving = time.perf_counter() - began
             if evaluation.is_due(run, step) and (not stops or step == run.n_steps):
@@ -286,11 +290,13 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
     config = run.training
     pair = towers.build(run.model, seed=run.seed)
     _start_from(run, pair)
-    pair.model.to(device=device, memory_format=torch.channels_last)
+    pair.model.to(device=device, memory_format=torch.contiguous_format if config.shard_weights else torch.channels_last)
     if config.activation_checkpointing:
         pair.checkpoint_activations()
     if config.compile:
         pair.compile()
+    if group is not None and config.shard_weights:
+        pair.shard(group)
     optimizer = optim.adamw(
         pair.model,
         learning_rate=config.learning_rate,
@@ -299,8 +305,8 @@ def _create(run: Run, source: super_batches.Source, device: torch.device, group:
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
-    trained: torch.nn.Module = TrainingPass(pair, run)
-    if group is not None:  # no buffer of a tower changes: batch norm is refused
+    trained: torch.nn.Module = TrainingPass(pair, run, group)
+    if group is not None and not pair.sharded:  # no buffer of a tower changes: batch norm is refused
         trained = torch.nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
     decoders = max(1, cluster.n_cores() // ray.train.get_context().get_local_world_size())
     selector = sub_batches.selector(run, source, pair, group, ThreadPoolExecutor(decoders))
@@ -313,18 +319,31 @@ def _start_from(run: Run, pair: Towers) -> None:
         towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
 
 
+def _whole(run: Run, pair: Towers, rank: int) -> Towers:
+    """What the first learner evaluates alone: of sharded towers a copy with all weights, which all learners give it."""
+    if not pair.sharded:
+        return pair
+    state = checkpoints.copied(pair.model.state_dict(), keep=rank == 0)
+    if rank:
+        return pair
+    copy = towers.build(run.model, seed=0)
+    towers.load_weights(copy, state)
+    copy.model.to(pair.device)
+    return copy
+
+
 def _checkpoint(
     writer: checkpoints.Writer,
-    learner: Learner,
+    run: Run,
     directory: str,
     step: int,
+    held: dict[str, Any],
     log: selection_log.SelectionLog,
     journal: Journal,
 ) -> None:
-    """Copy the state, and write it while training goes on: log parts and metrics, then the checkpoint that commits
-    them, then away with those that are not to be kept."""
-    training = learner.run.training
-    held = checkpoints.copied(checkpoints.content(step, learner.towers, learner.optimizer))
+    """Write the copied state while training goes on: log parts and metrics, then the checkpoint that commits them, then
+    away with those that are not to be kept."""
+    training = run.training
     steps_logged, told, seconds = log.take(), journal.text(), journal.seconds
 
     def write() -> None:

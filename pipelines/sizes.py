@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from botocore.exceptions import BotoCoreError
 
-from jest_core import flops, towers
+from jest_core import flops, sharding, towers
 from jest_core.config import Run
 from pipelines import progress, storage
 from pipelines.catalogue import open_catalogue
@@ -80,7 +80,11 @@ def embedding_bytes(run: Run) -> float:
 
 def state_bytes(run: Run) -> float:
     """Of each learner's device: weights, gradients (once more, to be exchanged, where there are several learners),
-    AdamW's moments."""
+    AdamW's moments; of sharded weights its share of these, and what it holds whole of weights and gradients."""
+    training = run.training
+    if training.shard_weights and training.n_learners > 1:
+        gathered = sharding.n_gathered(towers.outline(run.model.name, run.model.context_length))
+        return flops.n_parameters(run.model) * _BYTES_A_PARAMETER / training.n_learners + 8 * gathered
     return flops.n_parameters(run.model) * (_BYTES_A_PARAMETER + 4 * (run.training.n_learners > 1))
 
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 
 from jest_core import optim, towers
@@ -27,7 +28,21 @@ def test_rsqrt_falls_by_its_timescale_and_cools_down_to_zero():
 def test_gains_biases_and_temperature_are_not_decayed():
     model: nn.Module = towers.create("jest-tiny", seed=0).model
     optimizer = optim.adamw(model, learning_rate=1.0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
-    plain, decayed = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
+    *plain, decayed = optimizer.param_groups
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.1]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in plain[0]["params"]} == {"logit_scale", "logit_bias"}
     for name, parameter in model.named_parameters():
-        assert id(parameter) in (plain if parameter.ndim < 2 else decayed), name
+        groups = plain if parameter.ndim < 2 else [decayed]
+        assert any(parameter is p for group in groups for p in group["params"]), name
+
+
+def test_gradients_are_clipped_as_pytorch_does():
+    models = [nn.Linear(8, 8), nn.Linear(8, 8)]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5)
+    norm = optim.clip_gradients(models[0], 1.0)
+    assert torch.equal(norm, nn.utils.clip_grad_norm_(models[1].parameters(), 1.0))
+    for clipped, expected in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(clipped.grad, expected.grad)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jest_core import config, optim, tables, towers
+from jest_core import config, optim, sharding, tables, towers
 from jest_core.examples import Examples
 from jest_core.preprocess import resize
 from jest_core.train_step import Learner, train_step
@@ -58,9 +58,14 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
     pair = towers.create(name, seed=0)
     if run.training.loss == "softmax":
         pair.model.logit_bias = None
+    if run.training.activation_checkpointing:
+        pair.checkpoint_activations()
+    if run.training.shard_weights and group is not None:
+        pair.shard(group)
     # a large eps: Adam would blow the rounding noise of gradients that are zero (key biases) up to whole steps
     optimizer = optim.adamw(pair.model, learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
-    trained = TrainingPass(pair, run)
+    trained = TrainingPass(pair, run, group)
+    alone = group is None or pair.sharded
     return Learner(
         run,
         pair,
@@ -68,16 +73,16 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
         lambda table: prepare(table, pair),
         group,
         optimizer=optimizer,
-        wrapped=trained if group is None else torch.nn.parallel.DistributedDataParallel(trained),
+        wrapped=trained if alone else torch.nn.parallel.DistributedDataParallel(trained),
     )
 
 
-def _step(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
+def two_steps(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
     learner = make_learner(overrides, group)
     share = super_batch(learner.towers)[torch.arange(cuts[rank], cuts[rank + 1])]
     results = [train_step(learner, share, step) for step in range(2)]
     logs = [(r.picks.to_pydict(), r.summary, r.optimisation | r.agreement) for r in results]
-    return logs, {k: v.clone() for k, v in learner.towers.model.state_dict().items()}
+    return logs, {k: sharding.whole(v).clone() for k, v in learner.towers.model.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def _step(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
 )
 @pytest.mark.parametrize("cuts", [[0, 32, 64], [0, 10, 20, 44, 64]])
 def test_several_learners_do_what_one_does(method: str, loss: str, cuts: list[int]):
-    _compare(cuts, [f"selection.method={method}", f"selection.loss={loss}", f"training.loss={loss}"])
+    compare(cuts, [f"selection.method={method}", f"selection.loss={loss}", f"training.loss={loss}"])
 
 
 @pytest.mark.parametrize("method", ["joint", "uniform"])
@@ -93,10 +98,10 @@ def test_several_learners_do_what_one_does(method: str, loss: str, cuts: list[in
 def test_several_learners_do_what_one_does_at_two_resolutions(method: str, cuts: list[int]):
     flexi = ["selection.score_patch_size=16", "training.low_resolution={patch_size: 16, share: 0.25}"]
     more = ["training.micro_batch_size=3", "selection.agreement_every_steps=2"]
-    _compare(cuts, [f"selection.method={method}", *flexi, *more])
+    compare(cuts, [f"selection.method={method}", *flexi, *more])
 
 
-def _nothing_sound(rank: int, size: int, group, more: list[str]):
+def nothing_sound(rank: int, size: int, group, more: list[str]):
     learner = make_learner(["selection.method=uniform", "training.micro_batch_size=8", *more], group)
     batch = with_column(super_batch(learner.towers), "status", np.where(np.arange(B) < 32, 4, 0))
     result = train_step(learner, batch[torch.arange(rank * B // size, (rank + 1) * B // size)], 0)
@@ -105,15 +110,15 @@ def _nothing_sound(rank: int, size: int, group, more: list[str]):
 
 @pytest.mark.parametrize("more", [[], ["training.low_resolution={patch_size: 16}"]])
 def test_a_learner_without_a_sound_slot_trains_on_with_the_others(more: list[str]):
-    alone = _nothing_sound(0, 1, None, more)
-    for found in run_learners(_nothing_sound, 2, more):
+    alone = nothing_sound(0, 1, None, more)
+    for found in run_learners(nothing_sound, 2, more):
         assert found == pytest.approx(alone, rel=1e-4)
     assert alone[1] == 32
 
 
-def _compare(cuts: list[int], overrides: list[str]) -> None:
-    (alone, weights), *_ = [_step(0, 1, None, [0, B], overrides)]
-    for logs, state in run_learners(_step, len(cuts) - 1, cuts, overrides):
+def compare(cuts: list[int], overrides: list[str]) -> None:
+    (alone, weights), *_ = [two_steps(0, 1, None, [0, B], overrides)]
+    for logs, state in run_learners(two_steps, len(cuts) - 1, cuts, overrides):
         for (picks, summary, optimisation), (picks_1, summary_1, optimisation_1) in zip(logs, alone, strict=True):
             assert picks["uid"] == picks_1["uid"]
             assert picks["selected"] == picks_1["selected"]

@@ -275,9 +275,10 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_the_training_loop_evaluates_on_a_schedule(make_scored_run, shards):
-    """On two learners, and once more beside the training: what the loop has evaluated is not evaluated again."""
+    """On two learners with half of the weights each; what the loop has evaluated is not evaluated again."""
     sets = f"evaluation={{every_steps: 2, sets: [{{name: own, shards: '{shards}/*.parquet', tasks: [retrieval]}}]}}"
-    run = make_scored_run("uniform", "selection.method=uniform", "training.n_learners=2", sets)
+    two = ["training.n_learners=2", "training.shard_weights=true"]
+    run = make_scored_run("uniform", "selection.method=uniform", *two, sets)
     learner.run_stage(run)
     lines = [json.loads(line) for line in Path(run.path("uniform"), "metrics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in lines if "val/own-image_to_text_R@1" in line]

@@ -1,5 +1,6 @@
 """Whole runs of Ray Train on real shards: they resume exactly, and learners agree."""
 
+import contextlib
 import io
 import json
 import os
@@ -152,11 +153,19 @@ def test_flexijest_on_two_learners_is_that_of_one(prepared, low: list[str]):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victim", ["learner", "driver"])
-def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, victim: str):
-    """SIGKILL in mid-run: Ray Train restarts a learner by itself; a driver is started again with the same command."""
-    quiet = other_dir(prepared, "quiet", "training.examples_trained=640", "training.checkpoint_every_steps=5")
-    killed = other_dir(prepared, "killed", "training.examples_trained=640", "training.checkpoint_every_steps=5")
+@pytest.mark.parametrize(
+    ("victim", "learners"),
+    [
+        ("learner", ["training.n_learners=1"]),
+        ("driver", ["training.n_learners=1"]),
+        ("node", ["training.n_learners=2", "training.shard_weights=true"]),
+    ],
+)
+def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, victim: str, learners: list[str]):
+    """SIGKILL in mid-run: Ray Train restarts a learner by itself; after a driver's, or that of every process of the
+    node, the same command is started again."""
+    settings = ["training.examples_trained=640", "training.checkpoint_every_steps=5", *learners]
+    quiet, killed = other_dir(prepared, "quiet", *settings), other_dir(prepared, "killed", *settings)
     run_file = tmp_path / "killed.yaml"
     run_file.write_text(run_files.dump(killed))
     command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
@@ -180,7 +189,11 @@ def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, v
         output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output
     else:
+        node = psutil.Process(process.pid).children(recursive=True) if victim == "node" else []
         os.killpg(process.pid, signal.SIGKILL)
+        for each in node:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         process.communicate()
         assert checkpoints.steps(directory)[-1] < killed.n_steps
         again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
@@ -189,6 +202,9 @@ def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, v
     learner.run_stage(quiet)
     assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
     assert json.loads(storage.read_bytes(f"{directory}/manifest.json"))["complete"]
+    weights = [checkpoints.read(each.path(each.run_dir))["state_dict"] for each in (quiet, killed)]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 @pytest.mark.long

@@ -132,6 +132,18 @@ def test_windows_hold_no_more_than_a_run_sees(make_scored_run: MakeRun):
     assert not failing(run)
 
 
+def test_sharded_weights_need_less_of_each_device():
+    text = (LAION / "joint-l.yaml").read_text()
+    whole, sharded = (
+        config.load(text, ["training.compile=false", f"training.shard_weights={given}"]) for given in ("false", "true")
+    )
+    n, per_learner = flops.n_parameters(whole.model), sizes.state_bytes(sharded)
+    assert sizes.state_bytes(whole) == 20 * n
+    assert 16 * n / 256 < per_learner < 2 * n  # what is gathered meanwhile is a few layers, and token embeddings
+    with pytest.raises(ValueError, match=r"training\.shard_weights gathers weights layer by layer"):
+        config.load(text, ["training.compile=true", "training.shard_weights=true"])
+
+
 def test_a_plan_with_a_failing_check_fails(make_scored_run: MakeRun):
     with pytest.raises(ValueError, match=r"the run would fail: shards: .* has no column nonsense"):
         plan.run_stage(make_scored_run("joint", "data.columns={caption: nonsense}"))
