@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision, Schedule, Tracker
-from jest_core.rules import BASIC_FILTER, Part, Rule
+from jest_core.rules import BASIC_FILTER, Part, Rule, ScoreRule
 from jest_core.tables import SCORE_CACHE_COLUMNS
 
 
@@ -54,6 +54,42 @@ class Data(Part):
     def sources(self) -> list[str]:
         """The patterns of data.shards, one per source."""
         return sources(self.shards)
+
+
+class Ingest(Part):
+    """How lists of URLs become image shards. Whatever is not listed here is img2dataset's default."""
+
+    urls: str | list[str]  # metadata of LAION, DataComp, COYO or the like: Parquet files, folders, globs, braces
+    columns: dict[str, str] = Field(default={})  # as in data.columns
+    rules: list[Rule] = Field(default=[])  # which rows are fetched at all
+    shards: str  # directory of the shards
+    output_format: Literal["webdataset", "parquet"] = "webdataset"
+    rows_per_shard: PositiveInt = 10_000
+    image_size: PositiveInt = 512
+    resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "keep_ratio_largest"
+    resize_only_if_bigger: bool = True
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_quality: NonNegativeInt = 95  # of png its compression, 0 to 9
+    blur_boxes: str | None = None  # a column of boxes to blur, such as DataComp's face_bboxes
+    verify_hash: bool = False  # refuse pictures whose sha256 is not that of the metadata
+    opt_out: list[str] = Field(default=["noai", "noimageai", "noindex", "noimageindex"])  # X-Robots-Tag directives
+    user_agent_token: str | None = None  # sent along, and what directives may be addressed to
+    threads: PositiveInt = 128  # of each task
+    n_tasks: PositiveInt | None = None  # at once; one for each two CPUs of a cluster, one a core here
+    requests_per_host_per_second: PositiveFloat | None = None  # by all tasks together
+    timeout_seconds: PositiveFloat = 10  # without an answer, or a further byte
+    max_seconds: PositiveFloat = 60  # of one picture
+    max_bytes: PositiveInt = 50_000_000  # of one picture, as it is fetched
+    retries: NonNegativeInt = 0  # at once; `jest ingest --retry-failed` tries again later
+    private_addresses: bool = False  # whether a URL may lead into a private network, or to this machine
+
+    @field_validator("rules")
+    @classmethod
+    def _of_one_row(cls, rules: list[Rule]) -> list[Rule]:
+        for rule in rules:
+            if rule.rule in ("status", "duplicate") or (isinstance(rule, ScoreRule) and rule.scores is not None):
+                raise ValueError(f"the rule `{rule.rule}` is one of a catalogue (data.rules): no shard is there yet")
+        return rules
 
 
 class Model(Part):
@@ -256,6 +292,7 @@ class Run(Part):
     root: str = "."
     run_dir: str
     seed: NonNegativeInt
+    ingest: Ingest | None = None
     data: Data
     model: Model
     reference: Reference | None = None
@@ -307,7 +344,7 @@ class Run(Part):
     def identity(self) -> dict[str, Any]:
         """The values that make a run this run, flat, so that a difference can be named: not where and how it runs."""
         flat = {}
-        for part, values in self.model_dump(mode="json", exclude={"evaluation", "root", "run_dir"}).items():
+        for part, values in self.model_dump(mode="json", exclude={"ingest", "evaluation", "root", "run_dir"}).items():
             for key, value in values.items() if isinstance(values, dict) else [("", values)]:
                 if not (part == "training" and key in _CIRCUMSTANCES):
                     flat[f"{part}.{key}".rstrip(".")] = value
@@ -391,6 +428,11 @@ class Run(Part):
         if len(names) != len(set(names)):
             found.append(f"evaluation.sets has a name twice ({', '.join(names)}); give each its own")
         data = self.data
+        if self.ingest is not None and not any(f"{p}/".startswith(f"{self.ingest.shards}/") for p in data.sources):
+            found.append(
+                f"data.shards {', '.join(data.sources)} has nothing of ingest.shards {self.ingest.shards}: add it to "
+                "data.shards, or take the `ingest` part out"
+            )
         if data.weights is not None and len(data.weights) != len(data.sources):
             found.append(
                 f"data.weights has {len(data.weights)} numbers for {len(data.sources)} sources in data.shards; give one"

@@ -85,6 +85,20 @@ def plan(
 
 
 @app.command()
+def ingest(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what could not be fetched; what comes makes more shards.")
+    ] = False,
+) -> None:
+    """Fetch the pictures that lists of URLs name into shards, with img2dataset."""
+    from pipelines import ingest as stage
+
+    stage.run_stage(_load(run_file, overrides), retry_failed=retry_failed)
+
+
+@app.command()
 def catalogue(run_file: RunFile, overrides: Overrides = None) -> None:
     """Record which rows of the shards are kept, and which rule dropped each of the others."""
     from pipelines import catalogue as stage
@@ -180,6 +194,42 @@ def evaluate(
     from pipelines import evaluation as stage
 
     stage.run_stage(_load(run_file, overrides), watch=watch)
+
+
+@app.command()
+def submit(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="STAGE... RUN.yaml", help="Stages, in their order, and the run file.")
+    ] = None,
+    overrides: Overrides = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Of the cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the job's environment; no secrets.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it is submitted.")] = False,
+    status: Annotated[str, typer.Option(metavar="JOB", help="Tell how a job stands.")] = "",
+    logs: Annotated[str, typer.Option(metavar="JOB", help="Follow a job's log to its end.")] = "",
+    stop: Annotated[str, typer.Option(metavar="JOB", help="End a job; it can be submitted again.")] = "",
+) -> None:
+    """Run stages as one job of a Ray cluster; the exit status is the job's."""
+    from pipelines import submit as stage
+
+    if sum(map(bool, (what, status, logs, stop))) != 1:
+        raise ValueError("give stages and a run file, or one of --status, --logs and --stop")
+    if status:
+        stage.status(status, address)
+    elif logs:
+        stage.follow(logs, address)
+    elif stop:
+        stage.stop(stop, address)
+    elif what:
+        pairs = [pair.partition("=") for pair in env or []]
+        if bad := [name for name, equals, _ in pairs if not equals]:
+            raise ValueError(f"--env {bad[0]!r} has no '='")
+        variables = {name: value for name, _, value in pairs}
+        stage.run_stage(_load(Path(what[-1]), overrides), what[:-1], address, variables, detach=detach)
 
 
 @app.command()

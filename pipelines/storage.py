@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -86,6 +87,18 @@ def _write_local(path: str, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def upload(local: str, path: str) -> None:
+    """Copy a local file; atomic, as write_bytes is, and of any size."""
+    fs, inner = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        fs.put_file(local, inner)
+        return
+    fs.makedirs(os.path.dirname(inner), exist_ok=True)
+    temporary = f"{inner}.{uuid.uuid4().hex}.tmp"
+    shutil.copyfile(local, temporary)
+    os.replace(temporary, inner)
 
 
 def names(directory: str, suffix: str = "") -> list[str]:

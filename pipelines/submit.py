@@ -1,0 +1,125 @@
+"""Stages of a run as one job of a Ray cluster, through Ray's job API.
+
+This checkout's code and the resolved run file travel with the job. Its stages run one after the other, and each does
+only what is missing: the same submission again goes on where a job stopped.
+"""
+
+import asyncio
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from jest_core import config as run_files
+from jest_core.config import Run
+from pipelines import progress
+
+STAGES = ("ingest", "catalogue", "reference-scores", "select", "train", "evaluate", "report")
+_PACKAGES = ("jest_core", "pipelines")
+_POLL_SECONDS = 2.0
+_SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *, detach: bool = False) -> None:
+    """Submit the stages, show the job's log, and end as it does: RuntimeError where it fails or is stopped.
+
+    Refuses a second job on a run directory that another job works on.
+    """
+    _refuse(run, stages, env)
+    client, directory = _client(address), run.path(run.run_dir)
+    for job in client.list_jobs():
+        if job.metadata and job.metadata.get("jest") == directory and not job.status.is_terminal():
+            raise ValueError(
+                f"job {job.submission_id} works on {directory}: follow it with --logs, or end it with --stop"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(__file__).resolve().parent.parent
+        for package in _PACKAGES:
+            shutil.copytree(root / package, f"{folder}/{package}", ignore=shutil.ignore_patterns("__pycache__"))
+        Path(folder, "run.yaml").write_text(run_files.dump(run))
+        job = client.submit_job(
+            entrypoint=entrypoint(run, stages),
+            runtime_env={"working_dir": folder, "env_vars": env},
+            metadata={"jest": directory, "stages": " ".join(stages)},
+        )
+    progress.say("submit", f"job {job}: {' '.join(stages)} of {directory}")
+    if detach:
+        progress.say("submit", f"jest submit --logs {job} --address {address} follows it; --status and --stop as well")
+    else:
+        follow(job, address)
+
+
+def entrypoint(run: Run, stages: list[str]) -> str:
+    """The shell command of a job."""
+    directory = run.path(run.run_dir)
+    report = shlex.join(["report", directory, "--output", f"{directory}/report.html"])
+    commands = [report if stage == "report" else f"{stage} run.yaml" for stage in stages]
+    return " && ".join(f"python -m pipelines {command}" for command in commands)
+
+
+def status(job: str, address: str) -> str:
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; told with what the cluster says of it."""
+    info = _client(address).get_job_info(job)
+    progress.say("submit", f"job {job}: {info.status.value}. {info.message or ''}")
+    return str(info.status.value)
+
+
+def stop(job: str, address: str) -> None:
+    """Ask the job to end, and wait until it has. A run that trains writes a checkpoint first, where the cluster gives
+    it the time (RAY_JOB_STOP_WAIT_TIME_S)."""
+    client = _client(address)
+    client.stop_job(job)
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(_POLL_SECONDS)
+    status(job, address)
+
+
+def follow(job: str, address: str) -> None:
+    """Show the job's log to its end. Raises RuntimeError where it does not succeed."""
+    client = _client(address)
+    try:
+        asyncio.run(_tail(client, job))
+    except KeyboardInterrupt:
+        progress.say("submit", f"job {job} goes on; jest submit --logs {job} --address {address} follows it again")
+        raise
+    except (OSError, RuntimeError) as error:
+        progress.say("submit", f"the log of job {job} broke off ({error}); waiting for its end")
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(_POLL_SECONDS)
+    info = client.get_job_info(job)
+    if info.status.value != "SUCCEEDED":
+        raise RuntimeError(
+            f"job {job} {info.status.value}: {info.message or 'no reason given'}; the same command submits it again, "
+            "and it goes on from what is done"
+        )
+    progress.say("submit", f"job {job} SUCCEEDED")
+
+
+async def _tail(client: Any, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
+
+
+def _refuse(run: Run, stages: list[str], env: dict[str, str]) -> None:
+    if not stages or (unknown := [stage for stage in stages if stage not in STAGES]):
+        told = f"{', '.join(unknown)}: no stage" if stages else "no stage named"
+        raise ValueError(f"{told}; there are {' '.join(STAGES)}")
+    if secrets := [name for name in env if _SECRET.search(name)]:
+        raise ValueError(
+            f"--env {', '.join(secrets)}: whoever may look at the cluster can read a job's variables; credentials "
+            "belong into the environment of its nodes"
+        )
+    if "://" not in run.root:
+        progress.say("submit", f"root {run.root} is a path: every node of the cluster has to see the same files there")
+
+
+def _client(address: str) -> Any:
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(address)
+    except ImportError as error:
+        raise ValueError("`jest submit` speaks to Ray's dashboard: pip install jest[cluster]") from error

@@ -1,0 +1,102 @@
+"""A web server on this machine that serves pictures, and much else that a web server may do."""
+
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+class Website:
+    """pictures: bytes by number. Addresses: /ok/N, /redirect/N, /flaky/N (fails once), /noai/N, /forbidden/N (to one
+    user agent alone), and /missing /hang /drip /huge /endless /loop /page /file."""
+
+    def __init__(self, pictures: list[bytes]) -> None:
+        self.asked: Counter[str] = Counter()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.asked[self.path] += 1
+                kind, _, number = self.path.partition("?")[0].strip("/").partition("/")
+                getattr(site, f"_{kind}")(self, int(number or 0))
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.pictures = pictures
+        self.server = _Server(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def _answer(self, to: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
+        to.send_response(status)
+        for name, value in ({"Content_Length": str(len(body))} | headers).items():
+            to.send_header(name.replace("_", "-"), value)
+        to.end_headers()
+        to.wfile.write(body)
+
+    def _ok(self, to: BaseHTTPRequestHandler, number: int) -> None:
+        self._answer(to, 200, self.pictures[number], Content_Type="image/jpeg")
+
+    def _redirect(self, to: BaseHTTPRequestHandler, number: int) -> None:
+        self._answer(to, 302, b"", Location=f"/ok/{number}")
+
+    def _loop(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        self._answer(to, 302, b"", Location="/loop")
+
+    def _file(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        self._answer(to, 302, b"", Location="file:///etc/hostname")
+
+    def _flaky(self, to: BaseHTTPRequestHandler, number: int) -> None:
+        if self.asked[to.path] == 1:
+            self._answer(to, 503, b"later")
+        else:
+            self._ok(to, number)
+
+    def _noai(self, to: BaseHTTPRequestHandler, number: int) -> None:
+        self._answer(to, 200, self.pictures[number], X_Robots_Tag="noai, noimageai")
+
+    def _forbidden(self, to: BaseHTTPRequestHandler, number: int) -> None:
+        self._answer(to, 200, self.pictures[number], X_Robots_Tag="jest: noindex")
+
+    def _missing(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        self._answer(to, 404, b"no such page")
+
+    def _page(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        self._answer(to, 200, b"<html>a page</html>", Content_Type="text/html")
+
+    def _hang(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        time.sleep(30)
+
+    def _huge(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        self._answer(to, 200, b"begins", Content_Length="1000000000000")
+
+    def _endless(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        self._pour(to, b"x" * 65536, 0.0)
+
+    def _drip(self, to: BaseHTTPRequestHandler, _: int) -> None:
+        self._pour(to, b"x", 0.2)
+
+    def _pour(self, to: BaseHTTPRequestHandler, part: bytes, seconds: float) -> None:
+        to.send_response(200)
+        to.end_headers()
+        try:
+            while True:
+                to.wfile.write(part)
+                to.wfile.flush()
+                time.sleep(seconds)
+        except OSError:
+            pass
