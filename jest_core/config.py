@@ -83,6 +83,11 @@ class Ingest(Part):
     retries: NonNegativeInt = 0  # at once; `jest ingest --retry-failed` tries again later
     private_addresses: bool = False  # whether a URL may lead into a private network, or to this machine
 
+    @field_validator("resize_mode", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, mode: Any) -> Any:
+        return "no" if mode is False else mode
+
     @field_validator("rules")
     @classmethod
     def _of_one_row(cls, rules: list[Rule]) -> list[Rule]:

@@ -197,6 +197,19 @@ def evaluate(
 
 
 @app.command()
+def stages(
+    what: Annotated[
+        list[str], typer.Argument(metavar="STAGE... RUN.yaml", help="Stages, in their order, and the run file.")
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Run stages one after the other, from ingest to report; each does what is missing of it."""
+    from pipelines import chain
+
+    chain.run_stages(_load(Path(what[-1]), overrides), what[:-1])
+
+
+@app.command()
 def submit(
     what: Annotated[
         list[str] | None, typer.Argument(metavar="STAGE... RUN.yaml", help="Stages, in their order, and the run file.")

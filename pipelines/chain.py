@@ -1,15 +1,41 @@
-"""Runs that build on each other -> each of them finished, after what it needs.
+"""Stages of one run, one after the other; and runs that build on each other, each finished after what it needs.
 
 A run needs its catalogue (and the one that it refines, and the scores that its rules read), the checkpoint that it
 starts from, its reference's, and the score cache. Which run of the chain makes each is read off their paths; what is
 there is not made again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from jest_core.config import Run
 from jest_core.rules import ScoreRule
-from pipelines import catalogue, evaluation, learner, reference_scores, storage
+from pipelines import catalogue, evaluation, ingest, learner, reference_scores, report, storage, subset
+
+STAGES: dict[str, Callable[[Run], Any]] = {
+    "ingest": ingest.run_stage,
+    "catalogue": catalogue.run_stage,
+    "reference-scores": reference_scores.run_stage,
+    "select": subset.run_stage,
+    "train": learner.run_stage,
+    "evaluate": evaluation.run_stage,
+    "report": lambda run: report.run_stage([run.path(run.run_dir)], f"{run.path(run.run_dir)}/report.html"),
+}
+
+
+def run_stages(run: Run, stages: list[str]) -> None:
+    """Each does what is missing of it, so that the same stages again go on where they stopped."""
+    refuse_stages(stages)
+    for stage in stages:
+        STAGES[stage](run)
+
+
+def refuse_stages(stages: list[str]) -> None:
+    """Raises ValueError where there are none, or one that is not known."""
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        told = f"{', '.join(unknown)}: no stage" if unknown else "no stage named"
+        raise ValueError(f"{told}; there are {' '.join(STAGES)}")
 
 
 class Chain:

@@ -21,7 +21,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     if not is_local():
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     cores = os.cpu_count() or 1
     ray.init(

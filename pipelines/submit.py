@@ -5,6 +5,7 @@ only what is missing: the same submission again goes on where a job stopped.
 """
 
 import asyncio
+import logging
 import re
 import shlex
 import shutil
@@ -13,13 +14,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_fixed
+
 from jest_core import config as run_files
 from jest_core.config import Run
-from pipelines import progress
+from pipelines import chain, progress
 
-STAGES = ("ingest", "catalogue", "reference-scores", "select", "train", "evaluate", "report")
 _PACKAGES = ("jest_core", "pipelines")
 _POLL_SECONDS = 2.0
+# A cluster that has just started answers so, each time after ten seconds of its own
+_when_ready = retry(
+    retry=retry_if_exception_message(match=".*try again later"),
+    wait=wait_fixed(_POLL_SECONDS),
+    stop=stop_after_attempt(6),
+    reraise=True,
+)
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
@@ -40,8 +49,8 @@ def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *,
         for package in _PACKAGES:
             shutil.copytree(root / package, f"{folder}/{package}", ignore=shutil.ignore_patterns("__pycache__"))
         Path(folder, "run.yaml").write_text(run_files.dump(run))
-        job = client.submit_job(
-            entrypoint=entrypoint(run, stages),
+        job = _when_ready(client.submit_job)(
+            entrypoint=shlex.join(["python", "-m", "pipelines", "stages", *stages, "run.yaml"]),
             runtime_env={"working_dir": folder, "env_vars": env},
             metadata={"jest": directory, "stages": " ".join(stages)},
         )
@@ -50,14 +59,6 @@ def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *,
         progress.say("submit", f"jest submit --logs {job} --address {address} follows it; --status and --stop as well")
     else:
         follow(job, address)
-
-
-def entrypoint(run: Run, stages: list[str]) -> str:
-    """The shell command of a job."""
-    directory = run.path(run.run_dir)
-    report = shlex.join(["report", directory, "--output", f"{directory}/report.html"])
-    commands = [report if stage == "report" else f"{stage} run.yaml" for stage in stages]
-    return " && ".join(f"python -m pipelines {command}" for command in commands)
 
 
 def status(job: str, address: str) -> str:
@@ -91,9 +92,9 @@ def follow(job: str, address: str) -> None:
         time.sleep(_POLL_SECONDS)
     info = client.get_job_info(job)
     if info.status.value != "SUCCEEDED":
+        why = (info.message or "no reason given").partition(", last available logs")[0]  # they have been shown
         raise RuntimeError(
-            f"job {job} {info.status.value}: {info.message or 'no reason given'}; the same command submits it again, "
-            "and it goes on from what is done"
+            f"job {job} {info.status.value}: {why}; the same command submits it again, and it goes on from what is done"
         )
     progress.say("submit", f"job {job} SUCCEEDED")
 
@@ -104,9 +105,7 @@ async def _tail(client: Any, job: str) -> None:
 
 
 def _refuse(run: Run, stages: list[str], env: dict[str, str]) -> None:
-    if not stages or (unknown := [stage for stage in stages if stage not in STAGES]):
-        told = f"{', '.join(unknown)}: no stage" if stages else "no stage named"
-        raise ValueError(f"{told}; there are {' '.join(STAGES)}")
+    chain.refuse_stages(stages)
     if secrets := [name for name in env if _SECRET.search(name)]:
         raise ValueError(
             f"--env {', '.join(secrets)}: whoever may look at the cluster can read a job's variables; credentials "
@@ -120,6 +119,8 @@ def _client(address: str) -> Any:
     try:
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
         return JobSubmissionClient(address)
     except ImportError as error:
         raise ValueError("`jest submit` speaks to Ray's dashboard: pip install jest[cluster]") from error

@@ -126,7 +126,7 @@ def make_scored_run(scored: Run, make_run: MakeRun, tmp_path: Path) -> MakeRun:
     return make_run
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -138,7 +138,7 @@ class S3Server:
     def __init__(self, folder: Path) -> None:
         services = ("s3", "master", "volume", "filer")
         names = [name for service in services for name in (f"{service}.port", f"{service}.port.grpc")]
-        ports = {name: _free_port() for name in [*names, "admin.port", "admin.port.grpc"]}
+        ports = {name: free_port() for name in [*names, "admin.port", "admin.port.grpc"]}
         self.url = f"http://127.0.0.1:{ports['s3.port']}"
         self.command = [
             shutil.which("weed") or str(Path(sys.executable).parent / "weed"),
