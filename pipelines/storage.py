@@ -21,6 +21,7 @@ from tenacity import (
     retry_if_exception_type,
     retry_if_not_exception_type,
     stop_after_attempt,
+    wait_random,
     wait_random_exponential,
 )
 
@@ -72,7 +73,12 @@ def write_bytes(path: str, data: bytes) -> None:
     _write_local(inner, data)
 
 
-@retry(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(8), reraise=True)
+@retry(
+    retry=retry_if_exception_type(FileNotFoundError),
+    wait=wait_random(0, 0.05),
+    stop=stop_after_attempt(20),
+    reraise=True,
+)
 def _write_local(path: str, data: bytes) -> None:
     """Once more where somebody removed the folder at the same time."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -134,15 +140,16 @@ def remove(path: str) -> None:
 def remove_tree(directory: str) -> None:
     """Others may remove it too; what they write into it meanwhile stays, theirs to remove."""
     fs, inner = filesystem(directory)
-    while fs.exists(inner):
+    while True:
         try:
             fs.rm(inner, recursive=True)
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, IsADirectoryError):  # another has just removed it, or a part; or made it again
+            if isinstance(fs, LocalFileSystem) and fs.exists(inner):
+                continue
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
-            return
+        return
 
 
 def expand(patterns: Sequence[str], root: str) -> list[str]:

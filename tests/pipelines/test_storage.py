@@ -1,4 +1,5 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -86,6 +87,7 @@ def test_a_folder_is_removed_while_others_write_to_it_and_remove_it(tmp_path):
     def remove(_) -> None:
         for _ in range(300):
             storage.remove_tree(folder)
+            time.sleep(0.001)
 
     def write(writer: int) -> None:
         for i in range(300):
