@@ -69,7 +69,7 @@ class Ingest(Part):
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "keep_ratio_largest"
     resize_only_if_bigger: bool = True
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    encode_quality: NonNegativeInt = 95  # of png its compression, 0 to 9
+    encode_quality: NonNegativeInt | None = None  # 95; of png its compression, 0 to 9, 6
     blur_boxes: str | None = None  # a column of boxes to blur, such as DataComp's face_bboxes
     verify_hash: bool = False  # refuse pictures whose sha256 is not that of the metadata
     opt_out: list[str] = Field(default=["noai", "noimageai", "noindex", "noimageindex"])  # X-Robots-Tag directives
@@ -78,10 +78,20 @@ class Ingest(Part):
     n_tasks: PositiveInt | None = None  # at once; one for each two CPUs of a cluster, one a core here
     requests_per_host_per_second: PositiveFloat | None = None  # by all tasks together
     timeout_seconds: PositiveFloat = 10  # without an answer, or a further byte
-    max_seconds: PositiveFloat = 60  # of one picture
+    max_seconds: PositiveFloat = 60  # of one picture's bytes, once they begin to come
     max_bytes: PositiveInt = 50_000_000  # of one picture, as it is fetched
     retries: NonNegativeInt = 0  # at once; `jest ingest --retry-failed` tries again later
     private_addresses: bool = False  # whether a URL may lead into a private network, or to this machine
+
+    @field_validator("shards")
+    @classmethod
+    def _without_a_slash_at_its_end(cls, directory: str) -> str:
+        return directory.rstrip("/")
+
+    @property
+    def quality(self) -> int:
+        """encode_quality, or what goes with the format."""
+        return self.encode_quality if self.encode_quality is not None else 6 if self.encode_format == "png" else 95
 
     @field_validator("resize_mode", mode="before")
     @classmethod
@@ -433,7 +443,11 @@ class Run(Part):
         if len(names) != len(set(names)):
             found.append(f"evaluation.sets has a name twice ({', '.join(names)}); give each its own")
         data = self.data
-        if self.ingest is not None and not any(f"{p}/".startswith(f"{self.ingest.shards}/") for p in data.sources):
+        if self.ingest is not None and self.ingest.encode_format == "png" and self.ingest.quality > 9:
+            found.append(f"ingest.encode_quality {self.ingest.quality} of png is its compression: give 0 to 9")
+        if self.ingest is not None and not any(
+            f"{self.path(pattern)}/".startswith(f"{self.path(self.ingest.shards)}/") for pattern in data.sources
+        ):
             found.append(
                 f"data.shards {', '.join(data.sources)} has nothing of ingest.shards {self.ingest.shards}: add it to "
                 "data.shards, or take the `ingest` part out"

@@ -6,6 +6,7 @@ NNNNN_stats.json, which comes last and marks a shard as done. urls/ holds the li
 
 import importlib.util
 import json
+import math
 import os
 import re
 import tempfile
@@ -47,6 +48,7 @@ def run_stage(run: Run, *, retry_failed: bool = False) -> dict[str, Any]:
     spec, directory = run.ingest, run.path(run.ingest.shards)
     patterns = run_files.sources(spec.urls)
     paths = [path for pattern in patterns for path in storage.expand([pattern], run.path(""))]
+    _refuse_columns(open_shard(paths[0], spec.columns), spec)
     config = _config(run, paths)
     known = storage.begin(directory, STAGE, config)
     if known is None:
@@ -140,11 +142,25 @@ def _rows(shard: Shard, row_group: int, spec: Ingest) -> pa.Table:
         "url": [url.strip() for url in shard.strings(row_group, "url")],
         "caption": shard.captions(row_group),
     }
+    _refuse_columns(shard, spec)
     if spec.verify_hash:
-        if _HASH not in shard.names:
-            raise ValueError(f"{shard.path} has no column {_HASH}: set ingest.verify_hash to false")
         columns[_HASH] = shard.strings(row_group, _HASH)
     return pa.table({**columns, **{name: rows[name] for name in plain}})
+
+
+def _refuse_columns(shard: Shard, spec: Ingest) -> None:
+    """Raises ValueError where the metadata lacks a column that fetching needs."""
+    needed = {
+        "ingest.columns": [spec.columns.get(name, name) for name in ("url", "caption") if shard.actual(name) is None],
+        "ingest.verify_hash": [_HASH] if spec.verify_hash else [],
+        "ingest.blur_boxes": [spec.blur_boxes] if spec.blur_boxes else [],
+    }
+    for setting, names in needed.items():
+        if missing := [name for name in names if name not in shard.names]:
+            raise ValueError(
+                f"{shard.path} has no column {', '.join(missing)}; it has {', '.join(sorted(shard.names))}: correct "
+                f"{setting}"
+            )
 
 
 def _write_lists(tables: Iterator[pa.Table], prefix: str, size: int) -> int:
@@ -184,10 +200,13 @@ def _list_failed(directory: str, size: int) -> None:
 
     def failed(number: int) -> pa.Table:
         rows = storage.open_parquet(f"{directory}/urls/{lists[number]}").read()
-        told = storage.open_parquet(f"{directory}/{number:05d}.parquet").read(["uid", "status", "error_message"])
-        opted_out = pc.equal(told["error_message"], _OPTED_OUT)
-        again = pc.and_not(pc.equal(told["status"], "failed_to_download"), opted_out)
-        return rows.filter(pc.is_in(rows["uid"], told.filter(again)["uid"].combine_chunks()))
+        told = storage.open_parquet(f"{directory}/{number:05d}.parquet").read(["key", "status", "error_message"])
+        opted_out = pc.equal(pc.fill_null(told["error_message"], ""), _OPTED_OUT)
+        settled = told.filter(pc.or_(pc.not_equal(told["status"], "failed_to_download"), opted_out))
+        numbers_of_rows = [int(key) % 10 ** math.ceil(math.log10(size)) for key in settled["key"].to_pylist()]
+        again = np.ones(len(rows), dtype=bool)  # those too of which img2dataset says nothing
+        again[numbers_of_rows] = False
+        return rows.filter(pa.array(again))
 
     prefix = f"{directory}/urls/retry-{latest + 1:03d}"
     if n := _write_lists(_each(failed, numbers), prefix, size):
@@ -244,7 +263,7 @@ def _fetch(run_text: str, directory: str, number: int, name: str, n_tasks: int) 
         spec.image_size,
         spec.resize_mode,
         spec.resize_only_if_bigger,
-        encode_quality=spec.encode_quality,
+        encode_quality=spec.quality,
         encode_format=spec.encode_format,
         blurrer=BoundingBoxBlurrer() if spec.blur_boxes else None,
     )

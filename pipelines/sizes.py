@@ -80,11 +80,13 @@ def embedding_bytes(run: Run) -> float:
 
 def state_bytes(run: Run) -> float:
     """Of each learner's device: weights, gradients (once more, to be exchanged, where there are several learners),
-    AdamW's moments; of sharded weights its share of these, and what it holds whole of weights and gradients."""
+    AdamW's moments; of sharded weights its share of these, what it holds whole of weights and gradients, and on the
+    first learner the whole weights once more where it evaluates within the loop."""
     training = run.training
     if training.shard_weights and training.n_learners > 1:
         gathered = sharding.n_gathered(towers.outline(run.model.name, run.model.context_length))
-        return flops.n_parameters(run.model) * _BYTES_A_PARAMETER / training.n_learners + 8 * gathered
+        n, evaluates = flops.n_parameters(run.model), run.evaluation is not None and run.evaluation.every_steps > 0
+        return n * _BYTES_A_PARAMETER / training.n_learners + 8 * gathered + 4 * n * evaluates
     return flops.n_parameters(run.model) * (_BYTES_A_PARAMETER + 4 * (run.training.n_learners > 1))
 
 

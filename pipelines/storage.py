@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -70,7 +70,7 @@ def write_bytes(path: str, data: bytes) -> None:
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(inner, data)
         return
-    _write_local(inner, data)
+    _write_local(inner, lambda file: file.write(data))
 
 
 @retry(
@@ -79,13 +79,13 @@ def write_bytes(path: str, data: bytes) -> None:
     stop=stop_after_attempt(20),
     reraise=True,
 )
-def _write_local(path: str, data: bytes) -> None:
+def _write_local(path: str, write: Callable[[BinaryIO], Any]) -> None:
     """Once more where somebody removed the folder at the same time."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -101,10 +101,12 @@ def upload(local: str, path: str) -> None:
     if not isinstance(fs, LocalFileSystem):
         fs.put_file(local, inner)
         return
-    fs.makedirs(os.path.dirname(inner), exist_ok=True)
-    temporary = f"{inner}.{uuid.uuid4().hex}.tmp"
-    shutil.copyfile(local, temporary)
-    os.replace(temporary, inner)
+
+    def copy(file: BinaryIO) -> None:
+        with open(local, "rb") as source:
+            shutil.copyfileobj(source, file)
+
+    _write_local(inner, copy)
 
 
 def names(directory: str, suffix: str = "") -> list[str]:
@@ -164,7 +166,7 @@ def expand(patterns: Sequence[str], root: str) -> list[str]:
         for path in braceexpand(pattern):
             found = _matches(join(root, path), folders)
             if not found:
-                raise FileNotFoundError(f"no shard at {join(root, path)}: correct data.shards, or root")
+                raise FileNotFoundError(f"no shard at {join(root, path)}: correct the path, or root")
             out += found
     return out
 

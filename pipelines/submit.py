@@ -14,7 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_fixed
+import aiohttp
+from tenacity import (
+    retry,
+    retry_if_exception_message,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_fixed,
+)
 
 from jest_core import config as run_files
 from jest_core.config import Run
@@ -29,7 +36,11 @@ _when_ready = retry(
     stop=stop_after_attempt(6),
     reraise=True,
 )
-_SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
+# A job goes on for days, and the way to its cluster may be gone for minutes
+_patiently = retry(
+    retry=retry_if_exception_type(OSError), wait=wait_fixed(10.0), stop=stop_after_attempt(60), reraise=True
+)
+_SECRET = re.compile("(^|_)(KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS?)(_ID)?$", re.IGNORECASE)
 
 
 def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *, detach: bool = False) -> None:
@@ -73,8 +84,7 @@ def stop(job: str, address: str) -> None:
     it the time (RAY_JOB_STOP_WAIT_TIME_S)."""
     client = _client(address)
     client.stop_job(job)
-    while not client.get_job_status(job).is_terminal():
-        time.sleep(_POLL_SECONDS)
+    _wait(client, job)
     status(job, address)
 
 
@@ -86,10 +96,10 @@ def follow(job: str, address: str) -> None:
     except KeyboardInterrupt:
         progress.say("submit", f"job {job} goes on; jest submit --logs {job} --address {address} follows it again")
         raise
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:
+        client.get_job_status(job)  # there is none of that name: say so
         progress.say("submit", f"the log of job {job} broke off ({error}); waiting for its end")
-    while not client.get_job_status(job).is_terminal():
-        time.sleep(_POLL_SECONDS)
+    _wait(client, job)
     info = client.get_job_info(job)
     if info.status.value != "SUCCEEDED":
         why = (info.message or "no reason given").partition(", last available logs")[0]  # they have been shown
@@ -97,6 +107,11 @@ def follow(job: str, address: str) -> None:
             f"job {job} {info.status.value}: {why}; the same command submits it again, and it goes on from what is done"
         )
     progress.say("submit", f"job {job} SUCCEEDED")
+
+
+def _wait(client: Any, job: str) -> None:
+    while not _patiently(client.get_job_status)(job).is_terminal():
+        time.sleep(_POLL_SECONDS)
 
 
 async def _tail(client: Any, job: str) -> None:

@@ -1,18 +1,17 @@
 """How pictures are fetched: the opener of urllib that img2dataset fetches through, with bounds that it has not.
 
-Only HTTP and HTTPS; no private addresses; no more than so many bytes and seconds a picture, nor so many requests to a
-host a second.
+Only HTTP and HTTPS; no private addresses; no more than so many bytes and seconds of an answer's body, nor so many
+requests to a host a second.
 """
 
+import http.client
 import ipaddress
-import socket
 import threading
 import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -22,12 +21,12 @@ from jest_core.config import Ingest
 _HANDLERS = (
     urllib.request.ProxyHandler,
     urllib.request.UnknownHandler,
-    urllib.request.HTTPHandler,
-    urllib.request.HTTPSHandler,
     urllib.request.HTTPDefaultErrorHandler,
     urllib.request.HTTPRedirectHandler,
     urllib.request.HTTPErrorProcessor,
 )
+_PRIVATE = (urllib.request.HTTPHandler, urllib.request.HTTPSHandler)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # stands for any IPv4 address
 
 
 @contextmanager
@@ -36,6 +35,8 @@ def bounded(spec: Ingest, n_tasks: int) -> Iterator[None]:
     opener = urllib.request.OpenerDirector()
     for handler in _HANDLERS:
         opener.add_handler(handler())
+    for connecting in _PRIVATE if spec.private_addresses else (_PublicHTTP, _PublicHTTPS):
+        opener.add_handler(connecting())
     opener.add_handler(_Bounds(spec, n_tasks))
     urllib.request.install_opener(opener)
     try:
@@ -58,8 +59,6 @@ class _Bounds(urllib.request.BaseHandler):
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         host = urlsplit(request.full_url).hostname or ""
-        if not self.spec.private_addresses and not urllib.request.getproxies() and not _is_public(host):
-            raise URLError("address of a private network")
         if self.interval:
             self._take_turns(host)
         return request
@@ -78,6 +77,8 @@ class _Bounds(urllib.request.BaseHandler):
                     raise too_large
                 if time.monotonic() > until:
                     raise URLError(f"slower than {self.spec.max_seconds:g} seconds")
+            if response.length:
+                raise URLError("ended early")
             return bytes(found)
 
         response.read = read
@@ -89,13 +90,37 @@ class _Bounds(urllib.request.BaseHandler):
         now = time.monotonic()
         with self.lock:
             start = max(now, self.free_at[host])
-            if start > now + self.spec.max_seconds:
-                raise URLError("too many requests to this host")
             self.free_at[host] = start + self.interval
         time.sleep(start - now)
 
 
-@lru_cache(maxsize=100_000)
-def _is_public(host: str) -> bool:
-    addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
-    return all(ipaddress.ip_address(address).is_global for address in addresses)
+def _refuse_private(connection: http.client.HTTPConnection) -> None:
+    """By the address that it is connected to, whatever its name led to before."""
+    address = ipaddress.ip_address(connection.sock.getpeername()[0])
+    if not address.is_global or address in _NAT64:
+        connection.close()
+        raise OSError("address of a private network")
+
+
+class _PublicConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _refuse_private(self)
+
+
+class _PublicTLSConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _refuse_private(self)
+
+
+class _PublicHTTP(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        plain = request.has_proxy()  # which may well be in a private network
+        return self.do_open(http.client.HTTPConnection if plain else _PublicConnection, request)
+
+
+class _PublicHTTPS(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        plain = getattr(request, "_tunnel_host", None)
+        return self.do_open(http.client.HTTPSConnection if plain else _PublicTLSConnection, request)

@@ -14,7 +14,7 @@ class _Server(ThreadingHTTPServer):
 
 class Website:
     """pictures: bytes by number. Addresses: /ok/N, /redirect/N, /flaky/N (fails once), /noai/N, /forbidden/N (to one
-    user agent alone), and /missing /hang /drip /huge /endless /loop /page /file."""
+    user agent alone), and /missing /hang /drip /huge /endless /short/N /loop /page /file."""
 
     def __init__(self, pictures: list[bytes]) -> None:
         self.asked: Counter[str] = Counter()
@@ -83,6 +83,10 @@ class Website:
 
     def _huge(self, to: BaseHTTPRequestHandler, _: int) -> None:
         self._answer(to, 200, b"begins", Content_Length="1000000000000")
+
+    def _short(self, to: BaseHTTPRequestHandler, number: int) -> None:
+        whole = self.pictures[number]
+        self._answer(to, 200, whole[: len(whole) // 2], Content_Length=str(len(whole)))
 
     def _endless(self, to: BaseHTTPRequestHandler, _: int) -> None:
         self._pour(to, b"x" * 65536, 0.0)
