@@ -116,6 +116,19 @@ def _closed(schema: Any) -> Any:
     return out
 
 
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_launcher_files_pass_rays_schema(name: str):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "deploy/launcher" / name).read_text())
+    validate_config(prepare_config(copy.deepcopy(config)))
+    assert config["head_node_type"] in config["available_node_types"]
+    assert not [c for c in config["head_start_ray_commands"] if "dashboard-host" in c]
+    wrong = config | {"idle_timeout": 1}
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(prepare_config(wrong))
+
+
 def test_images_and_scripts_pass_their_linters():
     hadolint = [BIN / "hadolint", "-c", ROOT / "docker/.hadolint.yaml", ROOT / "docker/Dockerfile"]
     for command in (hadolint, [BIN / "shellcheck", ROOT / "deploy/slurm/jest.sbatch", ROOT / ".ci/run"]):
