@@ -18,7 +18,7 @@ def picked(run) -> list[list[str]]:
     return [sorted(uids[steps == step].tolist()) for step in range(run.n_steps)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_replay_trains_on_the_same_sub_batches_and_comes_to_the_same_losses(make_scored_run, tmp_path):
     run = make_scored_run("joint")
     learner.run_stage(run, in_process=True)
