@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo smoke test test-fast test-slow test-long chaos bench lint format types check clean
+.PHONY: help install install-dev demo smoke test test-fast test-slow test-long test-endurance chaos bench lint format types check clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,16 +36,19 @@ smoke: install ## a few steps of everything
 	$(JEST) demo --smoke $(ARGS)
 
 test: install-dev ## the suite; what takes minutes by itself is left to test-long
-	$(BIN)/python -m pytest -m "not long and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+	$(BIN)/python -m pytest -m "not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
 test-fast: install-dev ## without the tests that take longer than ten seconds
-	$(BIN)/python -m pytest -m "not slow and not long and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-long: install-dev ## tests that take minutes: more data than memory, streamed from S3
+test-long: install-dev ## tests that take minutes: kills, and a cluster of three nodes
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+test-endurance: install-dev ## the two longest: twenty kills of the scoring, ten times the object store from S3
+	$(BIN)/python -m pytest -m endurance $(ARGS)
 
 chaos: install-dev ## a run that is killed twenty times ends as a quiet one; JEST_CHAOS_SEED repeats one
 	$(BIN)/python -m pytest -s -m chaos tests/test_chaos.py $(ARGS)

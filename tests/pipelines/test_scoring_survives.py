@@ -18,7 +18,7 @@ from pipelines import catalogue, checkpoints, storage
 from tests.conftest import POOL, RUN
 from tests.faults import FaultyProxy
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 N_SHARDS, N_KILLS = 100, 20
 
 
@@ -73,6 +73,7 @@ def parts(directory: str) -> dict[str, bytes]:
     return {name: storage.read_bytes(f"{directory}/parts/{name}") for name in storage.names(f"{directory}/parts")}
 
 
+@pytest.mark.endurance
 def test_twenty_kills_at_random_points_cost_nothing(folder):
     quiet, killed = run_in(folder, "quiet"), run_in(folder, "killed")
     finish("catalogue", quiet)
@@ -105,6 +106,7 @@ def test_twenty_kills_at_random_points_cost_nothing(folder):
     assert any(0 < n < N_SHARDS for n in reached)
 
 
+@pytest.mark.long
 def test_a_storage_that_fails_one_request_in_ten_loses_nothing(folder, s3_server, s3):
     root = f"{s3}/{folder.name}"
     for path in sorted((folder / "shards").iterdir())[:40]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(900)
 def test_ten_times_the_object_store_flows_from_s3_to_2_and_to_8_consumers(s3, tmp_path):
     command = [sys.executable, "-m", "tests.streaming", f"{s3}/{tmp_path.name}", str(tmp_path / "found.json")]
