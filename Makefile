@@ -2,28 +2,28 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-LOCK   := deploy/requirements.lock.txt
+LOCKS  := deploy/locks
 JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo smoke test test-fast test-slow test-long test-endurance chaos bench lint format types check clean
+.PHONY: help install install-dev demo smoke test test-fast test-slow test-long test-endurance chaos bench lint format types check lock licences audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-# Every release is named in the lock, so nothing needs resolving, and pip must not try. make test adds its
-# tools to the environment of make demo.
-$(VENV)/.run: $(LOCK) pyproject.toml
+# Every release is named in the locks with its hashes, so nothing needs resolving, and pip must not try. make test adds
+# its tools to the environment of make demo.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+$(VENV)/.run: $(LOCKS)/run.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "jest needs Python 3.11 or 3.12; this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	sed '/^# --- tests/,$$d' $(LOCK) > $(VENV)/run.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/run.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --require-hashes -r $(LOCKS)/run.txt
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
+$(VENV)/.dev: $(VENV)/.run $(LOCKS)/dev.txt
+	$(PIP) --require-hashes -r $(LOCKS)/dev.txt
 	touch $@
 
 install: $(VENV)/.run ## the environment of the demonstration, in .venv
@@ -73,6 +73,19 @@ types: install-dev ## mypy
 	$(BIN)/mypy
 
 check: format lint types test ## before a commit
+
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-emit-package pip --custom-compile-command "make lock"
+lock: install-dev ## the locks again, after pyproject.toml; ARGS=--upgrade takes what is newest
+	$(COMPILE) --all-extras -o $(LOCKS)/dev.txt $(ARGS)
+	$(COMPILE) -c $(LOCKS)/dev.txt --extra drawings -o $(LOCKS)/run.txt $(ARGS)
+	$(COMPILE) -c $(LOCKS)/dev.txt --extra cluster --extra trackers --extra ingest --extra language -o $(LOCKS)/nodes.txt $(ARGS)
+
+licences: install-dev ## deploy/LICENSES.md: under what terms the releases of the images come
+	$(BIN)/pip-licenses --format=markdown --with-urls --with-system --packages $$(sed -n 's/==.*//p' $(LOCKS)/nodes.txt) --output-file deploy/LICENSES.md
+
+audit: install-dev ## known vulnerabilities of what the images install; fails where no advisory database can be asked
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r $(LOCKS)/nodes.txt $(ARGS)
 
 clean: ## remove the environment and caches, not runs/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
