@@ -1,6 +1,7 @@
 """The run file: typed parts, every check that needs no data, every derived size. A run file is complete; unknown keys
 are errors; paths that are neither absolute nor URLs lie under `root`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -539,6 +540,25 @@ def load(text: str, overrides: list[str] | None = None, source: str = "run file"
     if problems := run.problems():
         raise ValueError(f"{source}:\n" + "\n".join(f"  {line}" for line in problems))
     return run
+
+
+def overlay(text: str, source: str = "overlay") -> list[str]:
+    """The overrides that a YAML text means whose keys are nested as a run file's are. Raises ValueError."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} is not a mapping of keys to values")
+    return list(_flat(values))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True)}"
 
 
 def dump(run: Run) -> str:

@@ -35,14 +35,28 @@ class What(StrEnum):
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the run file, such as selection.n_chunks=8."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the run file, such as selection.n_chunks=8; @FILE: those of a YAML file.",
+    ),
 ]
 
 
 def _load(path: Path, overrides: list[str] | None) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"no run file at {path}")
-    return run_files.load(path.read_text(), overrides, str(path))
+    told = [values for override in overrides or [] for values in _values(override)]
+    return run_files.load(path.read_text(), told, str(path))
+
+
+def _values(override: str) -> list[str]:
+    if not override.startswith("@"):
+        return [override]
+    path = Path(override[1:])
+    if not path.is_file():
+        raise FileNotFoundError(f"--set {override}: no file at {path}")
+    return run_files.overlay(path.read_text(), str(path))
 
 
 @app.command()

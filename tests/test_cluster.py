@@ -11,23 +11,27 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from jest_core import config as run_files
 from jest_core.config import Run
-from pipelines import checkpoints, selection_log, storage, submit
-from tests.conftest import POOL, RUN, free_port
+from pipelines import checkpoints, comparison, selection_log, storage, submit
+from tests.conftest import POOL, free_port
 from tests.pipelines.test_reference_scores import make_reference
 from tests.websites import Website
 
-SETTINGS = """{urls: "laion/*.parquet", shards: fetched, rows_per_shard: 100, image_size: 64, private_addresses: true,
- n_tasks: 2, threads: 16, resize_mode: no, rules: [{rule: nsfw}]}"""
+RUNS = Path(str(files("deploy") / "runs"))
+RUN_FILE = RUNS / "laion2b" / "flexi.yaml"
 CHAIN = ["ingest", "catalogue", "reference-scores", "train", "evaluate", "report"]
 
 
@@ -56,39 +60,89 @@ def dashboard(s3: str) -> Iterator[str]:
     cluster.shutdown()
 
 
+@dataclass(frozen=True)
+class Laion:
+    """The run file of LAION-2B at the rehearsal's sizes, with all that it names, on S3; `told` as --set gives it."""
+
+    root: str
+
+    def told(self, name: str, *more: str) -> list[str]:
+        own = [f"root={self.root}", f"run_dir=runs/{name}", "ingest.private_addresses=true"]
+        return [f"@{RUNS / 'rehearsal.yaml'}", *own, *more]
+
+    def run(self, name: str, *more: str) -> Run:
+        overlay, *others = self.told(name, *more)
+        return run_files.load(RUN_FILE.read_text(), [*run_files.overlay(Path(overlay[1:]).read_text()), *others])
+
+
 @pytest.fixture(scope="module")
-def laion(s3: str) -> Iterator[Callable[..., Run]]:
-    """laion("run", "training.n_learners=2"): a run over pictures of LAION's metadata, which a web server here has."""
-    rows = [row for row in pq.read_table(POOL / "00000.parquet").slice(0, 400).to_pylist() if row["webp"]]
-    website, root = Website([row["webp"] for row in rows]), f"{s3}/cluster"
+def laion(s3: str) -> Iterator[Laion]:
+    """Metadata in LAION-2B's columns, whose pictures a web server here has; evaluation sets laid out as ImageNet and
+    COCO; a reference."""
+    rows = [row for row in pq.read_table(POOL / "00000.parquet").slice(0, 420).to_pylist() if row["webp"]][:400]
+    website, made = Website([row["webp"] for row in rows]), Laion(f"{s3}/cluster")
+    addresses = (
+        [f"ok/{i}" for i in range(390)] + [f"redirect/{i}" for i in range(390, 395)] + ["missing"] * 4 + ["page"]
+    )
     metadata = [
         {
-            "SAMPLE_ID": i,
-            "URL": f"{website.address}/ok/{i}",
-            "TEXT": row["caption"],
-            "NSFW": "NSFW" if i < 3 else "UNLIKELY",
+            "URL": f"{website.address}/{address}",
+            "TEXT": row["caption"] if i >= 8 else "",
+            "WIDTH": 64.0,
+            "HEIGHT": 64.0,
             "similarity": 0.3,
+            "hash": i,
+            "punsafe": 0.9 if i < 3 else 0.01,
+            "pwatermark": 0.1,
         }
-        for i, row in enumerate(rows)
+        for i, (row, address) in enumerate(zip(rows, addresses, strict=True))
     ]
     pq.write_table(pa.Table.from_pylist(metadata), sink := io.BytesIO())
-    storage.write_bytes(f"{root}/laion/part-00000.parquet", sink.getvalue())
-    sets = "{sets: [{name: own, shards: 'fetched/*.tar', tasks: [retrieval]}]}"
-
-    def make(name: str, *overrides: str) -> Run:
-        text = RUN.format(root=root, name=name, shards="fetched").replace("fetched/*.parquet", "fetched/*.tar")
-        return run_files.load(text, [f"ingest={SETTINGS}", f"evaluation={sets}", *overrides])
-
-    make_reference(make("any"))
-    yield make
+    storage.write_bytes(f"{made.root}/metadata/part-00000.parquet", sink.getvalue())
+    _imagenet(f"{made.root}/evaluation/imagenet/val", "eval-fluent-flat", 5)
+    _imagenet(f"{made.root}/evaluation/imagenet/train", "eval-fluent-high-contrast", 10)
+    _coco(f"{made.root}/evaluation/coco")
+    make_reference(made.run("any"))
+    yield made
     website.close()
 
 
-def _submit(tmp_path, run: Run, dashboard: str, *words: str) -> subprocess.Popen[str]:
+def _imagenet(directory: str, tier: str, n_each: int) -> None:
+    so_far = Counter[str]()
+    for row in pq.read_table(POOL.parent / tier / "00000.parquet").to_pylist():
+        so_far[row["group"]] += 1
+        if so_far[row["group"]] <= n_each:
+            name = f"{directory}/{row['group']}/{so_far[row['group']]:08d}.JPEG"
+            storage.write_bytes(name, _jpeg(row["webp"]))
+
+
+def _coco(directory: str) -> None:
+    told = []
+    for i, row in enumerate(pq.read_table(POOL.parent / "eval-clipart" / "00000.parquet").slice(0, 60).to_pylist()):
+        storage.write_bytes(f"{directory}/val2014/{i:012d}.jpg", _jpeg(row["webp"]))
+        sentences = [{"raw": row["caption"]}, {"raw": f"a picture of {row['caption']}"}]
+        told.append({"filepath": "val2014", "filename": f"{i:012d}.jpg", "split": "test", "sentences": sentences})
+    storage.write_json(f"{directory}/dataset_coco.json", {"images": told, "dataset": "coco"})
+
+
+def _jpeg(picture: bytes) -> bytes:
+    Image.open(io.BytesIO(picture)).convert("RGB").save(sink := io.BytesIO(), "JPEG")
+    return sink.getvalue()
+
+
+def _submit(dashboard: str, stages: list[str], told: list[str], *words: str) -> subprocess.Popen[str]:
     """`jest submit` as a user calls it."""
-    (tmp_path / "run.yaml").write_text(run_files.dump(run))
+    sets = [word for override in told for word in ("--set", override)]
+    command = [sys.executable, "-m", "pipelines", "submit", *stages, *map(str, (RUN_FILE, *sets, *words))]
+    return subprocess.Popen(
+        [*command, "--address", dashboard], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _asked(dashboard: str, *words: str) -> str:
+    """What `jest submit --status JOB`, or the like, answers."""
     command = [sys.executable, "-m", "pipelines", "submit", *words, "--address", dashboard]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
 
 
 def _learners() -> list[psutil.Process]:
@@ -109,11 +163,10 @@ def _lose_the_node_of(process: psutil.Process) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_the_chain_runs_as_one_job_and_outlives_a_node(tmp_path, dashboard: str, laion):
-    steps = ["training.n_learners=2", "training.examples_trained=3200", "training.checkpoint_every_steps=10"]
-    run, quiet = laion("chain", *steps), laion("quiet", *steps)
-    directory = run.path("chain")
-    job = _submit(tmp_path, run, dashboard, *CHAIN, str(tmp_path / "run.yaml"))
+def test_laion_2b_runs_as_one_job_and_outlives_a_node(dashboard: str, laion: Laion):
+    run, quiet = laion.run("chain"), laion.run("quiet")
+    directory = run.path(run.run_dir)
+    job = _submit(dashboard, CHAIN, laion.told("chain"))
     lost = []
 
     def lose() -> None:
@@ -124,19 +177,37 @@ def test_the_chain_runs_as_one_job_and_outlives_a_node(tmp_path, dashboard: str,
             time.sleep(0.2)
 
     threading.Thread(target=lose, daemon=True).start()
-    output, _ = job.communicate(timeout=600)
+    output, _ = job.communicate(timeout=800)
     assert job.returncode == 0, output
     assert lost, "the run ended before a node was lost"
     assert lost[0] < run.n_steps
     told = re.findall(r"^([a-z-]+): ", output, re.MULTILINE)
     assert [stage for stage in CHAIN if stage not in told] == []
+
+    # each part of the run file did what it says
+    fetched = storage.read_json(f"{run.path('shards')}/manifest.json")
+    assert fetched["rows"] == {"kept": 397, "url": 0, "unsafe": 3}
+    assert fetched["passes"][0]["reasons"]["success"] == 392
+    kept = storage.read_json(f"{run.path('catalogue')}/manifest.json")
+    assert kept["counts"].items() >= {"kept": 387, "unsafe": 0, "caption": 5}.items()
+    log = selection_log.read(directory)
+    assert set(log["chunk"].to_pylist()) >= set(range(16))
+    done = comparison.read_run(directory)
+    assert [line["step"] for line in done.metrics if "jest/score_spearman" in line] == [1, 11, 21, 31]
+    assert checkpoints.steps(directory) == [20, 30, 35, 40]
+    results = {(line["key"], metric) for line in done.results for metric in line["metrics"]}
+    assert results >= {
+        ("imagenet/zero_shot", "acc1"),
+        ("imagenet/few_shot", "acc1"),
+        ("coco/retrieval", "image_retrieval_recall@1"),
+    }
     assert storage.exists(f"{directory}/report.html")
 
     # nothing is done twice by the same submission again, and a run that no node left says the same
-    again, _ = _submit(tmp_path, run, dashboard, *CHAIN, str(tmp_path / "run.yaml")).communicate(timeout=300)
+    again, _ = _submit(dashboard, CHAIN, laion.told("chain")).communicate(timeout=300)
     assert again.count("already at") >= 4, again
-    other, _ = _submit(tmp_path, quiet, dashboard, "train", str(tmp_path / "run.yaml")).communicate(timeout=300)
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet"))), other
+    other, _ = _submit(dashboard, ["train"], laion.told("quiet")).communicate(timeout=400)
+    assert log.equals(selection_log.read(quiet.path(quiet.run_dir))), other
 
     # whoever reads the job's log, its page or the run directory learns no credentials
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
@@ -151,30 +222,37 @@ def test_the_chain_runs_as_one_job_and_outlives_a_node(tmp_path, dashboard: str,
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
-def test_a_job_is_followed_and_stopped_and_its_failure_is_the_commands(tmp_path, dashboard: str, laion):
-    run = laion("stopped", "training.examples_trained=64000", "training.checkpoint_every_steps=5")
-    run_file = str(tmp_path / "run.yaml")
-    chain = [*CHAIN[:3], "train", run_file]
-    output, _ = _submit(tmp_path, run, dashboard, *chain, "--detach").communicate(timeout=100)
+@pytest.mark.timeout(900)
+def test_a_job_is_stopped_and_the_same_command_goes_on(dashboard: str, laion: Laion):
+    short = ["training.compile=false", "training.examples_trained=6400"]
+    run, told = laion.run("stopped", *short), laion.told("stopped", *short)
+    directory = run.path(run.run_dir)
+    output, _ = _submit(dashboard, CHAIN[:4], told, "--detach").communicate(timeout=100)
     job = re.search(r"job (raysubmit_\w+)", output)[1]
-    deadline = time.monotonic() + 300
-    while not checkpoints.steps(run.path("stopped")):
-        assert time.monotonic() < deadline, _submit(tmp_path, run, dashboard, "--logs", job).communicate(timeout=60)
+    deadline = time.monotonic() + 400
+    while not checkpoints.steps(directory):
+        assert time.monotonic() < deadline, _asked(dashboard, "--status", job)
         time.sleep(0.5)
-    assert submit.status(job, dashboard) == "RUNNING"
+    assert f"job {job}: RUNNING" in _asked(dashboard, "--status", job)
     with pytest.raises(ValueError, match=f"job {job} works on"):
         submit.run_stage(run, ["train"], dashboard, {})
-    submit.stop(job, dashboard)
-    assert submit.status(job, dashboard) == "STOPPED"
+    assert f"job {job}: STOPPED" in _asked(dashboard, "--stop", job)
     with pytest.raises(RuntimeError, match=f"job {job} STOPPED"):
         submit.follow(job, dashboard)
-    reached = checkpoints.steps(run.path("stopped"))[-1]
-    shorter = laion("stopped", f"training.examples_trained={32 * (reached + 5)}", "training.checkpoint_every_steps=5")
-    failed = _submit(tmp_path, shorter, dashboard, "train", run_file)
-    told, _ = failed.communicate(timeout=200)
+    reached = checkpoints.steps(directory)[-1]
+    assert reached < run.n_steps
+
+    failed = _submit(dashboard, ["train"], laion.told("stopped", *short, "training.examples_trained=12800"))
+    refused, _ = failed.communicate(timeout=200)
     assert failed.returncode == 1
-    assert "training.examples_trained" in told  # another budget is another run
+    assert "training.examples_trained" in refused  # another budget is another run
+
+    goes_on = _submit(dashboard, ["train"], told)
+    output, _ = goes_on.communicate(timeout=400)
+    assert goes_on.returncode == 0, output
+    steps = selection_log.read(directory)["step"].to_pylist()
+    assert sorted(set(steps)) == list(range(1, run.n_steps + 1))
+    assert checkpoints.steps(directory)[-1] == run.n_steps
 
 
 def test_what_cannot_be_submitted_is_told_at_once(make_run):

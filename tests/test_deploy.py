@@ -85,6 +85,15 @@ def test_the_network_policy_is_kubernetes_own():
     kubernetes_validate.validate(manifest("network.yaml"), "1.37", strict=True)
 
 
+def test_every_node_has_the_port_that_prometheus_asks():
+    (endpoint,) = manifest("monitoring.yaml")["spec"]["podMetricsEndpoints"]
+    (policy,) = [rule["ports"] for rule in manifest("network.yaml")["spec"]["ingress"] if "ports" in rule]
+    assert policy == [{"port": endpoint["port"]}]
+    for pod in pods("cluster.yaml"):
+        ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+        assert ports[endpoint["port"]] == 8080  # where KubeRay has Ray serve them
+
+
 @pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS: a folder with KubeRay's published CRDs")
 @pytest.mark.parametrize(("name", "crd"), [("cluster.yaml", "rayclusters"), ("job.yaml", "rayjobs")])
 def test_manifests_are_kuberays_own(name: str, crd: str):

@@ -98,3 +98,32 @@ def test_missing_key_is_named():
 )
 def test_every_run_file_loads(path):
     config.load(path.read_text(), source=str(path))
+
+
+def test_an_overlay_changes_what_it_names():
+    text = "training: {sub_batch_size: 16, learning_rate: 1.0e-5}\nmodel: {name: other}\nseed: 3"
+    run = config.load(TEXT, config.overlay(text))
+    values = config.load(TEXT).model_dump()
+    values["training"] |= {"sub_batch_size": 16, "learning_rate": 1e-5}
+    values["model"]["name"], values["seed"] = "other", 3
+    assert run.model_dump() == values
+    with pytest.raises(ValueError, match=r"training\.size is not a key"):
+        config.load(TEXT, config.overlay("training: {size: 3}"))
+    with pytest.raises(ValueError, match=r"small\.yaml is not a mapping"):
+        config.overlay("- 1", "small.yaml")
+
+
+def test_the_rehearsal_changes_sizes_only():
+    runs = files("deploy") / "runs"
+    changes = config.overlay((runs / "rehearsal.yaml").read_text())
+    text = (runs / "laion2b" / "flexi.yaml").read_text()
+    before, after = config.load(text).model_dump(), config.load(text, changes).model_dump()
+    keys = [change.partition("=")[0] for change in changes]
+    for key in keys:
+        *parents, last = key.split(".")
+        of_run, of_overlay = before, after
+        for parent in parents:
+            of_run, of_overlay = of_run[parent], of_overlay[parent]
+        assert isinstance(of_overlay[last], int | float) or key.endswith("model.name")  # which is a narrower one
+        of_overlay[last] = of_run[last]
+    assert after == before
