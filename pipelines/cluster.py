@@ -25,6 +25,7 @@ def connect() -> None:
         return
     cores = os.cpu_count() or 1
     ray.init(
+        "local",  # never one that somebody else has started here
         # logical: an actor pool that takes every CPU would leave none to its readers, and the pipeline would never
         # start
         num_cpus=max(8, 2 * cores),

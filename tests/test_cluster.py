@@ -224,7 +224,7 @@ def test_laion_2b_runs_as_one_job_and_outlives_a_node(dashboard: str, laion: Lai
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_job_is_stopped_and_the_same_command_goes_on(dashboard: str, laion: Laion):
-    short = ["training.compile=false", "training.examples_trained=6400"]
+    short = ["training.compile=false", "training.examples_trained=3200"]
     run, told = laion.run("stopped", *short), laion.told("stopped", *short)
     directory = run.path(run.run_dir)
     output, _ = _submit(dashboard, CHAIN[:4], told, "--detach").communicate(timeout=100)
@@ -242,7 +242,7 @@ def test_a_job_is_stopped_and_the_same_command_goes_on(dashboard: str, laion: La
     reached = checkpoints.steps(directory)[-1]
     assert reached < run.n_steps
 
-    failed = _submit(dashboard, ["train"], laion.told("stopped", *short, "training.examples_trained=12800"))
+    failed = _submit(dashboard, ["train"], laion.told("stopped", *short, "training.examples_trained=6400"))
     refused, _ = failed.communicate(timeout=200)
     assert failed.returncode == 1
     assert "training.examples_trained" in refused  # another budget is another run

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 import time
 import urllib.request
 from collections import Counter
@@ -17,6 +18,7 @@ from jest_core import config
 from pipelines import catalogue, ingest, storage, web
 from pipelines.shards import derive_uid, open_shard
 from tests import layouts
+from tests.pipelines.test_scoring_survives import command, finish, kill
 from tests.websites import Website
 
 ODD = [
@@ -144,6 +146,31 @@ def test_lists_of_urls_become_shards(
     assert again["shards"] == manifest["shards"] + 1
     more = make_run("joint", f"ingest={SETTINGS}", shards, "data.catalogue=catalogue-again", root=root)
     assert catalogue.run_stage(more).manifest["counts"]["kept"] == 33
+
+
+@pytest.mark.long
+def test_a_kill_costs_the_shards_that_were_under_way(make_run, tmp_path, site: Website):
+    rows = [{"URL": f"{site.address}/ok/{i % 30}?{i}", "TEXT": f"picture {i}"} for i in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
+    settings = "{urls: urls.parquet, shards: fetched, rows_per_shard: 5, n_tasks: 2, private_addresses: true}"
+    slowly = "ingest.requests_per_host_per_second=10"
+    run = make_run("joint", f"ingest={settings}", slowly, "data.shards=fetched/*.tar")
+    (tmp_path / "run.yaml").write_text(config.dump(run))
+    directory, process = str(tmp_path / "fetched"), subprocess.Popen(command("ingest", tmp_path / "run.yaml"))
+    while len(storage.names(directory, "_stats.json")) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    kill(process)
+    done = {name.removesuffix("_stats.json") for name in storage.names(directory, "_stats.json")}
+    assert 3 <= len(done) < 12
+    asked = Counter(site.asked)
+    finish("ingest", tmp_path / "run.yaml")
+    fetched = {5 * int(shard) + i for shard in done for i in range(5)}
+    again = [path for path in site.asked - asked if int(path.partition("?")[2]) in fetched]
+    assert not again  # what was done is not fetched again
+    shards = [open_shard(f"{directory}/{name}") for name in storage.names(directory, ".tar")]
+    uids = [uid for shard in shards for group in range(len(shard.row_group_sizes)) for uid in shard.uids(group)]
+    assert sorted(uids) == sorted(derive_uid(row["URL"], row["TEXT"]) for row in rows)
 
 
 def test_datacomps_hashes_are_checked_and_its_faces_blurred(ray_session, make_run, tmp_path, site: Website):

@@ -1,0 +1,139 @@
+"""Nodes with addresses of their own, in network namespaces of this machine, of which one is cut off for a while."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jest_core import config as run_files
+from pipelines import checkpoints, selection_log
+
+N_NODES = 3
+BIN = Path(sys.executable).parent
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def _may_make_namespaces() -> bool:
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "jest-try"], capture_output=True, check=False).returncode == 0
+    if made:
+        _ip("netns", "del", "jest-try")
+    return made
+
+
+class Hosts:
+    """Network namespaces jest-0 ... with the addresses 10.213.0.10 ..., on one bridge. The files are this machine's."""
+
+    def __init__(self, folder: str) -> None:
+        self.environment = os.environ | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        _ip("link", "add", "jest-bridge", "type", "bridge")
+        _ip("link", "set", "jest-bridge", "up")
+        for i in range(N_NODES):
+            _ip("netns", "add", f"jest-{i}")
+            _ip("link", "add", f"jest-port-{i}", "type", "veth", "peer", "name", "eth0", "netns", f"jest-{i}")
+            _ip("link", "set", f"jest-port-{i}", "master", "jest-bridge", "up")
+            _ip("-n", f"jest-{i}", "address", "add", f"{self.address(i)}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                _ip("-n", f"jest-{i}", "link", "set", device, "up")
+
+    def address(self, i: int) -> str:
+        return f"10.213.0.{10 + i}"
+
+    def start(self, i: int, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """On host i."""
+        words = ["ip", "netns", "exec", f"jest-{i}", *command]
+        environment = self.environment | environment
+        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def link(self, i: int, state: str) -> None:
+        """up or down"""
+        _ip("link", "set", f"jest-port-{i}", state)
+
+    def processes(self, i: int) -> list[psutil.Process]:
+        pids = set(map(int, _ip("netns", "pids", f"jest-{i}").split()))
+        return [process for process in psutil.process_iter(["cmdline"]) if process.pid in pids]
+
+    def close(self) -> None:
+        for i in range(N_NODES):
+            for process in self.processes(i):
+                process.kill()
+            _ip("netns", "del", f"jest-{i}")
+        _ip("link", "del", "jest-bridge")
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: Ray's sockets lie in it
+        found = Hosts(folder)
+        yield found
+        found.close()
+
+
+def _start_ray(hosts: Hosts) -> str:
+    """A head without CPUs and two nodes with four each; a node is given up after some seconds without an answer."""
+    ray, store = str(BIN / "ray"), ["--object-store-memory", "200000000", "--disable-usage-stats"]
+    patience = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+    address = f"{hosts.address(0)}:6379"
+    for i in range(N_NODES):
+        own = ["--head", "--num-cpus", "0"] if i == 0 else ["--address", address, "--num-cpus", "4"]
+        started = hosts.start(i, ray, "start", *own, "--node-ip-address", hosts.address(i), *store, **patience)
+        told, _ = started.communicate(timeout=100)
+        assert started.returncode == 0, told
+    return address
+
+
+def _hosts_of_learners(hosts: Hosts) -> set[int]:
+    def has(i: int) -> bool:
+        return any("RayTrainWorker" in " ".join(p.info["cmdline"] or []) for p in hosts.processes(i))
+
+    return {i for i in range(1, N_NODES) if has(i)}
+
+
+def _wait(until: Callable[[], bool], train: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not until():
+        assert train.poll() is None, train.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(
+    not _may_make_namespaces(), reason="this machine has no `ip`, or lets us make no network namespaces"
+)
+def test_a_node_is_cut_off_for_a_while(make_scored_run, tmp_path, hosts: Hosts):
+    address = _start_ray(hosts)
+
+    def train(name: str) -> subprocess.Popen[str]:
+        overrides = ["training.n_learners=2", "training.examples_trained=6400", "training.checkpoint_every_steps=10"]
+        run = make_scored_run(name, *overrides)
+        (tmp_path / f"{name}.yaml").write_text(run_files.dump(run))
+        command = [sys.executable, "-m", "pipelines", "train", str(tmp_path / f"{name}.yaml")]
+        return hosts.start(0, *command, RAY_ADDRESS=address)
+
+    cut = train("cut")
+    _wait(lambda: bool(checkpoints.steps(str(tmp_path / "cut"))), cut)
+    (host,) = _hosts_of_learners(hosts)  # both on one
+    hosts.link(host, "down")
+    _wait(lambda: bool(_hosts_of_learners(hosts) - {host}), cut)
+    hosts.link(host, "up")  # its learners may still be at work, on the same files
+    told, _ = cut.communicate(timeout=300)
+    assert cut.returncode == 0, told
+
+    quiet = train("quiet")
+    told, _ = quiet.communicate(timeout=200)
+    assert quiet.returncode == 0, told
+    log = selection_log.read(str(tmp_path / "cut"))
+    assert log.equals(selection_log.read(str(tmp_path / "quiet")))
