@@ -189,7 +189,7 @@ def test_laion_2b_runs_as_one_job_and_outlives_a_node(dashboard: str, laion: Lai
     assert fetched["rows"] == {"kept": 397, "url": 0, "unsafe": 3}
     assert fetched["passes"][0]["reasons"]["success"] == 392
     kept = storage.read_json(f"{run.path('catalogue')}/manifest.json")
-    assert kept["counts"].items() >= {"kept": 387, "unsafe": 0, "caption": 5}.items()
+    assert kept["counts"].items() >= {"kept": 387, "caption": 5}.items()
     log = selection_log.read(directory)
     assert set(log["chunk"].to_pylist()) >= set(range(16))
     done = comparison.read_run(directory)
@@ -251,7 +251,7 @@ def test_a_job_is_stopped_and_the_same_command_goes_on(dashboard: str, laion: La
     output, _ = goes_on.communicate(timeout=400)
     assert goes_on.returncode == 0, output
     steps = selection_log.read(directory)["step"].to_pylist()
-    assert sorted(set(steps)) == list(range(1, run.n_steps + 1))
+    assert sorted(set(steps)) == list(range(run.n_steps))
     assert checkpoints.steps(directory)[-1] == run.n_steps
 
 
