@@ -1,5 +1,5 @@
-"""The run file: typed parts, every check that needs no data, every derived size. A run file is complete; unknown keys
-are errors; paths that are neither absolute nor URLs lie under `root`."""
+"""The run file: typed parts, every derived size. A run file is complete; unknown keys are errors; paths that are
+neither absolute nor URLs lie under `root`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +16,9 @@ from pydantic import (
     field_validator,
 )
 
+from jest_core import consistency
 from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision, Schedule, Tracker
 from jest_core.rules import BASIC_FILTER, Part, Rule, ScoreRule
-from jest_core.tables import SCORE_CACHE_COLUMNS
 
 
 class Data(Part):
@@ -366,147 +366,6 @@ class Run(Part):
                     flat[f"{part}.{key}".rstrip(".")] = value
         return flat
 
-    def problems(self) -> list[str]:
-        """What is wrong with the sizes taken together; each line names fields, values and a remedy."""
-        b, size, training = self.sub_batch_size, self.super_batch_size, self.training
-        found = []
-        if training.examples_trained % b:
-            low = training.examples_trained // b * b or b
-            found.append(
-                f"training.examples_trained {training.examples_trained} is not a multiple of "
-                f"training.sub_batch_size {b}; use {low} or {low + b}"
-            )
-        if b % training.n_learners:
-            found.append(
-                f"training.sub_batch_size {b} is not a multiple of training.n_learners {training.n_learners}; "
-                "change either"
-            )
-        if size % self.data.n_streams or size % training.n_learners:
-            found.append(
-                f"the super-batch of {size} is not a multiple of data.n_streams {self.data.n_streams} and of "
-                "training.n_learners "
-                f"{training.n_learners}; change training.sub_batch_size {b}, selection.filter_ratio "
-                f"{self.selection.filter_ratio}, or these"
-            )
-        if self.selection.method != "uniform":
-            if not self.selection.filter_ratio:
-                found.append("selection.filter_ratio 0 selects everything: set selection.method uniform, or filter")
-            if b % self.selection.n_chunks:
-                found.append(
-                    f"training.sub_batch_size {b} is not a multiple of selection.n_chunks "
-                    f"{self.selection.n_chunks}; change either"
-                )
-            if self.selection.criterion == "easy" and self.selection.agreement_every_steps:
-                found.append(
-                    "selection.agreement_every_steps compares the learner's scores, and selection.criterion easy uses "
-                    "none; leave it out"
-                )
-            if round(size * (1 - self.selection.filter_ratio)) != b:
-                found.append(
-                    f"no super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
-                    f"{self.selection.filter_ratio}; change either"
-                )
-        if training.shard_weights and training.compile:
-            found.append(
-                "training.shard_weights gathers weights layer by layer, which training.compile does not know of: drop "
-                "one"
-            )
-        if training.cooldown_steps and training.schedule == "cosine":
-            found.append(
-                f"training.cooldown_steps {training.cooldown_steps} is for training.schedule rsqrt and constant; a "
-                "cosine ends at zero by itself: drop one"
-            )
-        if training.warmup_steps + training.cooldown_steps > self.n_steps and training.cooldown_steps:
-            found.append(
-                f"training.warmup_steps {training.warmup_steps} and training.cooldown_steps {training.cooldown_steps} "
-                f"are more than the {self.n_steps} steps of the run; make them fewer"
-            )
-        if training.keep_checkpoint_every_steps is not None and (
-            training.keep_last_checkpoints is None
-            or training.keep_checkpoint_every_steps % training.checkpoint_every_steps
-        ):
-            found.append(
-                f"training.keep_checkpoint_every_steps {training.keep_checkpoint_every_steps} needs "
-                "training.keep_last_checkpoints (all are kept without it), and is a multiple of "
-                f"training.checkpoint_every_steps {training.checkpoint_every_steps}; change it"
-            )
-        if self.data.replay is not None and (self.selection.method, self.data.decode) != ("uniform", "eager"):
-            found.append(
-                "data.replay trains on what was selected before: set selection.method to uniform and data.decode to "
-                "eager, as `jest train --replay` does"
-            )
-        if (self.training.loss, self.selection.loss) == ("softmax", "sigmoid") and self.selection.method != "uniform":
-            found.append(
-                "training.loss softmax trains no logit_bias, without which selection.loss sigmoid means nothing: set "
-                "selection.loss to softmax too"
-            )
-        names = [spec.name for spec in self.evaluation.sets] if self.evaluation else []
-        if len(names) != len(set(names)):
-            found.append(f"evaluation.sets has a name twice ({', '.join(names)}); give each its own")
-        data = self.data
-        if self.ingest is not None and self.ingest.encode_format == "png" and self.ingest.quality > 9:
-            found.append(f"ingest.encode_quality {self.ingest.quality} of png is its compression: give 0 to 9")
-        if self.ingest is not None and not any(
-            f"{self.path(pattern)}/".startswith(f"{self.path(self.ingest.shards)}/") for pattern in data.sources
-        ):
-            found.append(
-                f"data.shards {', '.join(data.sources)} has nothing of ingest.shards {self.ingest.shards}: add it to "
-                "data.shards, or take the `ingest` part out"
-            )
-        if data.weights is not None and len(data.weights) != len(data.sources):
-            found.append(
-                f"data.weights has {len(data.weights)} numbers for {len(data.sources)} sources in data.shards; give one"
-                " to each"
-            )
-        if data.decode == "late" and (self.selection.score_image_size is None or self.selection.method == "uniform"):
-            found.append(
-                "data.decode late is for runs that score smaller pictures; set selection.score_image_size, or decode "
-                "eager"
-            )
-        mixed = training.low_resolution
-        if mixed is not None and mixed.image_size is None and mixed.patch_size is None:
-            found.append("training.low_resolution names no resolution; give its image_size or its patch_size")
-        if mixed is not None and not self.n_low_resolution:
-            found.append(
-                f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b} is less than one example; "
-                "make it larger, or leave training.low_resolution out"
-            )
-        if mixed is not None and self.n_low_resolution % training.n_learners:
-            found.append(
-                f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b}, {self.n_low_resolution} "
-                f"examples, is not a multiple of training.n_learners {training.n_learners}; change either"
-            )
-        if training.initial_checkpoint and self.model.pretrained:
-            found.append(
-                "the learner starts with training.initial_checkpoint or model.pretrained, not with both: drop one"
-            )
-        if self.reference is not None:
-            found += _reference_problems("reference", self.reference)
-        if self.subset is not None and self.subset.learner is not None:
-            found += _reference_problems("subset.learner", self.subset.learner)
-        if self.uses_reference and self.reference is None:
-            found.append(
-                f"selection.method {self.selection.method!r} scores with a reference, and the run file has no "
-                "`reference` part; add one"
-            )
-        return found
-
-
-def _reference_problems(part: str, reference: Reference) -> list[str]:
-    found = []
-    given = [bool(x) for x in (reference.checkpoint, reference.model.pretrained, reference.features)]
-    if sum(given) != 1:
-        found.append(
-            f"{part} takes its weights from one of {part}.checkpoint, {part}.model.pretrained and {part}.features; "
-            f"{sum(given)} of them are given"
-        )
-    if reference.features and (reference.online or reference.scorers):
-        found.append(f"{part}.features are embeddings without a model: take out {part}.online and {part}.scorers")
-    names = [scorer.name for scorer in reference.scorers]
-    if taken := sorted({n for n in names if names.count(n) > 1 or n in SCORE_CACHE_COLUMNS}):
-        found.append(f"{part}.scorers: the names {', '.join(taken)} are taken; each needs one of its own")
-    return found
-
 
 def sources(shards: str | list[str]) -> list[str]:
     """Patterns of shards, one by one: several are joined by `::`, as in open_clip."""
@@ -537,7 +396,7 @@ def load(text: str, overrides: list[str] | None = None, source: str = "run file"
     except ValidationError as error:
         raise ValueError(f"{source}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
     run = run.model_copy(update={"root": join("", run.root)})  # workers have other working directories
-    if problems := run.problems():
+    if problems := consistency.problems(run):
         raise ValueError(f"{source}:\n" + "\n".join(f"  {line}" for line in problems))
     return run
 

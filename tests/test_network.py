@@ -117,7 +117,7 @@ def test_a_node_is_cut_off_for_a_while(make_scored_run, tmp_path, hosts: Hosts):
     address = _start_ray(hosts)
 
     def train(name: str) -> subprocess.Popen[str]:
-        overrides = ["training.n_learners=2", "training.examples_trained=6400", "training.checkpoint_every_steps=10"]
+        overrides = ["training.n_learners=2", "training.examples_trained=3200", "training.checkpoint_every_steps=10"]
         run = make_scored_run(name, *overrides)
         (tmp_path / f"{name}.yaml").write_text(run_files.dump(run))
         command = [sys.executable, "-m", "pipelines", "train", str(tmp_path / f"{name}.yaml")]

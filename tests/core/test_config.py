@@ -40,48 +40,14 @@ def test_paths_lie_under_root_unless_absolute_or_urls():
         ("selection.n_chunk=8", "selection.n_chunk is not a key of a run file"),
         ("selection.filter_ratio=1.5", "selection.filter_ratio = 1.5"),
         ("selection.method=jont", "selection.method = 'jont'"),
-        ("selection.n_chunks=5", "sub_batch_size 32 is not a multiple of selection.n_chunks 5"),
-        ("training.examples_trained=100", "use 96 or 128"),
-        ("training.n_learners=3", "not a multiple of training.n_learners 3"),
-        ("data.n_streams=5", "super-batch of 64 is not a multiple of data.n_streams 5"),
-        ("selection.filter_ratio=0.7", "not a multiple of data.n_streams"),
-        ("reference=null", "has no `reference` part"),
         ("data.rules=[{rule: nonsense}]", "data.rules.0"),
-        ("selection.filter_ratio=0", "selects everything: set selection.method uniform"),
-        ("data.decode=late", "set selection.score_image_size"),
-        ("training.low_resolution={share: 0.5}", "names no resolution; give its image_size or its patch_size"),
-        ("training.low_resolution={patch_size: 16, share: 0.01}", "less than one example"),
         ("training.low_resolution={patch_size: 16, share: 1.5}", "training.low_resolution.share = 1.5"),
-        ("training.cooldown_steps=2", "a cosine ends at zero by itself"),
         ("seed", "has no '='"),
     ],
 )
 def test_errors_name_field_value_and_remedy(override: str, message: str):
     with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("[", r"\[")):
         config.load(TEXT, [override])
-
-
-def test_a_low_resolution_share_divides_over_the_learners():
-    both = ["training.low_resolution={patch_size: 16, share: 0.3}", "training.n_learners=4"]
-    with pytest.raises(ValueError, match=r"share 0\.3 of training\.sub_batch_size 32, 10 examples, .*n_learners 4"):
-        config.load(TEXT, both)
-    assert config.load(TEXT, both[:1]).n_low_resolution == 10
-
-
-@pytest.mark.parametrize("more", [[], ["training.keep_last_checkpoints=2", "training.checkpoint_every_steps=4"]])
-def test_checkpoints_that_are_kept_are_among_those_that_are_made(more):
-    with pytest.raises(ValueError, match="keep_checkpoint_every_steps 6 needs"):
-        config.load(TEXT, ["training.keep_checkpoint_every_steps=6", *more])
-
-
-def test_warm_up_and_cool_down_fit_into_the_run():
-    with pytest.raises(ValueError, match="cooldown_steps 99 are more than the 6 steps"):
-        config.load(TEXT, ["training.schedule=constant", "training.cooldown_steps=99"])
-
-
-def test_easy_reference_scores_are_not_compared():
-    with pytest.raises(ValueError, match="criterion easy uses none"):
-        config.load(TEXT, ["selection.criterion=easy", "selection.agreement_every_steps=1"])
 
 
 def test_missing_key_is_named():
