@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo smoke test test-fast test-slow test-long test-endurance chaos bench lint format types check lock licences audit clean
+.PHONY: help install install-nodes install-dev demo smoke test test-fast test-slow test-long test-endurance chaos bench lint format types check lock licences audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,6 +25,9 @@ $(VENV)/.run: $(LOCKS)/run.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.run $(LOCKS)/dev.txt
 	$(PIP) --require-hashes -r $(LOCKS)/dev.txt
 	touch $@
+
+install-nodes: $(VENV)/.run $(LOCKS)/nodes.txt ## the same with what the nodes of a cluster need
+	$(PIP) --require-hashes -r $(LOCKS)/nodes.txt
 
 install: $(VENV)/.run ## the environment of the demonstration, in .venv
 install-dev: $(VENV)/.dev ## the same with the tools of the tests

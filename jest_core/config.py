@@ -1,7 +1,8 @@
 """The run file: typed parts, every derived size. A run file is complete; unknown keys are errors; paths that are
 neither absolute nor URLs lie under `root`."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,7 +218,7 @@ class Training(Part):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat
-    gradient_clip: PositiveFloat = 1.0
+    gradient_clip: PositiveFloat | None = 1.0  # of their norm, over all learners
     augmentation: Augmentation = Augmentation()
     low_resolution: LowResolution | None = None
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights, loss and update are float32
@@ -381,16 +382,17 @@ def join(root: str, value: str) -> str:
     return str(Path(root).absolute() / value)
 
 
-def load(text: str, overrides: list[str] | None = None, source: str = "run file") -> Run:
-    """Parse a run file's YAML text; overrides are `a.b=c`, c as YAML. Raises ValueError naming field, value, remedy."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source} is not a mapping of keys to values")
+def load(text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, source: str = "run file") -> Run:
+    """Parse a run file's YAML text. Raises ValueError naming field, value, remedy.
+
+    overrides: each `a.b=c`, c as YAML, or a mapping nested as a run file is; the later win.
+    """
+    values = parse(text, source)
     for override in overrides or []:
-        _override(values, override)
+        if isinstance(override, str):
+            _override(values, override)
+        else:
+            values = merged(values, deepcopy(override))
     try:
         run = Run.model_validate(values)
     except ValidationError as error:
@@ -401,23 +403,24 @@ def load(text: str, overrides: list[str] | None = None, source: str = "run file"
     return run
 
 
-def overlay(text: str, source: str = "overlay") -> list[str]:
-    """The overrides that a YAML text means whose keys are nested as a run file's are. Raises ValueError."""
+def parse(text: str, source: str) -> dict[str, Any]:
+    """YAML text as keys and values. Raises ValueError where it is something else."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source} is not a mapping of keys to values")
-    return list(_flat(values))
+    return values
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True)}"
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """values with changes, part by part; a list or a value is replaced whole."""
+    out = dict(values)
+    for key, change in changes.items():
+        old = out.get(key)
+        out[key] = merged(old, change) if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+    return out
 
 
 def dump(run: Run) -> str:
@@ -432,7 +435,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     place = values
     for parent in parents:
-        place = place.setdefault(parent, {}) if isinstance(place, dict) else {}
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
         if not isinstance(place, dict):
             raise ValueError(f"--set {override!r}: {parent!r} is not a part of the run file")
     place[last] = yaml.safe_load(value)

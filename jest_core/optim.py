@@ -28,14 +28,21 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
 
 
-def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+def limit_scale(model: nn.Module) -> None:
+    """CLIP's bounds of the softmax loss's logit_scale: 1 to 100 (Radford et al. 2021, section 2.5; open_clip)."""
+    with torch.no_grad():
+        model.get_parameter("logit_scale").clamp_(0.0, math.log(100.0))
+
+
+def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:
     """Scale the gradients down to a norm of `limit` where theirs is larger; returns theirs, over all learners."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     kinds = [[g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (False, True)]
     norms = [sharding.whole(nn.utils.get_total_norm(kind)) for kind in kinds if kind]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
 
 

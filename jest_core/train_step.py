@@ -74,6 +74,8 @@ def _update(learner: Learner, groups: list[Group], step: int) -> dict[str, float
         sharding.sum_scalar_gradients(learner.towers.model, Learners(learner.group))
     norm = optim.clip_gradients(learner.towers.model, config.gradient_clip)
     learner.optimizer.step()
+    if config.loss == "softmax":
+        optim.limit_scale(learner.towers.model)
     scale, bias = learner.towers.scale_and_bias()
     return {
         "loss": loss.item(),

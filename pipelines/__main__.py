@@ -4,7 +4,7 @@ import re
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from botocore.exceptions import BotoCoreError
@@ -46,17 +46,16 @@ Overrides = Annotated[
 def _load(path: Path, overrides: list[str] | None) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"no run file at {path}")
-    told = [values for override in overrides or [] for values in _values(override)]
-    return run_files.load(path.read_text(), told, str(path))
+    return run_files.load(path.read_text(), [_override(each) for each in overrides or []], str(path))
 
 
-def _values(override: str) -> list[str]:
-    if not override.startswith("@"):
-        return [override]
-    path = Path(override[1:])
+def _override(told: str) -> str | dict[str, Any]:
+    if not told.startswith("@"):
+        return told
+    path = Path(told[1:])
     if not path.is_file():
-        raise FileNotFoundError(f"--set {override}: no file at {path}")
-    return run_files.overlay(path.read_text(), str(path))
+        raise FileNotFoundError(f"--set {told}: no file at {path}")
+    return run_files.parse(path.read_text(), str(path))
 
 
 @app.command()

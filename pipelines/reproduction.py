@@ -68,7 +68,7 @@ def experiments() -> dict[str, Any]:
 def load_run(name: str, seed: int, root: str, *, smoke: bool = False) -> Run:
     """A run of the experiments, whole. References have one seed, whatever the learner's."""
     told = experiments()
-    values = _merge(told["base"], _changes(name, told["runs"]))
+    values = run_files.merged(told["base"], _changes(name, told["runs"]))
     values |= {"root": root, "run_dir": f"runs/{name}-seed{seed}", "seed": seed}
     return run_files.load(yaml.safe_dump(_small(values) if smoke else values), source=f"run {name}")
 
@@ -87,16 +87,7 @@ def _runs_of(spec: Mapping[str, Any], seeds: int | None) -> Iterator[tuple[str, 
 def _changes(name: str, runs: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(runs[name])
     like = own.pop("like", None)
-    return _merge(_changes(like, runs), own) if like else own
-
-
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """base with changes, part by part; a list or a value is replaced whole."""
-    out = dict(base)
-    for key, value in changes.items():
-        old = out.get(key)
-        out[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return out
+    return run_files.merged(_changes(like, runs), own) if like else own
 
 
 def _sizes(spec: Mapping[str, Any], *, smoke: bool) -> list[int]:
@@ -108,7 +99,7 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
     b = max(4, values["training"]["sub_batch_size"] // 16)
     schedule = {"sub_batch_size": b, "examples_trained": 4 * b, "warmup_steps": 1, "checkpoint_every_steps": 2}
     sizes = {"selection": {"n_chunks": 2}, "training": schedule, "data": {"window_rows": 300}}
-    out = _merge(values, sizes | {"model": {"name": "jest-tiny"}})
+    out = run_files.merged(values, sizes | {"model": {"name": "jest-tiny"}})
     if out["reference"] is not None:
         out["reference"]["model"] = {"name": "jest-tiny"}
     for part in (out["selection"], out["training"].get("low_resolution") or {}):

@@ -72,7 +72,8 @@ class Laion:
 
     def run(self, name: str, *more: str) -> Run:
         overlay, *others = self.told(name, *more)
-        return run_files.load(RUN_FILE.read_text(), [*run_files.overlay(Path(overlay[1:]).read_text()), *others])
+        sizes = run_files.parse(Path(overlay[1:]).read_text(), overlay)
+        return run_files.load(RUN_FILE.read_text(), [sizes, *others])
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def _lose_the_node_of(process: psutil.Process) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_laion_2b_runs_as_one_job_and_outlives_a_node(dashboard: str, laion: Laion):
     run, quiet = laion.run("chain"), laion.run("quiet")
     directory = run.path(run.run_dir)
@@ -222,9 +223,9 @@ def test_laion_2b_runs_as_one_job_and_outlives_a_node(dashboard: str, laion: Lai
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_job_is_stopped_and_the_same_command_goes_on(dashboard: str, laion: Laion):
-    short = ["training.compile=false", "training.examples_trained=3200"]
+    short = ["training.compile=false", "training.examples_trained=4800"]
     run, told = laion.run("stopped", *short), laion.told("stopped", *short)
     directory = run.path(run.run_dir)
     output, _ = _submit(dashboard, CHAIN[:4], told, "--detach").communicate(timeout=100)
@@ -233,16 +234,17 @@ def test_a_job_is_stopped_and_the_same_command_goes_on(dashboard: str, laion: La
     while not checkpoints.steps(directory):
         assert time.monotonic() < deadline, _asked(dashboard, "--status", job)
         time.sleep(0.5)
-    assert f"job {job}: RUNNING" in _asked(dashboard, "--status", job)
+    assert submit.status(job, dashboard) == "RUNNING"
     with pytest.raises(ValueError, match=f"job {job} works on"):
         submit.run_stage(run, ["train"], dashboard, {})
-    assert f"job {job}: STOPPED" in _asked(dashboard, "--stop", job)
+    submit.stop(job, dashboard)
+    assert f"job {job}: STOPPED" in _asked(dashboard, "--status", job)
     with pytest.raises(RuntimeError, match=f"job {job} STOPPED"):
         submit.follow(job, dashboard)
     reached = checkpoints.steps(directory)[-1]
     assert reached < run.n_steps
 
-    failed = _submit(dashboard, ["train"], laion.told("stopped", *short, "training.examples_trained=6400"))
+    failed = _submit(dashboard, ["train"], laion.told("stopped", *short, "training.examples_trained=9600"))
     refused, _ = failed.communicate(timeout=200)
     assert failed.returncode == 1
     assert "training.examples_trained" in refused  # another budget is another run
@@ -253,6 +255,13 @@ def test_a_job_is_stopped_and_the_same_command_goes_on(dashboard: str, laion: La
     steps = selection_log.read(directory)["step"].to_pylist()
     assert sorted(set(steps)) == list(range(run.n_steps))
     assert checkpoints.steps(directory)[-1] == run.n_steps
+
+
+@pytest.mark.long
+def test_a_ray_that_is_here_already_is_left_alone(dashboard: str):
+    code = "import ray; from pipelines import cluster; cluster.connect(); print(len(ray.nodes()), 'node')"
+    alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    assert alone.stdout == "1 node\n"
 
 
 def test_what_cannot_be_submitted_is_told_at_once(make_run):

@@ -1,5 +1,6 @@
 """Nodes with addresses of their own, in network namespaces of this machine, of which one is cut off for a while."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -28,6 +29,9 @@ class Hosts:
 
     def __init__(self, folder: str) -> None:
         self.environment = os.environ | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.close()  # what a test that was killed has left
+
+    def open(self) -> None:
         _ip("link", "add", "jest-bridge", "type", "bridge")
         _ip("link", "set", "jest-bridge", "up")
         for i in range(N_NODES):
@@ -56,26 +60,31 @@ class Hosts:
         return [process for process in psutil.process_iter(["cmdline"]) if process.pid in pids]
 
     def close(self) -> None:
-        for i in range(N_NODES):
-            for process in self.processes(i):
+        """What is there of them, with all that runs in them."""
+        there = [i for i in range(N_NODES) if f"jest-{i}" in _ip("netns", "list").split()]
+        running = [process for i in there for process in self.processes(i)]
+        for process in running:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(running, timeout=10)
+        for i in there:
             _ip("netns", "del", f"jest-{i}")
-        _ip("link", "del", "jest-bridge")
+        subprocess.run(["ip", "link", "del", "jest-bridge"], check=False, capture_output=True)
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root, and iproute2")
-    try:
-        _ip("netns", "add", "jest-try")
-        _ip("netns", "del", "jest-try")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"this machine lets us make no network namespace: {error.stderr}")
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: Ray's sockets lie in it
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # short: sockets lie in it
         found = Hosts(folder)
-        yield found
-        found.close()
+        try:
+            found.open()
+            yield found
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"this machine lets us make no network namespaces: {error.stderr}")
+        finally:
+            found.close()
 
 
 def _start_ray(hosts: Hosts) -> str:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from importlib.resources import files
 
 import pytest
@@ -67,29 +68,43 @@ def test_every_run_file_loads(path):
 
 
 def test_an_overlay_changes_what_it_names():
-    text = "training: {sub_batch_size: 16, learning_rate: 1.0e-5}\nmodel: {name: other}\nseed: 3"
-    run = config.load(TEXT, config.overlay(text))
+    changes = {"training": {"sub_batch_size": 16, "augmentation": {"colour": 0.5}}, "model": {"name": "other"}}
+    whole = config.load(TEXT, [changes, "seed=3"])
     values = config.load(TEXT).model_dump()
-    values["training"] |= {"sub_batch_size": 16, "learning_rate": 1e-5}
+    values["training"] |= {"sub_batch_size": 16, "augmentation": {"shift_pixels": 0, "colour": 0.5}}
     values["model"]["name"], values["seed"] = "other", 3
-    assert run.model_dump() == values
+    assert whole.model_dump() == values
+    assert config.load(TEXT, [{"seed": 4}, "seed=3"]).seed == 3  # in their order
     with pytest.raises(ValueError, match=r"training\.size is not a key"):
-        config.load(TEXT, config.overlay("training: {size: 3}"))
-    with pytest.raises(ValueError, match=r"small\.yaml is not a mapping"):
-        config.overlay("- 1", "small.yaml")
+        config.load(TEXT, [{"training": {"size": 3}}])
+
+
+def test_a_saved_run_can_be_changed_where_it_has_nothing():
+    saved = config.dump(config.load(TEXT))
+    told = "training.low_resolution.patch_size=16"
+    assert config.load(saved, [told]) == config.load(saved, [{"training": {"low_resolution": {"patch_size": 16}}}])
+
+
+SIZES = """
+ingest.rows_per_shard ingest.image_size ingest.n_tasks ingest.threads data.n_streams data.window_rows
+model.name reference.model.name reference.batch_size reference.n_actors reference.gpus_per_actor
+selection.score_patch_size selection.agreement_every_steps training.sub_batch_size training.examples_trained
+training.n_learners training.gpus_per_learner training.low_resolution.patch_size training.warmup_steps
+training.score_batch_size training.checkpoint_every_steps training.keep_checkpoint_every_steps evaluation.gpus
+"""
 
 
 def test_the_rehearsal_changes_sizes_only():
     runs = files("deploy") / "runs"
-    changes = config.overlay((runs / "rehearsal.yaml").read_text())
+    changes = config.parse((runs / "rehearsal.yaml").read_text(), "rehearsal")
     text = (runs / "laion2b" / "flexi.yaml").read_text()
-    before, after = config.load(text).model_dump(), config.load(text, changes).model_dump()
-    keys = [change.partition("=")[0] for change in changes]
-    for key in keys:
-        *parents, last = key.split(".")
-        of_run, of_overlay = before, after
-        for parent in parents:
-            of_run, of_overlay = of_run[parent], of_overlay[parent]
-        assert isinstance(of_overlay[last], int | float) or key.endswith("model.name")  # which is a narrower one
-        of_overlay[last] = of_run[last]
-    assert after == before
+    before, after = config.load(text).model_dump(), config.load(text, [changes]).model_dump()
+    assert sorted(_differences(before, after)) == sorted(SIZES.split())
+
+
+def _differences(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in before.items():
+        if isinstance(value, dict) and isinstance(after[key], dict):
+            yield from _differences(value, after[key], f"{prefix}{key}.")
+        elif value != after[key]:
+            yield prefix + key

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -46,3 +48,22 @@ def test_gradients_are_clipped_as_pytorch_does():
     assert torch.equal(norm, nn.utils.clip_grad_norm_(models[1].parameters(), 1.0))
     for clipped, expected in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(clipped.grad, expected.grad)
+
+
+def test_clips_scale_stays_within_its_bounds():
+    model = towers.create("jest-tiny-softmax", seed=0).model
+    for scale, expected in {2.0: 2.0, 5.0: math.log(100.0), -1.0: 0.0}.items():
+        with torch.no_grad():
+            model.logit_scale.fill_(scale)
+        optim.limit_scale(model)
+        assert model.logit_scale.item() == pytest.approx(expected)
+
+
+def test_gradients_are_clipped_only_where_a_limit_is_given():
+    layer = nn.Linear(3, 1)
+    layer(torch.full((1, 3), 100.0)).sum().backward()
+    before = layer.weight.grad.clone()
+    norm = optim.clip_gradients(layer, None)
+    assert torch.equal(layer.weight.grad, before)
+    assert optim.clip_gradients(layer, 1.0) == norm
+    assert optim.clip_gradients(layer, None) == pytest.approx(1.0)

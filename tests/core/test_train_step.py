@@ -210,3 +210,12 @@ def test_a_reference_online_selects_what_its_cache_does(own_view: bool):
     selected = [set(np.array(p["uid"])[p["selected"].to_numpy()]) for p in (from_cache, result.picks)]
     assert len(selected[0] & selected[1]) >= 0.9 * len(selected[0])  # embeddings are rounded to float16
     assert result.seconds["reference"] > 0
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_the_scale_is_bounded_for_the_softmax_loss_alone(loss: str):
+    learner = make_learner([f"training.loss={loss}", f"selection.loss={loss}"])
+    with torch.no_grad():
+        learner.towers.model.logit_scale.fill_(5.0)
+    result = train_step(learner, super_batch(learner.towers), 0)
+    assert (result.optimisation["logit_scale"] <= 100.001) == (loss == "softmax")

@@ -40,6 +40,8 @@ def test_help_names_every_stage():
         (["train", "nowhere.yaml"], "no run file at nowhere.yaml"),
         (["train", "RUN", "--set", "selection.n_chunks=5"], "not a multiple of selection.n_chunks 5"),
         (["train", "RUN", "--set", "selection.nchunks=4"], "selection.nchunks is not a key"),
+        (["train", "RUN", "--set", "@nowhere.yaml"], "no file at nowhere.yaml"),
+        (["train", "RUN", "--set", "@RUN", "--set", "selection.n_chunks=5"], "not a multiple of selection.n_chunks 5"),
         (["catalogue", "RUN", "--set", "data.shards=nothing/*.parquet"], "no shard at"),
         (["reference-scores", "RUN"], "run `jest catalogue` first"),
         (["evaluate", "RUN"], "no `evaluation` part"),
@@ -48,7 +50,7 @@ def test_help_names_every_stage():
     ],
 )
 def test_errors_are_one_clear_line_and_a_status(run_file: str, arguments: list[str], message: str):
-    out = jest(*(run_file if a == "RUN" else a for a in arguments))
+    out = jest(*(a.replace("RUN", run_file) for a in arguments))
     assert out.returncode == 1
     assert message in out.stderr
     assert "Traceback" not in out.stderr
