@@ -7,15 +7,13 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("selection", "--smaller 32", ["best dense", "of the floor", "20 draws", "Time against B", "Gibbs"]),
         ("loss", "--smaller 32", ["SigLipLoss"]),
-        pytest.param(
-            *("training", "--model jest-tiny --steps 6 --repeats 1 --parts loop", ["open_clip's loop", "peak MB"]),
-            marks=pytest.mark.long,
-        ),
+        ("training", "--model jest-tiny --steps 6 --repeats 1 --parts loop", ["open_clip's loop", "peak MB"]),
         ("flexi", "--model jest-tiny --repeats 1", ["FlexiJEST, scoring in bf16", "time / FLOPs"]),
     ],
 )

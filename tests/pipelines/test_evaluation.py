@@ -241,6 +241,7 @@ def test_pictures_come_from_object_storage(pictures, s3):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     row = pq.read_table(SMALL / "eval-fluent-flat" / "00000.parquet").slice(0, 1).to_pylist()[0]
     peaks = []
