@@ -26,10 +26,9 @@ $(VENV)/.dev: $(VENV)/.run $(LOCKS)/dev.txt
 	$(PIP) --require-hashes -r $(LOCKS)/dev.txt
 	touch $@
 
+install: $(VENV)/.run ## the environment of the demonstration, in .venv
 install-nodes: $(VENV)/.run $(LOCKS)/nodes.txt ## the same with what the nodes of a cluster need
 	$(PIP) --require-hashes -r $(LOCKS)/nodes.txt
-
-install: $(VENV)/.run ## the environment of the demonstration, in .venv
 install-dev: $(VENV)/.dev ## the same with the tools of the tests
 
 demo: install ## the main job end to end: 8 to 10 minutes on 2 cores; again resumes. ARGS="--data medium --seeds 2"
@@ -47,7 +46,7 @@ test-fast: install-dev ## without the tests that take longer than ten seconds
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-long: install-dev ## tests that take minutes: kills, and a cluster of three nodes
+test-long: install-dev ## tests that take minutes: kills, a cluster of three nodes, small benchmarks
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 test-endurance: install-dev ## the two longest: twenty kills of the scoring, ten times the object store from S3
