@@ -88,16 +88,29 @@ def page(specs: Mapping[str, Any], results: Results, scores: Scores) -> str:
 
 
 def render(template: str, specs: Mapping[str, Any], results: Results, scores: Scores) -> str:
-    """Markdown from a template that asks for `table`, `value`, `study` and `picture`."""
+    """Markdown from a template that asks for `table`, `value`, `ahead`, `picture` and the studies."""
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
 
-    def markdown(name: str) -> str:
-        rows = table(specs[name], results, scores)
+    def in_markdown(rows: list[list[str]]) -> str:
         rule = ["---", *["---:"] * (len(rows[0]) - 1)]
         return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
+    def markdown(name: str) -> str:
+        return in_markdown(table(specs[name], results, scores))
+
     def value(name: str, score: str = _HEADLINE) -> str:
         return cell(values(results, name, score, scores), "{:.1f}")
+
+    def ahead(name: str) -> str:
+        """The advantage of one series over another, a line for each value of what they are plotted against."""
+        spec, shown = specs[name], [_HEADLINE, "naming @5"]
+        columns = [_ahead(spec, results, score, scores) for score in shown]
+        lines = [["", spec["against"].rsplit(".", 1)[-1].replace("_", " "), "seeds", *shown]]
+        for label, points in columns[0].items():
+            for i, (x, found) in enumerate(points):
+                cells = [cell(column[label][i][1], "{:+.1f}") for column in columns]
+                lines.append([label, f"{x:,}" if x > 1 else f"{x:.1f}", str(len(found)), *cells])
+        return in_markdown(lines)
 
     def picture(name: str) -> str:
         return f"![{specs[name]['title']}](pictures/{name}.svg)"
@@ -116,6 +129,7 @@ def render(template: str, specs: Mapping[str, Any], results: Results, scores: Sc
         share=share,
         updates=updates,
         table=markdown,
+        ahead=ahead,
         value=value,
         picture=picture,
         nats=lambda x: f"{round(x, 1) + 0.0:.1f}",  # no minus zero
@@ -175,20 +189,48 @@ def _curves(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Fig
 
 def _against(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:
     field = spec["against"].rsplit(".", 1)[-1]
-    figure = go.Figure()
+    titles = ["", "ahead by, points, seed by seed"] if "ahead" in spec else [""]
+    figure = make_subplots(rows=1, cols=len(titles), subplot_titles=titles)
     for label, names in spec["series"].items():
         records = [(name, _seeds(results, name, spec.get("seeds"))) for name in names]
         done = [(name, held) for name, held in records if held]
         found = [[_at(r["checkpoints"][-1], _HEADLINE, scores) or 0.0 for r in held] for _, held in done]
         if done:
-            figure.add_scatter(x=[held[0][field] for _, held in done], **_with_range(found), name=label)
+            line = {"x": [held[0][field] for _, held in done], **_with_range(found), "name": label}
+            figure.add_scatter(**line, row=1, col=1)
     for name in spec.get("runs", []):
         held = values(results, name, _HEADLINE, scores)
         if held:
-            figure.add_hline(y=mean(held), line_dash="dot", annotation_text=name)
+            figure.add_hline(y=mean(held), line_dash="dot", annotation_text=name, row=1, col=1)
+    for label, points in _ahead(spec, results, _HEADLINE, scores).items():
+        first, second = spec["ahead"][label]
+        colour = pictures.COLOURS[list(spec["series"]).index(first)]
+        line = {"x": [x for x, _ in points], **_with_range([d for _, d in points]), "line": {"color": colour}}
+        figure.add_scatter(**line, name=f"{first} − {second}", row=1, col=2)
+    if "ahead" in spec:
+        figure.add_hline(y=0, line_dash="dot", row=1, col=2)
     figure.update_xaxes(title_text=field.replace("_", " "), **(_LOGARITHMIC if field.endswith("size") else {}))
-    figure.update_yaxes(title_text=f"{_HEADLINE}, %", rangemode="tozero")
+    figure.update_yaxes(title_text=f"{_HEADLINE}, %", rangemode="tozero", row=1, col=1)
     return figure
+
+
+def _ahead(
+    spec: Mapping[str, Any], results: Results, score: str, scores: Scores
+) -> dict[str, list[tuple[float, list[float]]]]:
+    """By how much the first of two series is ahead of the second: at each x, in points, for each seed of both."""
+    field, out = spec["against"].rsplit(".", 1)[-1], {}
+    for label, (one, other) in spec.get("ahead", {}).items():
+        points = []
+        for pair in zip(spec["series"][one], spec["series"][other], strict=True):
+            first, second = (results["runs"].get(name, {}) for name in pair)
+            seeds = [str(seed) for seed in spec["seeds"] if str(seed) in first and str(seed) in second]
+            ends = [
+                [_at(run[seed]["checkpoints"][-1], score, scores) or 0.0 for run in (first, second)] for seed in seeds
+            ]
+            if seeds:
+                points.append((first[seeds[0]][field], [a - b for a, b in ends]))
+        out[label] = points
+    return out
 
 
 def _bars(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:

@@ -66,6 +66,28 @@ def test_a_table_has_the_mean_and_the_range_of_the_last_checkpoint():
     assert told == "3.0 (2.0 to 4.0) ![A figure](pictures/f.svg)"
 
 
+def test_who_is_ahead_is_told_seed_by_seed():
+    spec = {
+        "against": "training.sub_batch_size",
+        "seeds": [0, 1, 2],
+        "series": {"joint": ["joint-64", "joint"], "independent": ["independent-64", "independent"]},
+        "ahead": {"a learner": ["joint", "independent"]},
+        "title": "Ahead",
+    }
+    runs = {
+        "joint": {"0": record(0.02), "1": record(0.03), "2": record(0.5)},
+        "independent": {"0": record(0.01), "1": record(0.005)},  # its third seed is not run yet
+        "joint-64": {"0": record(0.01)},
+    }
+    results = {"runs": runs, "studies": {}}
+    told = figures.render("{{ ahead('f') }}", {"f": spec}, results, TOLD["scores"]).splitlines()
+    assert told[0] == "|  | sub batch size | seeds | mean of four | naming @5 |"
+    assert told[2:] == ["| a learner | 256 | 2 | +3.5 (+2.0 to +5.0) | +3.5 (+2.0 to +5.0) |"]
+    line = figures.chart(spec, results, TOLD["scores"], figure="f").data[-1]
+    assert (list(line.x), list(line.y)) == ([256], pytest.approx([3.5]))
+    assert list(line.error_y.arrayminus) == pytest.approx([1.5])
+
+
 def test_an_unknown_figure_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"no figure fig99; there are fig1"):
         reproduction.run_stage(["fig99"], root=str(tmp_path), seeds=None, smoke=True, publish="")
