@@ -105,7 +105,7 @@ def render(template: str, specs: Mapping[str, Any], results: Results, scores: Sc
         """The advantage of one series over another, a line for each value of what they are plotted against."""
         spec, shown = specs[name], [_HEADLINE, "naming @5"]
         columns = [_ahead(spec, results, score, scores) for score in shown]
-        lines = [["", spec["against"].rsplit(".", 1)[-1].replace("_", " "), "seeds", *shown]]
+        lines = [["", _said(spec["against"].rsplit(".", 1)[-1]), "seeds", *shown]]
         for label, points in columns[0].items():
             for i, (x, found) in enumerate(points):
                 cells = [cell(column[label][i][1], "{:+.1f}") for column in columns]
@@ -189,7 +189,9 @@ def _curves(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Fig
 
 def _against(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:
     field = spec["against"].rsplit(".", 1)[-1]
-    titles = ["", "ahead by, points, seed by seed"] if "ahead" in spec else [""]
+    pairs: Mapping[str, Sequence[str]] = spec.get("ahead", {})
+    first, second = (series.split(",")[0] for series in next(iter(pairs.values()), ("", "")))
+    titles = ["", f"{first} ahead of {second}, points, seed by seed"] if pairs else [""]
     figure = make_subplots(rows=1, cols=len(titles), subplot_titles=titles)
     for label, names in spec["series"].items():
         records = [(name, _seeds(results, name, spec.get("seeds"))) for name in names]
@@ -203,13 +205,13 @@ def _against(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Fi
         if held:
             figure.add_hline(y=mean(held), line_dash="dot", annotation_text=name, row=1, col=1)
     for label, points in _ahead(spec, results, _HEADLINE, scores).items():
-        first, second = spec["ahead"][label]
-        colour = pictures.COLOURS[list(spec["series"]).index(first)]
+        colour = pictures.COLOURS[list(spec["series"]).index(pairs[label][0])]
         line = {"x": [x for x, _ in points], **_with_range([d for _, d in points]), "line": {"color": colour}}
-        figure.add_scatter(**line, name=f"{first} − {second}", row=1, col=2)
-    if "ahead" in spec:
+        figure.add_scatter(**line, name=f"ahead, {label}", row=1, col=2)
+    if pairs:
         figure.add_hline(y=0, line_dash="dot", row=1, col=2)
-    figure.update_xaxes(title_text=field.replace("_", " "), **(_LOGARITHMIC if field.endswith("size") else {}))
+        figure.update_layout(legend={"orientation": "h", "y": -0.2})
+    figure.update_xaxes(title_text=_said(field), **(_LOGARITHMIC if field.endswith("size") else {}))
     figure.update_yaxes(title_text=f"{_HEADLINE}, %", rangemode="tozero", row=1, col=1)
     return figure
 
@@ -231,6 +233,10 @@ def _ahead(
                 points.append((first[seeds[0]][field], [a - b for a, b in ends]))
         out[label] = points
     return out
+
+
+def _said(field: str) -> str:
+    return field.replace("sub_batch", "sub-batch").replace("_", " ")
 
 
 def _bars(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:

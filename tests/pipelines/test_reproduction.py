@@ -81,7 +81,7 @@ def test_who_is_ahead_is_told_seed_by_seed():
     }
     results = {"runs": runs, "studies": {}}
     told = figures.render("{{ ahead('f') }}", {"f": spec}, results, TOLD["scores"]).splitlines()
-    assert told[0] == "|  | sub batch size | seeds | mean of four | naming @5 |"
+    assert told[0] == "|  | sub-batch size | seeds | mean of four | naming @5 |"
     assert told[2:] == ["| a learner | 256 | 2 | +3.5 (+2.0 to +5.0) | +3.5 (+2.0 to +5.0) |"]
     line = figures.chart(spec, results, TOLD["scores"], figure="f").data[-1]
     assert (list(line.x), list(line.y)) == ([256], pytest.approx([3.5]))
