@@ -108,9 +108,13 @@ def render(template: str, specs: Mapping[str, Any], results: Results, scores: Sc
         lines = [["", _said(spec["against"].rsplit(".", 1)[-1]), "seeds", *shown]]
         for label, points in columns[0].items():
             for i, (x, found) in enumerate(points):
-                cells = [cell(column[label][i][1], "{:+.1f}") for column in columns]
+                cells = [cell(column[label][i][1], "{:+z.1f}") for column in columns]
                 lines.append([label, f"{x:,}" if x > 1 else f"{x:.1f}", str(len(found)), *cells])
         return in_markdown(lines)
+
+    def lead(name: str, label: str, x: float, score: str = _HEADLINE) -> str:
+        points = dict(_ahead(specs[name], results, score, scores)[label])
+        return cell(points[x], "{:+z.1f}")
 
     def picture(name: str) -> str:
         return f"![{specs[name]['title']}](pictures/{name}.svg)"
@@ -130,9 +134,10 @@ def render(template: str, specs: Mapping[str, Any], results: Results, scores: Sc
         updates=updates,
         table=markdown,
         ahead=ahead,
+        lead=lead,
         value=value,
         picture=picture,
-        nats=lambda x: f"{round(x, 1) + 0.0:.1f}",  # no minus zero
+        nats=lambda x: f"{x:z.1f}",
         studies=results["studies"],
     )
 
