@@ -88,7 +88,7 @@ def page(specs: Mapping[str, Any], results: Results, scores: Scores) -> str:
 
 
 def render(template: str, specs: Mapping[str, Any], results: Results, scores: Scores) -> str:
-    """Markdown from a template that asks for `table`, `value`, `ahead`, `picture` and the studies."""
+    """Markdown from a template that asks for `table`, `value`, `ahead`, `lead`, `picture` and the studies."""
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
 
     def in_markdown(rows: list[list[str]]) -> str:
@@ -105,11 +105,11 @@ def render(template: str, specs: Mapping[str, Any], results: Results, scores: Sc
         """The advantage of one series over another, a line for each value of what they are plotted against."""
         spec, shown = specs[name], [_HEADLINE, "naming @5"]
         columns = [_ahead(spec, results, score, scores) for score in shown]
-        lines = [["", _said(spec["against"].rsplit(".", 1)[-1]), "seeds", *shown]]
+        lines = [["", _said(_field(spec)), "seeds", *shown]]
         for label, points in columns[0].items():
-            for i, (x, found) in enumerate(points):
-                cells = [cell(column[label][i][1], "{:+z.1f}") for column in columns]
-                lines.append([label, f"{x:,}" if x > 1 else f"{x:.1f}", str(len(found)), *cells])
+            for x, found in points:
+                cells = [cell(dict(column[label]).get(x, []), "{:+z.1f}") for column in columns]
+                lines.append([label, f"{x:,}", str(len(found)), *cells])
         return in_markdown(lines)
 
     def lead(name: str, label: str, x: float, score: str = _HEADLINE) -> str:
@@ -193,7 +193,7 @@ def _curves(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Fig
 
 
 def _against(spec: Mapping[str, Any], results: Results, scores: Scores) -> go.Figure:
-    field = spec["against"].rsplit(".", 1)[-1]
+    field = _field(spec)
     pairs: Mapping[str, Sequence[str]] = spec.get("ahead", {})
     first, second = (series.split(",")[0] for series in next(iter(pairs.values()), ("", "")))
     titles = ["", f"{first} ahead of {second}, points, seed by seed"] if pairs else [""]
@@ -225,19 +225,23 @@ def _ahead(
     spec: Mapping[str, Any], results: Results, score: str, scores: Scores
 ) -> dict[str, list[tuple[float, list[float]]]]:
     """By how much the first of two series is ahead of the second: at each x, in points, for each seed of both."""
-    field, out = spec["against"].rsplit(".", 1)[-1], {}
+    out = {}
     for label, (one, other) in spec.get("ahead", {}).items():
         points = []
         for pair in zip(spec["series"][one], spec["series"][other], strict=True):
             first, second = (results["runs"].get(name, {}) for name in pair)
             seeds = [str(seed) for seed in spec["seeds"] if str(seed) in first and str(seed) in second]
-            ends = [
-                [_at(run[seed]["checkpoints"][-1], score, scores) or 0.0 for run in (first, second)] for seed in seeds
-            ]
-            if seeds:
-                points.append((first[seeds[0]][field], [a - b for a, b in ends]))
+            ends = [[_at(run[seed]["checkpoints"][-1], score, scores) for run in (first, second)] for seed in seeds]
+            found = [a - b for a, b in ends if a is not None and b is not None]
+            if found:
+                points.append((first[seeds[0]][_field(spec)], found))
         out[label] = points
     return out
+
+
+def _field(spec: Mapping[str, Any]) -> str:
+    """Of a record: what the figure's x axis has."""
+    return str(spec["against"].rsplit(".", 1)[-1])
 
 
 def _said(field: str) -> str:
