@@ -4,15 +4,12 @@ import re
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from botocore.exceptions import BotoCoreError
-from ray.exceptions import RayError
 
-from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import progress
+if TYPE_CHECKING:  # an import is paid for when it is needed: --help, or a mistake in the run file, needs no PyTorch
+    from jest_core.config import Run
 
 app = typer.Typer(
     help="Joint example selection for CLIP/SigLIP training.",
@@ -43,9 +40,11 @@ Overrides = Annotated[
 ]
 
 
-def _load(path: Path, overrides: list[str] | None) -> Run:
+def _load(path: Path, overrides: list[str] | None) -> "Run":
     if not path.is_file():
         raise FileNotFoundError(f"no run file at {path}")
+    from jest_core import config as run_files
+
     return run_files.load(path.read_text(), [_override(each) for each in overrides or []], str(path))
 
 
@@ -55,6 +54,8 @@ def _override(told: str) -> str | dict[str, Any]:
     path = Path(told[1:])
     if not path.is_file():
         raise FileNotFoundError(f"--set {told}: no file at {path}")
+    from jest_core import config as run_files
+
     return run_files.parse(path.read_text(), str(path))
 
 
@@ -81,15 +82,15 @@ def plan(
     ] = None,
 ) -> None:
     """Tell what a run will cost: FLOPs by part, beside other methods; bytes, memory, time; and check what can be."""
-    from pipelines import machine as machines
-    from pipelines import plan as stage
-    from pipelines import storage
-
     run = _load(run_file, overrides)
     if calibrate and machine:
         raise ValueError("--calibrate measures the rates that --machine reads: give one of them")
     if price is not None and not (calibrate or machine):
         raise ValueError("--price needs hours, and those need rates: give --calibrate or --machine too")
+    from pipelines import machine as machines
+    from pipelines import plan as stage
+    from pipelines import storage
+
     if calibrate:
         measured = machines.measure(run)
         storage.write_bytes(calibrate, measured.model_dump_json(indent=1).encode() + b"\n")
@@ -106,17 +107,19 @@ def ingest(
     ] = False,
 ) -> None:
     """Fetch the pictures that lists of URLs name into shards, with img2dataset."""
+    run = _load(run_file, overrides)
     from pipelines import ingest as stage
 
-    stage.run_stage(_load(run_file, overrides), retry_failed=retry_failed)
+    stage.run_stage(run, retry_failed=retry_failed)
 
 
 @app.command()
 def catalogue(run_file: RunFile, overrides: Overrides = None) -> None:
     """Record which rows of the shards are kept, and which rule dropped each of the others."""
+    run = _load(run_file, overrides)
     from pipelines import catalogue as stage
 
-    stage.run_stage(_load(run_file, overrides))
+    stage.run_stage(run)
 
 
 @app.command()
@@ -128,9 +131,12 @@ def reference_scores(
     ] = False,
 ) -> None:
     """Embed every kept pair once with the reference, and cache the embeddings beside the shards."""
+    run = _load(run_file, overrides)
+    from pipelines import needs
+
+    needs.reference_scores(run)
     from pipelines import reference_scores as stage
 
-    run = _load(run_file, overrides)
     stage.verify(run) if verify else stage.run_stage(run)
 
 
@@ -145,17 +151,19 @@ def thresholds(
     output: Annotated[str, typer.Option(help="Where to write the page.")] = "thresholds.html",
 ) -> None:
     """A page to choose a threshold by: the scores' distribution, and what each threshold just keeps and just drops."""
+    run = _load(run_file, overrides)
     from pipelines import curation as stage
 
-    stage.run_stage(_load(run_file, overrides), column, truth or None, output)
+    stage.run_stage(run, column, truth or None, output)
 
 
 @app.command()
 def select(run_file: RunFile, overrides: Overrides = None) -> None:
     """Select from the whole catalogue offline, by fixed learner and reference: a static subset."""
+    run = _load(run_file, overrides)
     from pipelines import subset as stage
 
-    stage.run_stage(_load(run_file, overrides))
+    stage.run_stage(run)
 
 
 @app.command()
@@ -174,9 +182,10 @@ def export(
     ] = False,
 ) -> None:
     """Write what a run kept, selected or embedded in the formats of other tools."""
+    run = _load(run_file, overrides)
     from pipelines import export as stage
 
-    stage.run_stage(_load(run_file, overrides), what.value, output, distinct=distinct)
+    stage.run_stage(run, what.value, output, distinct=distinct)
 
 
 @app.command()
@@ -189,10 +198,11 @@ def train(
     ] = "",
 ) -> None:
     """Train the run's model; goes on from its newest checkpoint. A reference is trained with method `uniform`."""
+    chosen = [f"data.replay={replay}", "selection.method=uniform", "data.decode=eager"] if replay else []
+    run = _load(run_file, [*(overrides or []), *chosen])
     from pipelines import learner as stage
 
-    chosen = [f"data.replay={replay}", "selection.method=uniform", "data.decode=eager"] if replay else []
-    stage.run_stage(_load(run_file, [*(overrides or []), *chosen]))
+    stage.run_stage(run)
 
 
 @app.command()
@@ -204,9 +214,13 @@ def evaluate(
     ] = False,
 ) -> None:
     """Zero-shot, few-shot and retrieval scores of every checkpoint of the run."""
+    run = _load(run_file, overrides)
+    from pipelines import needs
+
+    needs.evaluate(run)
     from pipelines import evaluation as stage
 
-    stage.run_stage(_load(run_file, overrides), watch=watch)
+    stage.run_stage(run, watch=watch)
 
 
 @app.command()
@@ -217,9 +231,10 @@ def stages(
     overrides: Overrides = None,
 ) -> None:
     """Run stages one after the other, from ingest to report; each does what is missing of it."""
+    run = _load(Path(what[-1]), overrides)
     from pipelines import chain
 
-    chain.run_stages(_load(Path(what[-1]), overrides), what[:-1])
+    chain.run_stages(run, what[:-1])
 
 
 @app.command()
@@ -240,10 +255,10 @@ def submit(
     stop: Annotated[str, typer.Option(metavar="JOB", help="End a job; it can be submitted again.")] = "",
 ) -> None:
     """Run stages as one job of a Ray cluster; the exit status is the job's."""
-    from pipelines import submit as stage
-
     if sum(map(bool, (what, status, logs, stop))) != 1:
         raise ValueError("give stages and a run file, or one of --status, --logs and --stop")
+    from pipelines import submit as stage
+
     if status:
         stage.status(status, address)
     elif logs:
@@ -266,6 +281,11 @@ def report(
     output: Annotated[str, typer.Option(help="Where to write the page.")] = "report.html",
 ) -> None:
     """Compare runs on one page: curves, what was selected, and what it cost."""
+    from jest_core import config as run_files
+    from pipelines import needs
+
+    for directory in run_dirs:
+        needs.report(run_files.join("", directory))
     from pipelines import report as stage
 
     stage.run_stage(run_dirs, output)
@@ -308,17 +328,29 @@ def reproduce(
 
 
 def main() -> None:
-    """Run the command line; an expected error is one clear line and exit status 1."""
-    try:
-        app()
-    except (ValueError, OSError, BotoCoreError, RuntimeError, RayError) as error:
-        told = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
-        why = f"\n  {_reason(error.__cause__)}" if error.__cause__ and told is error else ""
-        print(f"jest: {told}{why}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        progress.say("jest", "stopped; the same command goes on from what is done")
-        sys.exit(130)
+    """Run the command line; an expected error is one clear line and exit status 1. Nothing that a command starts here
+    outlives it, however it ends."""
+    from pipelines import cluster
+
+    with cluster.cleared_up():
+        try:
+            app()
+        except KeyboardInterrupt:
+            print("jest: stopped; the same command goes on from what is done", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            if not _is_expected(error):
+                raise
+            told = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
+            why = f"\n  {_reason(error.__cause__)}" if error.__cause__ and told is error else ""
+            print(f"jest: {told}{why}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Of the user's files, settings or machines; the libraries of object storage and Ray have roots of their own."""
+    roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, (ValueError, OSError, RuntimeError)) or not roots.isdisjoint({"botocore", "ray"})
 
 
 def _reason(error: BaseException) -> str:

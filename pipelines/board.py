@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 EVALUATES = "evaluates"  # which takes as long as it takes
 _BEAT = 2.0  # seconds between two signs of life of a learner
 
@@ -41,7 +38,6 @@ class Pulse:
     doing: str = "starts"
 
 
-@ray.remote(num_cpus=0)
 class _Board:
     def __init__(self) -> None:
         self.progress, self.stopping = Progress(), False
@@ -75,43 +71,63 @@ class _Board:
 
 
 class Board:
-    """A handle that travels to the learners. The board itself lies on the driver's node: it is lost with that alone."""
+    """A handle that travels to the learners. The board itself is an actor on the driver's node, and lost with that
+    alone; in_process: an object of this process, which has the only learner too."""
 
-    def __init__(self) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    def __init__(self, *, in_process: bool = False) -> None:
         self._answer: Any = None
+        self._own: _Board | None = _Board() if in_process else None
+        if in_process:
+            return
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Start a call of the board; returns what `_wait` gets its answer from."""
+        if self._own is not None:
+            return getattr(self._own, name)(*arguments)
+        return getattr(self._actor, name).remote(*arguments)
+
+    def _wait(self, answer: Any) -> Any:
+        if self._own is not None:
+            return answer
+        import ray
+
+        return ray.get(answer)
 
     def put(self, step: int, note: str) -> None:
         """Say how far the run is; does not wait."""
-        self._answer = self._actor.put.remote(step, note)
+        self._answer = self._call("put", step, note)
 
     def tell(self, text: str) -> None:
         """Have the driver say it; does not wait."""
-        self._actor.tell.remote(text)
+        self._call("tell", text)
 
     def fail(self, reason: str) -> None:
         """Say that the run is over, and why, which the first who fails knows; returns once that is told."""
-        ray.get(self._actor.fail.remote(reason))
+        self._wait(self._call("fail", reason))
 
     @contextlib.contextmanager
     def pulse(self, rank: int) -> Iterator[Pulse]:
         """Within the block a learner gives signs of life; it writes into the pulse what it does."""
         pulse = Pulse()
-        with every(_BEAT, lambda: self._actor.beat.remote(rank, pulse.doing)):
+        with every(_BEAT, lambda: self._call("beat", rank, pulse.doing)):
             yield pulse
 
     def is_stopping(self) -> bool:
         """Whether the learners were told to stop when this one last put something."""
-        return self._answer is not None and bool(ray.get(self._answer))
+        return self._answer is not None and bool(self._wait(self._answer))
 
     def get(self) -> Progress:
-        found: Progress = ray.get(self._actor.get.remote())
+        found: Progress = self._wait(self._call("get"))
         return found
 
     def stop(self) -> None:
         """Have the learners stop once their step is done."""
-        self._actor.stop.remote()
+        self._call("stop")
 
 
 @contextlib.contextmanager

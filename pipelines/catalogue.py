@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
 from numpy.typing import NDArray
 
 from jest_core import tables
@@ -208,6 +206,8 @@ def _catalogue_shards(
     run: Run, paths: list[str], directory: str, index: str, parent: Catalogue | None
 ) -> dict[int, dict[str, Any]]:
     """Write the parts that are missing; describe all."""
+    import ray.data
+
     lists = {name: ray.put(found) for name, found in rules.load_lists(run).items()}
     places = [Place(i, path, directory, index) for i, path in enumerate(paths)]
     done = set(storage.names(f"{directory}/parts", ".parquet"))
@@ -229,6 +229,8 @@ def _catalogue_shard(item: dict[str, Any], run: Run, lists: dict[str, Any], pare
     place: Place = item["place"]
     part = f"{place.directory}/parts/{part_name(place.number)}"
     if not item["done"]:
+        import ray
+
         if place.path.endswith(".tar") and parent is None:
             write_index(place.path, f"{place.index}/{part_name(place.number)}")
         size = storage.size(place.path)  # before it is read: what changes meanwhile is noticed by its uids
@@ -286,6 +288,8 @@ def _write_part(path: str, groups: list[pa.Table], row_group_sizes: list[int], s
 
 def _drop_duplicates(directory: str, described: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Of kept rows with one key, all but the first of the first shard are dropped; returns the parts that changed."""
+    import ray.data
+
     keys = ray.data.from_items(
         [{"number": i, "part": f"{directory}/parts/{part_name(i)}"} for i in described],
         override_num_blocks=min(len(described), 1000),

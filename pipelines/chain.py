@@ -5,21 +5,22 @@ starts from, its reference's, and the score cache. Which run of the chain makes 
 there is not made again.
 """
 
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from jest_core.config import Run
 from jest_core.rules import ScoreRule
-from pipelines import catalogue, evaluation, ingest, learner, reference_scores, report, storage, subset
+from pipelines import learner, storage
 
-STAGES: dict[str, Callable[[Run], Any]] = {
-    "ingest": ingest.run_stage,
-    "catalogue": catalogue.run_stage,
-    "reference-scores": reference_scores.run_stage,
-    "select": subset.run_stage,
-    "train": learner.run_stage,
-    "evaluate": evaluation.run_stage,
-    "report": lambda run: report.run_stage([run.path(run.run_dir)], f"{run.path(run.run_dir)}/report.html"),
+STAGES = {  # in their order, and the module of each
+    "ingest": "ingest",
+    "catalogue": "catalogue",
+    "reference-scores": "reference_scores",
+    "select": "subset",
+    "train": "learner",
+    "evaluate": "evaluation",
+    "report": "report",
 }
 
 
@@ -27,7 +28,14 @@ def run_stages(run: Run, stages: list[str]) -> None:
     """Each does what is missing of it, so that the same stages again go on where they stopped."""
     refuse_stages(stages)
     for stage in stages:
-        STAGES[stage](run)
+        run_stage(stage, run)
+
+
+def run_stage(stage: str, run: Run) -> Any:
+    """One of STAGES, whose module is imported when its turn has come."""
+    module: Any = importlib.import_module(f"pipelines.{STAGES[stage]}")
+    directory = run.path(run.run_dir)
+    return module.run_stage([directory], f"{directory}/report.html") if stage == "report" else module.run_stage(run)
 
 
 def refuse_stages(stages: list[str]) -> None:
@@ -39,10 +47,10 @@ def refuse_stages(stages: list[str]) -> None:
 
 
 class Chain:
-    """Runs below one root, of which some make what others use. in_process: as of the train stage."""
+    """Runs below one root, of which some make what others use."""
 
-    def __init__(self, runs: Iterable[Run], *, in_process: bool = False) -> None:
-        self.runs, self.in_process = list(runs), in_process
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.runs = list(runs)
         self.finished: set[str] = set()  # run directories, by this process
 
     def finish(self, run: Run) -> str:
@@ -56,9 +64,9 @@ class Chain:
             self._made_by(run.reference.checkpoint)
         if run.reads_scores:
             self._scores(run)
-        learner.run_stage(run, run.run_dir.rsplit("/", 1)[-1], in_process=self.in_process)
+        learner.run_stage(run, run.run_dir.rsplit("/", 1)[-1])
         if run.evaluation is not None:
-            evaluation.run_stage(run)
+            run_stage("evaluate", run)
         self.finished.add(directory)
         return directory
 
@@ -70,7 +78,7 @@ class Chain:
         for rule in run.data.rules:
             if isinstance(rule, ScoreRule) and (scored := self._scoring(rule.scores)) is not None:
                 self._scores(scored)
-        catalogue.run_stage(run)
+        run_stage("catalogue", run)
 
     def _made_by(self, checkpoint: str | None) -> None:
         """Finish the run that ends with this checkpoint, where it is one of the chain's."""
@@ -87,7 +95,7 @@ class Chain:
         if (wide := self._over(run.data.refines)) is not None:
             run = run.model_copy(update={"data": wide.data})
         self._catalogue(run)
-        reference_scores.run_stage(run)
+        run_stage("reference-scores", run)
 
     def _over(self, catalogue_dir: str | None) -> Run | None:
         """A run over this catalogue."""

@@ -10,9 +10,10 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 from jest_core import config as run_files
 from jest_core.config import Run
 from jest_core.rules import DenyRule, DuplicateRule, ScoreRule, SubsetRule
-from pipelines import checkpoints, cluster, evaluation_sets, replay, rules, shards, sizes, storage, super_batches
+from pipelines import checkpoints, cluster, evaluation_sets, replay, rules, shards, sizes, storage
 from pipelines.catalogue import open_catalogue
 from pipelines.sizes import Pairs
+from pipelines.source import open_source
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _checkpoint(path: str, remedy: str) -> str:
 def _scores(run: Run) -> str:
     assert run.reference is not None
     try:
-        super_batches.open_source(run)
+        open_source(run)
     except FileNotFoundError as error:
         raise _NotYet(str(error)) from None
     return f"{run.reference.scores} belongs to the catalogue"

@@ -1,29 +1,46 @@
 """The Ray that stages run on: the cluster of RAY_ADDRESS where one is set, else one on this machine."""
 
+import atexit
 import contextlib
 import ctypes
+import importlib
 import logging
 import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
-import ray
 
+DATA_CPUS = 2  # concurrent read tasks of one learner
 _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_FOLDER = "jest-ray-"  # and the number of our process: where a local Ray keeps its sockets and logs
+_PATIENCE = 5.0  # seconds that Ray's processes get to end by themselves
+_ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def connect() -> None:
     """Start or join Ray; a second call does nothing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ layer writes to the terminal otherwise
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    import ray
+
     if ray.is_initialized():
         return
     if not is_local():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
+    _remove_stale_folders()
+    atexit.register(disconnect)  # for those who call from a program of their own
     cores = os.cpu_count() or 1
+    ends = signal.getsignal(signal.SIGTERM)
     ray.init(
         "local",  # never one that somebody else has started here
         # logical: an actor pool that takes every CPU would leave none to its readers, and the pipeline would never
@@ -33,7 +50,91 @@ def connect() -> None:
         object_store_memory=local_object_store_bytes(),
         log_to_driver=False,
         logging_level=logging.ERROR,
+        _temp_dir=str(_folder()),
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ends)  # Ray has set its own
+
+
+@contextlib.contextmanager
+def connected_meanwhile(module: str, *, readers: str) -> Iterator[None]:
+    """Start or join Ray while this process imports a module in a thread; within the block both are done.
+
+    readers: a module that the workers which will read import meanwhile too, where Ray is this machine alone. PyTorch's
+    import and Ray's start take seconds each, and neither needs the other.
+    """
+    with ThreadPoolExecutor(1, "import") as thread:
+        imported = thread.submit(importlib.import_module, module)
+        connect()
+        import ray
+
+        warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(DATA_CPUS if is_local() else 0)]
+        imported.result()
+    yield
+    ray.get(warm)  # while they are busy Ray would start others for what is to be read
+
+
+def _import(module: str) -> None:
+    importlib.import_module(module)
+
+
+def disconnect() -> None:
+    """Leave Ray. Of one that `connect` started here, no process, socket or file stays behind."""
+    folder = _folder()
+    if not folder.exists():  # none was started here
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        return
+    import ray
+
+    own = [process for process in psutil.Process().children() if str(folder) in " ".join(_command(process))]
+    own += [child for process in own for child in process.children(recursive=True)]
+    ray.shutdown()
+    _, alive = psutil.wait_procs(own, timeout=_PATIENCE)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_PATIENCE)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def cleared_up() -> Iterator[None]:
+    """Within the block Ray may be started; however the block ends, nothing of a local one outlives it. SIGTERM, and
+    SIGHUP of a terminal that closes, end it as an error does, with the exit status that shells give them."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ends = [number for number in _ENDS if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in ends:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in (*ends, signal.SIGINT):  # another must not cut this short
+            signal.signal(number, signal.SIG_IGN)
+        disconnect()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _folder() -> Path:
+    """Of the Ray that this process starts. Short, as paths of sockets have to be."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"{_FOLDER}{os.getpid()}"
+
+
+def _remove_stale_folders() -> None:
+    """What commands that were killed could not remove."""
+    for folder in _folder().parent.glob(f"{_FOLDER}*"):
+        pid = folder.name.removeprefix(_FOLDER)
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def local_object_store_bytes() -> int:
@@ -63,6 +164,8 @@ def is_local() -> bool:
 def n_workers(gpus_each: float) -> int:
     """How many actors the cluster has room for: by its GPUs; without, one a core here, or for each two CPUs elsewhere,
     which leaves the others to decode."""
+    import ray
+
     resources = ray.cluster_resources()
     if gpus_each:
         return max(1, int(resources.get("GPU", 0) / gpus_each))
@@ -71,8 +174,9 @@ def n_workers(gpus_each: float) -> int:
 
 def data_context(n_cpus: int | None = None) -> None:
     """Ray Data as jest uses it, in this process: ordered, quiet, and within n_cpus where given."""
-    import ray.data
+    import ray.data  # which sets its loggers up
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

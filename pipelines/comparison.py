@@ -13,7 +13,7 @@ from rich.table import Table
 from jest_core import config as run_files
 from jest_core import flops
 from jest_core.config import Run
-from pipelines import evaluation, selection_log, storage
+from pipelines import evaluation, needs, selection_log, storage
 
 NOTE = (
     "Scores in %. FLOPs as executed, and with the scoring forward of the selected examples counted as reused (the "
@@ -71,7 +71,7 @@ class Finished:
 
 def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
-    manifest = storage.finished(directory, "train", "train it first")
+    manifest = needs.report(directory)
     run = run_files.load(storage.read_bytes(f"{directory}/run.yaml").decode())
     return Finished(directory, run, manifest, evaluation.read_results(directory))
 

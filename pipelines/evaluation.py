@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from jest_core.evaluation import (
 )
 from jest_core.preprocess import View
 from jest_core.towers import Towers
-from pipelines import checkpoints, cluster, evaluation_sets, progress, storage
+from pipelines import checkpoints, cluster, evaluation_sets, needs, progress, storage
 from pipelines.evaluation_sets import Example
 
 RESULTS = "eval_results.jsonl"
@@ -45,8 +44,7 @@ def run_stage(run: Run, *, watch: bool = False) -> list[Line]:
 
     On a cluster each checkpoint is a task. watch: go on, as checkpoints appear, until the run has finished.
     """
-    if run.evaluation is None:
-        raise ValueError("the run file has no `evaluation` part: nothing to evaluate on")
+    needs.evaluate(run)
     directory = run.path(run.run_dir)
     while watch and not storage.is_finished(directory):
         _evaluate_all(run, directory)
@@ -145,6 +143,8 @@ def _evaluate_all(run: Run, directory: str) -> None:
 
 def _on_cluster(run: Run, steps: list[int]) -> Iterator[list[Line]]:
     """A task for each checkpoint; its results come as they are ready."""
+    import ray
+
     assert run.evaluation is not None
     cluster.connect()
     task: Any = ray.remote(num_cpus=1, num_gpus=run.evaluation.gpus)(_of_checkpoint)

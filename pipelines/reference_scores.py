@@ -26,7 +26,7 @@ from jest_core.flexible import Resolution
 from jest_core.learnability import matched_losses
 from jest_core.scorers import Batch
 from jest_core.towers import Towers
-from pipelines import blocks, calibration, checkpoints, cluster, features, progress, score_cache, storage
+from pipelines import blocks, calibration, checkpoints, cluster, features, needs, progress, score_cache, storage
 from pipelines.catalogue import Catalogue, held_catalogue, open_catalogue
 from pipelines.stopwatch import Stopwatch
 
@@ -39,8 +39,8 @@ def run_stage(run: Run) -> dict[str, Any]:
 
     A second run does the shards that are missing; a directory made by another reference or catalogue is refused.
     """
-    if run.reference is None:
-        raise ValueError("the run file has no `reference` part: nothing to score with")
+    needs.reference_scores(run)
+    assert run.reference is not None
     return score(run, run.reference)
 
 

@@ -37,7 +37,7 @@ def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
     seeds = 1 if smoke else seeds
     for tier in ("small",) if smoke else ("small", "medium"):
         place(tier, root)
-    chain = Chain((load_run(name, 0, root, smoke=smoke) for name in told["runs"]), in_process=True)
+    chain = Chain(load_run(name, 0, root, smoke=smoke) for name in told["runs"])
     results = read_results(f"{root}/{RESULTS}")
     for figure, spec in wanted.items():
         todo = list(_runs_of(spec, seeds))

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from jest_core import tables
@@ -157,21 +156,27 @@ class Parts:
     """Shards whose fragments are complete become parts, by tasks, a few at a time; the fragments go then."""
 
     def __init__(self, run: Run, directory: str, config: dict[str, Any]) -> None:
+        import ray
+
+        self._write: Any = ray.remote(num_cpus=1)(_write)
         self.run, self.directory, self.config = run, directory, config
         self.at_once = cluster.n_cores() if cluster.is_local() else _AT_ONCE
         self.under_way: list[Any] = []
 
     def write(self, shard: int, fragments: list[tuple[int, str]]) -> None:
-        self.under_way.append(_write.remote(self.run, self.directory, shard, fragments, self.config))
+        import ray
+
+        self.under_way.append(self._write.remote(self.run, self.directory, shard, fragments, self.config))
         if len(self.under_way) > self.at_once:
             done, self.under_way = ray.wait(self.under_way)
             ray.get(done)  # raises its error, if it had one
 
     def wait(self) -> None:
+        import ray
+
         ray.get(self.under_way)
 
 
-@ray.remote(num_cpus=1)
 @storage.retried
 def _write(run: Run, directory: str, shard: int, fragments: list[tuple[int, str]], config: dict[str, Any]) -> None:
     try:

@@ -16,6 +16,7 @@ from jest_core.config import Run
 from jest_core.learnability import Embeddings, batch_score, pair_scores
 from jest_core.selection import gibbs_select, select
 from pipelines import checkpoints, cluster, progress, super_batches
+from pipelines.source import open_source
 
 _CHUNKS = (1, 2, 4, 8, 16, 32)
 _METHODS: tuple[Method, ...] = ("joint", "independent")
@@ -29,7 +30,7 @@ def super_batch(run: Run, sub_batch_size: int) -> tuple[Run, Any, Embeddings]:
     n_streams = math.gcd(run.data.n_streams, run.super_batch_size)  # a small super-batch has no row of each of many
     run = run.model_copy(update={"data": run.data.model_copy(update={"n_streams": n_streams, "decode": "eager"})})
     cluster.connect()
-    source = super_batches.open_source(run)
+    source = open_source(run)
     size = towers.inputs_of(run.model).view.image_size
     examples = next(super_batches.stream(run, source, size, rank=0, n_learners=1, first_step=0))
     assert source.scale_and_bias is not None

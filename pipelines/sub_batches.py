@@ -27,6 +27,7 @@ from jest_core.selector import Selector, draw
 from jest_core.towers import Towers
 from pipelines import checkpoints, cluster, reference_scores, replay, storage, super_batches
 from pipelines.selection_log import SelectionLog
+from pipelines.source import Source, open_source
 
 
 class SubBatches:
@@ -50,7 +51,7 @@ class SubBatches:
         towers.refuse_resolutions(run)
         if run.data.replay is not None:
             replay.refuse(run)
-        source = super_batches.open_source(run)
+        source = open_source(run)
         if self.rank == 0:
             storage.begin(self.directory, "sub-batches", run.identity())
             storage.write_bytes(f"{self.directory}/run.yaml", run_files.dump(run).encode())
@@ -92,7 +93,7 @@ class SubBatches:
 
 
 def stream(
-    run: Run, source: super_batches.Source, pair: Towers, *, rank: int, n_learners: int, first_step: int
+    run: Run, source: Source, pair: Towers, *, rank: int, n_learners: int, first_step: int
 ) -> Iterator[Examples]:
     """What a learner draws from: its share of the order's super-batches, or of the sub-batches that are replayed."""
     size = pair.view.image_size
@@ -101,9 +102,7 @@ def stream(
     return super_batches.stream(run, source, size, rank=rank, n_learners=n_learners, first_step=first_step)
 
 
-def selector(
-    run: Run, source: super_batches.Source, pair: Towers, group: dist.ProcessGroup | None, decoders: Executor
-) -> Selector:
+def selector(run: Run, source: Source, pair: Towers, group: dist.ProcessGroup | None, decoders: Executor) -> Selector:
     """What a learner selects with: the reference's cache, or the reference itself; decoders: threads."""
     reference, prepare_reference, scale_and_bias = None, None, source.scale_and_bias
     if run.uses_reference and not run.reads_scores:

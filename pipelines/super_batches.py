@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
@@ -28,47 +27,16 @@ from jest_core import config as run_files
 from jest_core import tables, towers
 from jest_core.config import Run
 from jest_core.examples import Examples
-from jest_core.order import Order, Piece, Window
-from jest_core.rules import ScoreRule
+from jest_core.order import Piece, Window
 from jest_core.towers import Inputs
 from pipelines import blocks, cluster, score_cache, storage
-from pipelines.catalogue import Catalogue, Place, open_catalogue
+from pipelines.catalogue import Place
 from pipelines.shards import Shard
+from pipelines.source import Source
 
 T = TypeVar("T")
 
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
-_DATA_CPUS = 2  # concurrent read tasks of one learner
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a run's super-batches are made of: the catalogue and, unless nothing is scored, the reference's cache."""
-
-    order: Order
-    catalogue: Catalogue
-    scale_and_bias: tuple[float, float] | None
-
-
-def open_source(run: Run) -> Source:
-    """Read the manifests. Raises where a stage has not run, or the cache belongs to another catalogue."""
-    found = open_catalogue(run.path(run.data.catalogue))
-    if not run.reads_scores:
-        return Source(found.order(run), found, None)
-    assert run.reference is not None
-    directory = run.path(run.reference.scores)
-    scores = score_cache.opened(directory)
-    score_cache.refuse_other(scores, found, directory)
-    scale_and_bias = score_cache.scale_and_bias(scores)
-    if scores["config"]["catalogue"] == found.manifest["fingerprint"]:
-        return Source(found.order(run, score_cache.good_slots(directory)), found, scale_and_bias)
-    by_scores = any(isinstance(rule, ScoreRule) and rule.scores for rule in run.data.rules)
-    if score_cache.n_bad(scores["counts"]) and not by_scores:
-        raise ValueError(
-            f"{directory} found rows that do not decode, and {run.data.catalogue} may keep them: refine with a rule "
-            "{rule: score, scores: ..., at_least: -1}, which drops what was not scored"
-        )
-    return Source(found.order(run), found, scale_and_bias)
 
 
 def stream(
@@ -131,7 +99,7 @@ def read_ahead(
 
     item: what a task is told of one; size: its number of rows; n_ahead: so many in one Ray dataset.
     """
-    cluster.data_context(_DATA_CPUS)
+    cluster.data_context(cluster.DATA_CPUS)
 
     def start(some: list[T]) -> list[Any]:
         """One Ray dataset -> references to its blocks, in order."""

@@ -7,7 +7,6 @@ from math import ceil
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 from numpy.typing import NDArray
 
 from pipelines import storage
@@ -40,6 +39,8 @@ def _reach(counts: NDArray[np.int64], n: int) -> tuple[int, int]:
 
 def _count(directory: str, column: str, highs: list[int]) -> NDArray[np.int64]:
     """How often each lower half occurs below each of these upper halves; without them, each upper half: (1, 65536)."""
+    import ray.data
+
     parts = storage.names(f"{directory}/parts", ".parquet")
     stage = ray.data.from_items(parts, override_num_blocks=min(len(parts), 200)).map_batches(
         partial(_histograms, directory=directory, column=column, highs=highs), batch_size=None, batch_format="pyarrow"

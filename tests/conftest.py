@@ -45,14 +45,12 @@ def _two_threads() -> None:
 @pytest.fixture(scope="session")
 def ray_session(s3: str) -> Iterator[None]:
     """One Ray for all tests that need it, on this machine; after the S3 server, whose address its workers inherit."""
-    import ray
-
     from pipelines import cluster
 
     os.environ.pop("RAY_ADDRESS", None)
     cluster.connect()
     yield
-    ray.shutdown()
+    cluster.disconnect()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from PIL import Image
 
 from jest_core import config as run_files
 from pipelines import catalogue, cluster, storage, super_batches
+from pipelines.source import open_source
 from tests.conftest import RUN
 
 STORE = 80 << 20
@@ -66,7 +67,7 @@ class Consumer:
     def consume(self) -> tuple[list[bytes], int]:
         """This share of each super-batch's uids, and the bytes of its images."""
         opened = _count_opened_shards()
-        source = super_batches.open_source(self.run)
+        source = open_source(self.run)
         shares = super_batches.stream(self.run, source, SIZE, rank=self.rank, n_learners=self.n_learners, first_step=0)
         uids, n_bytes = [], 0
         for share in shares:

@@ -39,6 +39,7 @@ from jest_core.preprocess import normalise
 from pipelines import catalogue, cluster, super_batches
 from pipelines.drawings import pictures, rows, sources
 from pipelines.drawings.sources import EmojiNames
+from pipelines.source import open_source
 from tests.benchmarks.measure import console, machine, peak_bytes, table, threads
 
 MODEL, SIZE, SCORED_SIZE = "ViT-B-32", 224, 112
@@ -175,7 +176,7 @@ def _super_batches(shards: str, n: int, work: Path, method: str, decode: str) ->
     text = RUN.format(root=work, shards=shards, decode=decode, method=method, size=size, trained=trained)
     run = run_files.load(text)
     catalogue.run_stage(run)
-    source = super_batches.open_source(run)
+    source = open_source(run)
     return super_batches.prefetch(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines import catalogue, reference_scores, storage, super_batches
 from pipelines.catalogue import Catalogue
+from pipelines.source import open_source
 from tests.pipelines.test_reference_scores import make_reference
 from tests.pipelines.test_rules import write_subset
 
@@ -130,7 +131,7 @@ def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_scored_ru
     assert child.manifest["counts"]["kept"] == pytest.approx(parent.manifest["counts"]["kept"] / 2, abs=1)
     for uid, fate in fates(parent).items():
         assert fate is None or fates(child)[uid] == fate  # what the parent dropped stays charged to its rule
-    source = super_batches.open_source(child_run)
+    source = open_source(child_run)
     assert source.order.n_rows == child.manifest["counts"]["kept"]
     batch = next(super_batches.stream(child_run, source, 32, rank=0, n_learners=1, first_step=0))
     cosines = (batch.reference_image.float() * batch.reference_text.float()).sum(1)
@@ -169,7 +170,7 @@ def test_a_subset_up_weights_and_a_catalogue_of_metadata_is_one(make_run, shards
     )
     found = catalogue.run_stage(run)
     assert found.manifest["counts"] == {"kept": 3, "subset": 597}
-    source = super_batches.open_source(run)
+    source = open_source(run)
     assert source.order.n_rows == 5
     offered: Counter[tuple[int, int]] = Counter()
     for batch in super_batches.stream(run, source, 32, rank=0, n_learners=1, first_step=0):
@@ -200,7 +201,7 @@ def test_sources_have_weights_and_an_epoch_holds_them(make_run, shards):
     ]
     run = make_run("uniform", *overrides)
     catalogue.run_stage(run)
-    source = super_batches.open_source(run)
+    source = open_source(run)
     assert source.order.n_rows == 2 * 150 + 38
     seen: Counter[int] = Counter()
     for batch in super_batches.stream(run, source, 32, rank=0, n_learners=1, first_step=0):
@@ -217,5 +218,5 @@ def test_an_empty_shard_among_others_is_no_error(make_run, shards, tmp_path):
     assert catalogue.run_stage(run).manifest["counts"] == {"kept": 40}
     counts = reference_scores.run_stage(run).get("counts")
     assert sum(counts.values()) == 40
-    batches = super_batches.stream(run, super_batches.open_source(run), 32, rank=0, n_learners=1, first_step=0)
+    batches = super_batches.stream(run, open_source(run), 32, rank=0, n_learners=1, first_step=0)
     assert len(list(batches)) == 2

@@ -19,7 +19,8 @@ import torch
 
 from jest_core import config as run_files
 from jest_core import tables, towers
-from pipelines import checkpoints, learner, score_cache, selection_log, storage, super_batches
+from pipelines import checkpoints, journal, learner, score_cache, selection_log, storage, super_batches
+from pipelines.source import open_source
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_flexijest_on_two_learners_is_that_of_one(prepared, low: list[str]):
     short = ["training.examples_trained=64", *low, *more]
     one, two = other_dir(prepared, "one", *short), other_dir(prepared, "two", *short, "training.n_learners=2")
     manifest = learner.run_stage(one)
-    assert manifest["flops_score"] < 0.75 * learner.step_costs(prepared)["flops_score"]
+    assert manifest["flops_score"] < 0.75 * journal.step_costs(prepared)["flops_score"]
     learner.run_stage(two)
     metrics = [selection_log.read_metrics(each.path(each.run_dir)) for each in (one, two)]
     for a, b in zip(*metrics, strict=True):
@@ -295,7 +296,7 @@ def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[s
     assert f"step {step}: " in str(raised.value)
     assert checkpoints.steps(directory) == list(range(1, step + 1))  # none with what the step did
     saved = pq.read_table(f"{directory}/failed/{name}")
-    batches = super_batches.stream(run, super_batches.open_source(run), 32, rank=0, n_learners=1, first_step=step)
+    batches = super_batches.stream(run, open_source(run), 32, rank=0, n_learners=1, first_step=step)
     assert saved["uid"].to_pylist() == next(batches).identities()["uid"].to_pylist()
 
 
@@ -305,7 +306,7 @@ def test_a_killed_run_goes_on_with_other_learners_at_the_same_example(prepared, 
     """A uniform run's log is the stream: after SIGKILL, on two learners instead of one, none is lost or doubled."""
     settings = ["selection.method=uniform", "training.examples_trained=1600", "training.checkpoint_every_steps=10"]
     run = other_dir(prepared, "killed", *settings)
-    source = super_batches.open_source(run)
+    source = open_source(run)
     batches = super_batches.stream(run, source, 32, rank=0, n_learners=1, first_step=0)
     names = ("uid_high", "uid_low", "occurrence", "shard", "row")
     expected = [row for batch in batches for row in zip(*(batch.rows[n].to_pylist() for n in names), strict=True)]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from jest_core import towers
 from pipelines import blocks, calibration, catalogue, checkpoints, reference_scores, score_cache, storage, super_batches
+from pipelines.source import open_source
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -117,7 +118,7 @@ def test_rows_that_do_not_decode_are_counted_and_leave_the_order(make_run, shard
     assert set(logged["reason"].to_pylist()) <= {"damaged", "no_image"}
     assert all(len(uid) == 32 for uid in logged["uid"].to_pylist())
     assert score_cache.n_bad(manifest["counts"]) == len(bad)
-    source = super_batches.open_source(run)
+    source = open_source(run)
     assert source.order.n_rows == manifest["counts"]["ok"]
     size = pair.view.image_size
     batch = next(super_batches.stream(run, source, size, rank=0, n_learners=1, first_step=0))
@@ -139,7 +140,7 @@ def test_a_cache_of_another_catalogue_is_refused_by_training(make_scored_run):
     other = make_scored_run("joint", "data.rules=[{rule: status}]", "data.catalogue=other")
     catalogue.run_stage(other)
     with pytest.raises(ValueError, match="scored for another catalogue"):
-        super_batches.open_source(other)
+        open_source(other)
 
 
 def test_scorers_write_columns_of_their_own_at_a_precision_of_choice(make_run, tmp_path):
@@ -179,7 +180,7 @@ def test_a_softmax_reference_gets_the_bias_that_fits_it(make_run, capsys):
     assert "has no logit_bias" in capsys.readouterr().out
     image, text = calibration.sample(run.path("scores"), catalogue.open_catalogue(run.path("catalogue")), seed=0)
     assert torch.sigmoid(scale * image @ text.T + bias).sum().item() == pytest.approx(len(image), rel=1e-3)
-    assert super_batches.open_source(run).scale_and_bias == (scale, bias)
+    assert open_source(run).scale_and_bias == (scale, bias)
     given = make_run("joint", "reference.model.name=jest-tiny-softmax", "reference.logit_bias=-7", "reference.scores=b")
     assert reference_scores.run_stage(given)["logit_bias"] == -7
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines import catalogue, storage, super_batches, tars
 from pipelines.shards import clean, open_shard
+from pipelines.source import open_source
 from tests import layouts
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -67,7 +68,7 @@ def test_all_layouts_give_the_same_examples(layout, where, folders, found, make_
     kept = catalogue.run_stage(run).manifest["counts"]
     assert kept["kept"] == layouts.N_PAIRS
     got = {}
-    for batch in super_batches.stream(run, super_batches.open_source(run), 32, rank=0, n_learners=1, first_step=0):
+    for batch in super_batches.stream(run, open_source(run), 32, rank=0, n_learners=1, first_step=0):
         assert batch.valid.all()
         for row in batch.rows.to_pylist():
             got[f"{row['uid_high']:016x}{row['uid_low']:016x}"] = (row["caption"], row["image"])

@@ -7,6 +7,7 @@ from tenacity import stop_after_attempt
 
 from jest_core import towers
 from pipelines import catalogue, storage, super_batches
+from pipelines.source import open_source
 
 SIZE = towers.create("jest-tiny", seed=0).view.image_size
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def uids_of(run, rank: int, n_learners: int, first_step: int = 0) -> list[list[tuple[int, int]]]:
     """(high half of the uid, occurrence) of each slot of each super-batch share."""
-    source = super_batches.open_source(run)
+    source = open_source(run)
     shares = super_batches.stream(run, source, SIZE, rank=rank, n_learners=n_learners, first_step=first_step)
     return [list(zip(s.rows["uid_high"].to_pylist(), s.rows["occurrence"].to_pylist(), strict=True)) for s in shares]
 
@@ -51,7 +52,7 @@ def test_the_tail_after_a_resume_is_the_rest(run):
 
 def test_captions_and_pictures_arrive_whole(run):
     pair = towers.create("jest-tiny", seed=0)
-    source = super_batches.open_source(run)
+    source = open_source(run)
     batch = next(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
     paths = source.catalogue.shards["path"].to_pylist()
     for slot in (0, 17, 47):
@@ -74,7 +75,7 @@ def test_a_row_that_fails_later_keeps_its_slot_and_is_masked(make_run, shards, t
     run = make_run("uniform", *overrides, source=str(source))
     catalogue.run_stage(run)
     before = uids_of(run, 0, 1)
-    first = next(super_batches.stream(run, super_batches.open_source(run), SIZE, rank=0, n_learners=1, first_step=0))
+    first = next(super_batches.stream(run, open_source(run), SIZE, rank=0, n_learners=1, first_step=0))
     shard, row = first.rows["shard"][5].as_py(), first.rows["row"][5].as_py()
     path = source / f"{shard:05d}.parquet"
     table = pq.read_table(path)
@@ -82,7 +83,7 @@ def test_a_row_that_fails_later_keeps_its_slot_and_is_masked(make_run, shards, t
     images[row] = images[row][:20]
     index = table.schema.get_field_index("webp")
     pq.write_table(table.set_column(index, "webp", pa.array(images, pa.binary())), path, row_group_size=50)
-    batch = next(super_batches.stream(run, super_batches.open_source(run), SIZE, rank=0, n_learners=1, first_step=0))
+    batch = next(super_batches.stream(run, open_source(run), SIZE, rank=0, n_learners=1, first_step=0))
     assert uids_of(run, 0, 1) == before
     assert batch.valid.tolist() == [slot != 5 for slot in range(48)]
 
@@ -117,7 +118,7 @@ def on_s3(make_run, s3, shards, tmp_path):
 def test_storage_that_comes_back_within_a_minute_costs_no_example(on_s3, s3_server):
     """The server is killed under the stream and started again three seconds later."""
     quiet = uids_of(on_s3, 0, 1)
-    source = super_batches.open_source(on_s3)
+    source = open_source(on_s3)
     shares = super_batches.stream(on_s3, source, SIZE, rank=0, n_learners=1, first_step=0)
     got = [next(shares)]
     s3_server.kill()
@@ -133,7 +134,7 @@ def test_storage_that_comes_back_within_a_minute_costs_no_example(on_s3, s3_serv
 
 
 def test_storage_that_stays_away_is_fatal_and_no_bad_row(on_s3, s3_server):
-    source = super_batches.open_source(on_s3)
+    source = open_source(on_s3)
     piece = next(source.order.windows(0, 0)).pieces[0]
     impatient = super_batches._read_piece.retry_with(stop=stop_after_attempt(2))
     s3_server.kill()
