@@ -152,7 +152,7 @@ def run_stage(run: Run) -> Catalogue:
     names = ", ".join(rule.rule for rule in run.data.rules) or "none"
     progress.say("catalogue", f"{len(paths):,} shards, rules {names}: reading metadata only")
     cluster.connect()
-    cluster.data_context()
+    cluster.data_context(cluster.n_cores() if cluster.is_local() else None)  # each task is a process
     run = rules.with_thresholds(run)
     index = parent.manifest["index"] if parent else f"{directory}/index"
     described = _catalogue_shards(run, paths, directory, index, parent)
@@ -290,6 +290,7 @@ def _drop_duplicates(directory: str, described: dict[int, dict[str, Any]]) -> di
     """Of kept rows with one key, all but the first of the first shard are dropped; returns the parts that changed."""
     import ray.data
 
+    cluster.data_context()  # its actors have to run all at once
     keys = ray.data.from_items(
         [{"number": i, "part": f"{directory}/parts/{part_name(i)}"} for i in described],
         override_num_blocks=min(len(described), 1000),

@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 
-DATA_CPUS = 2  # concurrent read tasks of one learner
 _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FOLDER = "jest-ray-"  # and the number of our process: where a local Ray keeps its sockets and logs
@@ -52,8 +51,8 @@ def connect() -> None:
         logging_level=logging.ERROR,
         _temp_dir=str(_folder()),
     )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ends)  # Ray has set its own
+    if ends is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ends)  # Ray has put its own in place of it
 
 
 @contextlib.contextmanager
@@ -68,7 +67,7 @@ def connected_meanwhile(module: str, *, readers: str) -> Iterator[None]:
         connect()
         import ray
 
-        warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(DATA_CPUS if is_local() else 0)]
+        warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(read_tasks() if is_local() else 0)]
         imported.result()
     yield
     ray.get(warm)  # while they are busy Ray would start others for what is to be read
@@ -145,6 +144,11 @@ def local_object_store_bytes() -> int:
 def n_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def read_tasks() -> int:
+    """How many tasks read for one learner, or for the stage of this process, at the same time."""
+    return int(os.environ.get("JEST_READ_TASKS", "2"))
 
 
 def keep_freed_memory() -> None:

@@ -177,8 +177,8 @@ def _embed_shards(
     for shard in todo[units_left[todo] == 0].tolist():
         parts.write(shard, [])
     n_actors = spec.n_actors or cluster.n_workers(spec.gpus_per_actor)
-    # on one machine no more tasks than cores: each is a process that imports PyTorch
-    cluster.data_context(n_actors + cluster.n_cores() if cluster.is_local() else None)
+    # on one machine few tasks: each is a process that imports PyTorch
+    cluster.data_context(n_actors + cluster.read_tasks() if cluster.is_local() else None)
     rates = Stopwatch(("read", "decode", "embed", "write"), "embed", n_actors, shared=not spec.gpus_per_actor)
     if len(units):
         stage = (

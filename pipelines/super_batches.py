@@ -99,7 +99,7 @@ def read_ahead(
 
     item: what a task is told of one; size: its number of rows; n_ahead: so many in one Ray dataset.
     """
-    cluster.data_context(cluster.DATA_CPUS)
+    cluster.data_context(cluster.read_tasks())
 
     def start(some: list[T]) -> list[Any]:
         """One Ray dataset -> references to its blocks, in order."""

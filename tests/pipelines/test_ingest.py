@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import subprocess
 import time
 import urllib.request
 from collections import Counter
@@ -18,7 +17,7 @@ from jest_core import config
 from pipelines import catalogue, ingest, storage, web
 from pipelines.shards import derive_uid, open_shard
 from tests import layouts
-from tests.pipelines.test_scoring_survives import command, finish, kill
+from tests.commands import Command, command, finish, write
 from tests.websites import Website
 
 ODD = [
@@ -155,16 +154,14 @@ def test_a_kill_costs_the_shards_that_were_under_way(make_run, tmp_path, site: W
     settings = "{urls: urls.parquet, shards: fetched, rows_per_shard: 5, n_tasks: 2, private_addresses: true}"
     slowly = "ingest.requests_per_host_per_second=10"
     run = make_run("joint", f"ingest={settings}", slowly, "data.shards=fetched/*.tar")
-    (tmp_path / "run.yaml").write_text(config.dump(run))
-    directory, process = str(tmp_path / "fetched"), subprocess.Popen(command("ingest", tmp_path / "run.yaml"))
-    while len(storage.names(directory, "_stats.json")) < 3:
-        assert process.poll() is None
-        time.sleep(0.05)
-    kill(process)
+    directory, words = str(tmp_path / "fetched"), command("ingest", write(run, tmp_path))
+    with Command(tmp_path / "log", *words) as first:
+        first.wait_until(lambda: len(storage.names(directory, "_stats.json")) >= 3)
+        first.kill()
     done = {name.removesuffix("_stats.json") for name in storage.names(directory, "_stats.json")}
     assert 3 <= len(done) < 12
     asked = Counter(site.asked)
-    finish("ingest", tmp_path / "run.yaml")
+    finish(*words)
     fetched = {5 * int(shard) + i for shard in done for i in range(5)}
     again = [path for path in site.asked - asked if int(path.partition("?")[2]) in fetched]
     assert not again  # what was done is not fetched again

@@ -1,24 +1,15 @@
 """Whole runs of Ray Train on real shards: they resume exactly, and learners agree."""
 
-import contextlib
 import io
-import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import open_clip
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from jest_core import config as run_files
-from jest_core import tables, towers
+from jest_core import towers
 from pipelines import checkpoints, journal, learner, score_cache, selection_log, storage, super_batches
 from pipelines.source import open_source
 
@@ -152,131 +143,6 @@ def test_flexijest_on_two_learners_is_that_of_one(prepared, low: list[str]):
     assert 0.1 < first["jest/score_spearman"] < 1
 
 
-@pytest.mark.long
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("victim", "learners"),
-    [
-        ("learner", ["training.n_learners=1"]),
-        ("driver", ["training.n_learners=1"]),
-        ("node", ["training.n_learners=2", "training.shard_weights=true"]),
-    ],
-)
-def test_a_killed_run_finishes_with_the_log_of_a_quiet_one(prepared, tmp_path, victim: str, learners: list[str]):
-    """SIGKILL in mid-run: Ray Train restarts a learner by itself; after a driver's, or that of every process of the
-    node, the same command is started again."""
-    settings = ["training.examples_trained=640", "training.checkpoint_every_steps=5", *learners]
-    quiet, killed = other_dir(prepared, "quiet", *settings), other_dir(prepared, "killed", *settings)
-    run_file = tmp_path / "killed.yaml"
-    run_file.write_text(run_files.dump(killed))
-    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
-    process = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    directory = killed.path("killed")
-    deadline = time.monotonic() + 300
-    while not checkpoints.steps(directory):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "no checkpoint in time"
-        time.sleep(0.05)
-    if victim == "learner":
-        workers = [
-            p
-            for p in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())
-        ]
-        assert workers, "no learner process found"
-        workers[0].send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output
-    else:
-        node = psutil.Process(process.pid).children(recursive=True) if victim == "node" else []
-        os.killpg(process.pid, signal.SIGKILL)
-        for each in node:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.communicate()
-        assert checkpoints.steps(directory)[-1] < killed.n_steps
-        again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-        assert again.returncode == 0, again.stdout + again.stderr
-        assert "resumes after step" in again.stdout
-    learner.run_stage(quiet)
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
-    assert json.loads(storage.read_bytes(f"{directory}/manifest.json"))["complete"]
-    weights = [checkpoints.read(each.path(each.run_dir))["state_dict"] for each in (quiet, killed)]
-    for name, value in weights[0].items():
-        assert torch.equal(value, weights[1][name]), name
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_sigterm_stops_after_a_checkpoint_and_the_same_command_goes_on(prepared, tmp_path):
-    steps = ["training.examples_trained=1600", "training.checkpoint_every_steps=1000"]
-    quiet = other_dir(prepared, "quiet", *steps)
-    stopped = other_dir(
-        prepared, "stopped", *steps, "training.checkpoint_every_minutes=0.005", "training.keep_last_checkpoints=2"
-    )
-    run_file = tmp_path / "stopped.yaml"
-    run_file.write_text(run_files.dump(stopped))
-    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    directory = stopped.path("stopped")
-    deadline = time.monotonic() + 300
-    while not checkpoints.steps(directory):  # by time: no step of this run is due by number
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "no checkpoint in time"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    reached = checkpoints.steps(directory)[-1]
-    assert f"stopped with a checkpoint after step {reached};" in output
-    assert reached < stopped.n_steps
-    again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"resumes after step {reached} of" in again.stdout
-    assert len(checkpoints.steps(directory)) == 2
-    learner.run_stage(quiet, in_process=True)
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
-    weights = []
-    for run in (quiet, stopped):
-        towers.load_weights(pair := towers.create("jest-tiny", seed=9), checkpoints.read(run.path(run.run_dir)))
-        weights.append(towers.weights_hash(pair.model))
-    assert weights[0] == weights[1]
-
-
-@pytest.mark.long
-def test_a_learner_that_hangs_is_named_and_nothing_of_the_run_stays_behind(prepared, tmp_path):
-    run = other_dir(
-        prepared,
-        "hung",
-        "training.examples_trained=32000",
-        "training.n_learners=2",
-        "training.hang_minutes=1",
-    )
-    run_file = tmp_path / "hung.yaml"
-    run_file.write_text(run_files.dump(run))
-    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 300
-    while not checkpoints.steps(run.path("hung")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "no checkpoint in time"
-        time.sleep(0.05)
-    mine = psutil.Process(process.pid).children(recursive=True)
-    workers = [p for p in mine if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert len(workers) == 2
-    workers[0].send_signal(signal.SIGSTOP)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 1, output
-    assert "no learner has moved for 1." in output
-    silent = next(line for line in output.splitlines() if line.startswith("jest: ")).split(": ")[2].split("; ")
-    assert len([told for told in silent if ", silent for " in told]) == 1, output
-    assert all(told.startswith("learner ") for told in silent[:2])
-    _, alive = psutil.wait_procs(mine, timeout=60)
-    assert not alive
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "why", "in_process"),
@@ -298,42 +164,6 @@ def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[s
     saved = pq.read_table(f"{directory}/failed/{name}")
     batches = super_batches.stream(run, open_source(run), 32, rank=0, n_learners=1, first_step=step)
     assert saved["uid"].to_pylist() == next(batches).identities()["uid"].to_pylist()
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_a_killed_run_goes_on_with_other_learners_at_the_same_example(prepared, tmp_path):
-    """A uniform run's log is the stream: after SIGKILL, on two learners instead of one, none is lost or doubled."""
-    settings = ["selection.method=uniform", "training.examples_trained=1600", "training.checkpoint_every_steps=10"]
-    run = other_dir(prepared, "killed", *settings)
-    source = open_source(run)
-    batches = super_batches.stream(run, source, 32, rank=0, n_learners=1, first_step=0)
-    names = ("uid_high", "uid_low", "occurrence", "shard", "row")
-    expected = [row for batch in batches for row in zip(*(batch.rows[n].to_pylist() for n in names), strict=True)]
-    assert len(expected) == 1600
-    assert len(set(expected)) == 1600
-    run_file = tmp_path / "killed.yaml"
-    run_file.write_text(run_files.dump(run))
-    command = [sys.executable, "-m", "pipelines", "train", str(run_file)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    directory = run.path("killed")
-    deadline = time.monotonic() + 300
-    while not checkpoints.steps(directory):
-        assert process.poll() is None
-        assert time.monotonic() < deadline, "no checkpoint in time"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert checkpoints.steps(directory)[-1] < run.n_steps
-    again = [*command, "--set", "training.n_learners=2"]
-    finished = subprocess.run(again, capture_output=True, text=True, timeout=400, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "resumes after step" in finished.stdout
-    log = selection_log.read(directory)
-    assert log["step"].to_pylist() == [step for step in range(50) for _ in range(32)]
-    high, low = tables.uid_from_hex(log["uid"].to_pylist())
-    rest = [log[name].to_pylist() for name in names[2:]]
-    assert list(zip(high.tolist(), low.tolist(), *rest, strict=True)) == expected
 
 
 def test_a_run_without_its_inputs_says_what_to_run_first(make_run):
@@ -360,27 +190,6 @@ def test_an_online_reference_selects_what_its_cache_does(prepared):
     lines = [selection_log.read_metrics(run.path(run.run_dir))[0] for run in (cached, online)]
     assert lines[1]["jest/flops"] > lines[0]["jest/flops"]
     assert "jest/reference_time" in lines[1]
-
-
-@pytest.mark.long
-def test_a_full_disk_ends_the_run_and_leaves_what_was_whole(prepared):
-    """No file of this process may grow beyond 1 MB, as on a disk that is full; it is tried for about a minute."""
-    quiet, full = other_dir(prepared, "quiet"), other_dir(prepared, "full")
-    learner.run_stage(quiet, in_process=True)
-    directory = full.path("full")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
-    try:
-        with pytest.raises(RuntimeError) as raised:
-            learner.run_stage(full, in_process=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "the same command goes on from there" in str(raised.value)
-    assert "File too large" in str(raised.value.__cause__)
-    assert not checkpoints.steps(directory)
-    assert not [name for name in storage.names(f"{directory}/checkpoints") if name.endswith(".tmp")]
-    learner.run_stage(full, in_process=True)
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
 
 
 @pytest.mark.slow

@@ -1,0 +1,136 @@
+"""`jest` as a command of its own: started, waited for by what it has written, killed, and looked for afterwards."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from jest_core import config as run_files
+from jest_core.config import Run
+from pipelines import checkpoints, selection_log
+
+_MARK = "JEST_TEST_MARK"  # an environment variable, which all that a command starts inherits
+
+
+def write(run: Run, folder: Path) -> Path:
+    """The run file of a run."""
+    path = folder / f"{run.run_dir.replace('/', '-')}.yaml"
+    path.write_text(run_files.dump(run))
+    return path
+
+
+def command(stage: str, run_file: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines", stage, str(run_file), *more]
+
+
+class Command:
+    """A command under way, its output in a file; a context manager, after which nothing of it is left, or it fails."""
+
+    def __init__(self, log: Path, *words: str, **environment: str) -> None:
+        self.log, self.mark = log, uuid.uuid4().hex
+        self._seen: set[psutil.Process] = set()
+        with log.open("a") as out:
+            self.process = subprocess.Popen(
+                words,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment | {_MARK: self.mark},
+                preexec_fn=_hear_ctrl_c,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 200) -> None:
+        """Until something has happened; fails where the command ends before, or it takes too long."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.02)
+        self.all()
+
+    def wait_for_step(self, run: Run, step: int = 1) -> None:
+        """Until a checkpoint after so many steps, or more, is there."""
+        directory = run.path(run.run_dir)
+        self.wait_until(lambda: (checkpoints.steps(directory) or [0])[-1] >= step)
+
+    def ended(self, seconds: float = 300) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(seconds)
+
+    def all(self, name: str = "") -> list[psutil.Process]:
+        """All that it has started and that runs, also what has lost its parent; with this in its command line."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == self.mark:  # some rename themselves over it: their parents do not
+                    self._seen |= {process, *process.children(recursive=True)}
+        return [process for process in self._seen if _runs(process, name)]
+
+    def kill_one(self, name: str, rng: random.Random) -> bool:
+        """SIGKILL to one of its processes with this in the command line; whether there was one."""
+        found = sorted(self.all(name), key=lambda process: process.pid)
+        if found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rng.choice(found).kill()
+        return bool(found)
+
+    def kill(self) -> None:
+        """All of it at once, as when a machine goes."""
+        for process in self.all():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if kind is not None:  # a test that failed: it is not to disturb the others
+            self.kill()
+            return
+        left = self.all()
+        if self.process.returncode == -signal.SIGKILL:  # then Ray has to notice
+            _, left = psutil.wait_procs(left, timeout=60)
+        else:
+            assert not Path(f"/tmp/jest-ray-{self.process.pid}").exists()
+        assert not left, f"left behind: {left}"
+
+
+def _hear_ctrl_c() -> None:
+    """Where the tests run in the background a shell may have had SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _runs(process: psutil.Process, name: str) -> bool:
+    try:
+        running = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return running and name in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def same_log_and_weights(run: Run, other: Run) -> None:
+    """Row for row and bit for bit."""
+    assert selection_log.read(run.path(run.run_dir)).equals(selection_log.read(other.path(other.run_dir)))
+    weights = [checkpoints.read(each.path(each.run_dir))["state_dict"] for each in (run, other)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def finish(*words: str, **environment: str) -> str:
+    """The output of a command that has to end well."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
