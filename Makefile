@@ -1,5 +1,5 @@
 # make demo: the main job on this machine.   make test: the whole suite.   make help: the rest.
-PYTHON ?= python3
+PYTHON ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOCKS  := deploy/locks
@@ -7,17 +7,17 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-nodes install-dev demo smoke test test-fast test-slow test-long test-endurance chaos bench lint format types check lock licences audit clean
+.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos bench lint format types check lock licences audit clean
 
 help: ## what there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Every release is named in the locks with its hashes, so nothing needs resolving, and pip must not try. make test adds
 # its tools to the environment of make demo.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 $(VENV)/.run: $(LOCKS)/run.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "jest needs Python 3.11 or 3.12; this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { python=$$(PYTHON="$(PYTHON)" sh deploy/find_python.sh) && "$$python" -m venv $(VENV); }
+	@sh deploy/find_python.sh --check $(VENV)
 	$(PIP) --require-hashes -r $(LOCKS)/run.txt
 	$(PIP) --no-build-isolation -e .
 	touch $@
@@ -42,6 +42,12 @@ test: install-dev ## the suite; what takes minutes by itself is left to test-lon
 
 test-fast: install-dev ## without the tests that take longer than ten seconds
 	$(BIN)/python -m pytest -m "not slow and not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+
+test-oldest: ## test-fast on the oldest Python that is here, in .venv-oldest
+	$(MAKE) test-fast VENV=.venv-oldest PYTHON=$$(sh deploy/find_python.sh 3.11 3.12 3.13 3.14)
+
+test-newest: ## test-fast on the newest Python that is here, in .venv-newest
+	$(MAKE) test-fast VENV=.venv-newest PYTHON=$$(sh deploy/find_python.sh 3.14 3.13 3.12 3.11)
 
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -90,4 +96,4 @@ audit: install-dev ## known vulnerabilities of what the images install; fails wh
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r $(LOCKS)/nodes.txt $(ARGS)
 
 clean: ## remove the environment and caches, not runs/
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,6 @@
 
 import ctypes
 import multiprocessing
-import os
 import platform
 import re
 import time
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.cluster import n_cores
 from pipelines.machine import cpu
 
 console = Console(width=120)
@@ -90,4 +90,4 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def threads() -> None:
     """All cores, whatever OMP_NUM_THREADS says elsewhere."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(n_cores())
