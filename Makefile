@@ -52,8 +52,8 @@ test-newest: ## test-fast on the newest Python that is here, in .venv-newest
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-long: install-dev ## tests that take minutes: kills, a cluster of three nodes, small benchmarks
-	$(BIN)/python -m pytest -m long $(ARGS)
+test-long: install-dev ## what takes minutes: kills (chaos and endurance with them), a cluster of three nodes, benchmarks
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long or endurance or chaos" $(ARGS)
 
 test-endurance: install-dev ## the two longest: twenty kills of the scoring, ten times the object store from S3
 	$(BIN)/python -m pytest -m endurance $(ARGS)
@@ -64,6 +64,7 @@ chaos: install-dev ## a run that is killed twenty times ends as a quiet one; JES
 bench: install-dev ## selection, loss, steps, training, data and scoring against their baselines: over an hour on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_loss $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_start
 	$(BIN)/python -m tests.benchmarks.bench_flexi
 	$(BIN)/python -m tests.benchmarks.bench_training
 	$(BIN)/python -m tests.benchmarks.bench_data

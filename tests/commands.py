@@ -101,7 +101,7 @@ class Command:
             return
         left = self.all()
         if self.process.returncode == -signal.SIGKILL:  # then Ray has to notice
-            _, left = psutil.wait_procs(left, timeout=60)
+            _, left = psutil.wait_procs(left, timeout=120)
         else:
             assert not Path(f"/tmp/jest-ray-{self.process.pid}").exists()
         assert not left, f"left behind: {left}"
