@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-DATA_CPUS = 2  # concurrent read tasks of one learner
+_DATA_CPUS = 2  # concurrent read tasks of one learner
 _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FOLDER = "jest-ray-"  # and the number of our process: where a local Ray keeps its sockets and logs
@@ -57,18 +57,20 @@ def connect() -> None:
 
 
 @contextlib.contextmanager
-def connected_meanwhile(module: str, *, readers: str) -> Iterator[None]:
+def connected_meanwhile(module: str, *, readers: str | None) -> Iterator[None]:
     """Start or join Ray while this process imports a module in a thread; within the block both are done.
 
-    readers: a module that the workers which will read import meanwhile too, where Ray is this machine alone. PyTorch's
-    import and Ray's start take seconds each, and neither needs the other.
+    readers: a module that the workers which will read for this process import meanwhile too, where Ray is this machine
+    alone. PyTorch's import and Ray's start take seconds each, and neither needs the other.
     """
     with ThreadPoolExecutor(1, "import") as thread:
         imported = thread.submit(importlib.import_module, module)
         connect()
         import ray
 
-        warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(DATA_CPUS if is_local() else 0)]
+        warm = []
+        if readers and is_local():
+            warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(data_cpus(1))]
         imported.result()
     yield
     ray.get(warm)  # while they are busy Ray would start others for what is to be read
@@ -154,6 +156,14 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # all that older ones take
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def data_cpus(n_learners: int) -> int:
+    """Concurrent read tasks of one learner; where Ray is one machine no more than its share of the cores, as each is a
+    process that imports PyTorch."""
+    import ray
+
+    return min(_DATA_CPUS, max(1, n_cores() // n_learners)) if len(ray.nodes()) == 1 else _DATA_CPUS
 
 
 def is_local() -> bool:
