@@ -38,7 +38,7 @@ smoke: install ## a few steps of everything
 	$(JEST) demo --smoke $(ARGS)
 
 test: install-dev ## the suite; what takes minutes by itself is left to test-long
-	$(BIN)/python -m pytest -m "not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
 test-fast: install-dev ## without the tests that take longer than ten seconds
 	$(BIN)/python -m pytest -m "not slow and not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)

@@ -157,7 +157,7 @@ class Reference(Part):
     batch_size: PositiveInt = 256
     precision: ForwardPrecision = "fp32"
     compile: bool = False  # torch.compile of both towers
-    n_actors: PositiveInt | None = None  # as many as there are GPUs for, or cores where gpus_per_actor is 0
+    n_actors: PositiveInt | None = None  # as many as there are GPUs for, or cores; none on a small machine without
     gpus_per_actor: NonNegativeFloat = 0
     logit_bias: float | None = None  # for sigmoid scores by a softmax-trained model, which has none
 

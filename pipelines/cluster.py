@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+_DATA_CPUS = 2  # concurrent read tasks of one learner
 _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FOLDER = "jest-ray-"  # and the number of our process: where a local Ray keeps its sockets and logs
@@ -56,18 +57,20 @@ def connect() -> None:
 
 
 @contextlib.contextmanager
-def connected_meanwhile(module: str, *, readers: str) -> Iterator[None]:
+def connected_meanwhile(module: str, *, readers: str | None) -> Iterator[None]:
     """Start or join Ray while this process imports a module in a thread; within the block both are done.
 
-    readers: a module that the workers which will read import meanwhile too, where Ray is this machine alone. PyTorch's
-    import and Ray's start take seconds each, and neither needs the other.
+    readers: a module that the workers which will read for this process import meanwhile too, where Ray is this machine
+    alone. PyTorch's import and Ray's start take seconds each, and neither needs the other.
     """
     with ThreadPoolExecutor(1, "import") as thread:
         imported = thread.submit(importlib.import_module, module)
         connect()
         import ray
 
-        warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(read_tasks() if is_local() else 0)]
+        warm = []
+        if readers and is_local():
+            warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(data_cpus(1))]
         imported.result()
     yield
     ray.get(warm)  # while they are busy Ray would start others for what is to be read
@@ -148,11 +151,6 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux, macOS
 
 
-def read_tasks() -> int:
-    """How many tasks read for one learner, or for the stage of this process, at the same time."""
-    return int(os.environ.get("JEST_READ_TASKS", "2"))
-
-
 def keep_freed_memory() -> None:
     """Have the C library keep what this process frees: a step on CPUs asks for the same activations again, and each
     page that comes from the system anew costs a fault and a clearing. Only glibc, and most in the main thread."""
@@ -160,6 +158,14 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # all that older ones take
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def data_cpus(n_learners: int) -> int:
+    """Concurrent read tasks of one learner; where Ray is one machine no more than its share of the cores, as each is a
+    process that imports PyTorch."""
+    import ray
+
+    return min(_DATA_CPUS, max(1, n_cores() // n_learners)) if len(ray.nodes()) == 1 else _DATA_CPUS
 
 
 def is_local() -> bool:

@@ -61,7 +61,8 @@ def run_stage(run: Run, spec: Reference, catalogue: Catalogue) -> dict[str, Any]
         return manifest
     progress.say(_LABEL, f"{len(sources):,} files of {spec.features.format} embeddings, {width} wide, found by uid")
     cluster.connect()
-    cluster.data_context()
+    # on one machine no more tasks than cores: each is a process that imports PyTorch
+    cluster.data_context(cluster.n_cores() if cluster.is_local() else None)
     todo = score_cache.missing(directory, catalogue)
     index = ray.put(_index(catalogue))
     stage = ray.data.from_items(

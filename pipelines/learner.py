@@ -48,7 +48,9 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
         )
         return manifest
-    with cluster.connected_meanwhile("pipelines.loop", readers="pipelines.super_batches"):
+    # workers of Ray Train have readers of their own
+    readers = "pipelines.super_batches" if in_process else None
+    with cluster.connected_meanwhile("pipelines.loop", readers=readers):
         from pipelines import checkpoints, selection_log
 
         costs = _look_over(run, source, directory, label)

@@ -1,14 +1,17 @@
 """Catalogue + reference model -> score cache: every kept pair embedded once, one part per shard.
 
-Ray Data reads and decodes in tasks, embeds in an actor pool, and stores fragments; when a shard's fragments are
-complete they become its part. What is cached are embeddings, because the loss of a pair depends on which others are in
-the batch.
+Ray Data reads and decodes in tasks, embeds in an actor pool, and stores fragments; on a machine of few cores this
+process embeds. When a shard's fragments are complete they become its part. What is cached are embeddings, because the
+loss of a pair depends on which others are in the batch.
 """
 
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ from pipelines.catalogue import Catalogue, held_catalogue, open_catalogue
 from pipelines.stopwatch import Stopwatch
 
 _ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between two machines
+_FEW_CORES = 4  # on which this process embeds: an actor each would import PyTorch first, which takes seconds
 _BLOCK_BYTES = 32 << 20  # of pixels that travel together, or one batch where that is more
 
 
@@ -176,28 +180,23 @@ def _embed_shards(
     parts = score_cache.Parts(run, directory, config)
     for shard in todo[units_left[todo] == 0].tolist():
         parts.write(shard, [])
-    n_actors = spec.n_actors or cluster.n_workers(spec.gpus_per_actor)
-    # on one machine few tasks: each is a process that imports PyTorch
-    cluster.data_context(n_actors + cluster.read_tasks() if cluster.is_local() else None)
-    rates = Stopwatch(("read", "decode", "embed", "write"), "embed", n_actors, shared=not spec.gpus_per_actor)
+    n_actors = _n_actors(spec)
+    # on one machine no more tasks than cores: each is a process that imports PyTorch
+    cluster.data_context(n_actors + cluster.n_cores() if cluster.is_local() else None)
+    rates = Stopwatch(
+        ("read", "decode", "embed", "write"), "embed", n_actors or cluster.n_cores(), shared=not spec.gpus_per_actor
+    )
     if len(units):
-        stage = (
-            ray.data.range(len(units), override_num_blocks=min(len(units), 5_000))
-            .map_batches(_read_and_decode, batch_size=1, fn_args=(held, text, spec_text))  # type: ignore[arg-type]
-            .map_batches(
-                _Embedder,
-                fn_constructor_args=(text, spec_text, n_actors),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=n_actors),
-                num_cpus=1,
-                num_gpus=spec.gpus_per_actor,
-            )
-            .map_batches(score_cache.store, batch_size=None, batch_format="pyarrow", fn_args=(session,))  # type: ignore[arg-type]
+        decoded = ray.data.range(len(units), override_num_blocks=min(len(units), 5_000)).map_batches(
+            _read_and_decode,  # type: ignore[arg-type]
+            batch_size=1,
+            fn_args=(held, text, spec_text),
         )
+        embed = partial(_embed_by_actors, n_actors) if n_actors else _embed_here
+        reports = embed(decoded, run, spec, session)
         fragments: dict[int, list[tuple[int, str]]] = defaultdict(list)
         with progress.bar(label, int(slots[units].sum()), "pairs") as advance:
-            for report in stage.iter_rows():
+            for report in reports:
                 unit = report["unit"]
                 shard = int(shards[units[unit]])
                 rates.add(report)
@@ -212,6 +211,57 @@ def _embed_shards(
                     parts.write(shard, fragments.pop(shard))
         progress.say(label, rates.summary())
     parts.wait()
+
+
+def _n_actors(spec: Reference) -> int:
+    """How many processes embed; 0 where this one does."""
+    plain = spec.n_actors is None and not spec.gpus_per_actor and not spec.compile
+    if plain and cluster.is_local() and cluster.n_cores() <= _FEW_CORES:
+        return 0
+    return spec.n_actors or cluster.n_workers(spec.gpus_per_actor)
+
+
+def _embed_by_actors(n_actors: int, decoded: Any, run: Run, spec: Reference, session: str) -> Iterator[Any]:
+    """Embed and store blocks anywhere on the cluster; reports of them."""
+    n_threads = max(1, cluster.n_cores() // n_actors)
+    stage = decoded.map_batches(
+        _Embedder,
+        fn_constructor_args=(run_files.dump(run), spec.model_dump_json(), n_threads),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=n_actors),
+        num_cpus=1,
+        num_gpus=spec.gpus_per_actor,
+    ).map_batches(score_cache.store, batch_size=None, batch_format="pyarrow", fn_args=(session,))
+    yield from stage.iter_rows()
+
+
+def _embed_here(decoded: Any, run: Run, spec: Reference, session: str) -> Iterator[Any]:
+    """The same in threads of this process, one a core; each computes by itself, so that none waits for another's."""
+    n, before = cluster.n_cores(), torch.get_num_threads()
+    embedders: SimpleQueue[_Embedder] = SimpleQueue()
+    for _ in range(n):
+        embedders.put(_Embedder(run_files.dump(run), spec.model_dump_json()))
+
+    def embed(block: pa.Table) -> list[Any]:
+        embedder = embedders.get()
+        try:
+            reports: list[Any] = score_cache.store(embedder(block), session).to_pylist()
+        finally:
+            embedders.put(embedder)
+        return reports
+
+    under_way: deque[Future[list[Any]]] = deque()
+    try:
+        with ThreadPoolExecutor(n, "embed", initializer=partial(torch.set_num_threads, 1)) as pool:
+            for block in decoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+                under_way.append(pool.submit(embed, block))
+                if len(under_way) > n:
+                    yield from under_way.popleft().result()
+            for left in under_way:
+                yield from left.result()
+    finally:
+        torch.set_num_threads(before)  # for threads that begin later: PyTorch gives them what was set last
 
 
 def _read_and_decode(batch: dict[str, np.ndarray], held: Any, run_text: str, spec_text: str) -> Iterator[pa.Table]:
@@ -268,15 +318,18 @@ def _read(run: Run, shard: int, row_group: int) -> tuple[NDArray[np.int64], list
 
 
 class _Embedder:
-    """An actor that holds the reference on its device: a block of decoded rows -> the cache's columns of them."""
+    """What holds the reference on its device: a block of decoded rows -> the cache's columns of them.
 
-    def __init__(self, run_text: str, spec_text: str, n_actors: int) -> None:
+    n_threads: of an actor on CPUs, to which Ray would give one; where not given, as many as the process has.
+    """
+
+    def __init__(self, run_text: str, spec_text: str, n_threads: int | None = None) -> None:
         run, self.spec = run_files.load(run_text), Reference.model_validate_json(spec_text)
         self.reference = load_reference(run, self.spec)
         if self.spec.gpus_per_actor:
             self.reference.model.cuda()
-        else:
-            torch.set_num_threads(max(1, cluster.n_cores() // n_actors))  # Ray would give it one
+        elif n_threads is not None:
+            torch.set_num_threads(n_threads)
         if self.spec.compile:
             self.reference.compile()
         self.scorers = {s.name: scorers.create(s.scorer, _resolved(run, s.options)) for s in self.spec.scorers}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jest_core import config as run_files
 from jest_core.config import Run
 from jest_core.examples import Examples
-from pipelines import selection_log, storage, super_batches
+from pipelines import cluster, selection_log, storage, super_batches
 from pipelines.catalogue import Place, held_catalogue
 
 _AHEAD = 4  # tasks in one Ray dataset
@@ -59,8 +59,8 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
         return len(steps.row_groups) * share
 
     planned = _plan(run, first_step, max(1, run.data.window_rows // share))
-    settings = {"run_text": run_files.dump(run)}
-    for _, table in super_batches.read_ahead(planned, item, size, _read, _AHEAD, **settings):
+    settings, n_cpus = {"run_text": run_files.dump(run)}, cluster.data_cpus(n_learners)
+    for _, table in super_batches.read_ahead(planned, item, size, _read, _AHEAD, n_cpus, **settings):
         for start in range(0, len(table), share):
             yield super_batches.examples(table.slice(start, share), image_size, with_reference=False)
 

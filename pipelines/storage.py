@@ -31,10 +31,11 @@ MANIFEST = "manifest.json"
 
 # An I/O error is retried with backoff, about a minute in all, and then fatal. What another try cannot help is not: our
 # own ValueErrors (damaged data, a wrong setting), a missing file, a refused key.
+_BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
 _LASTING = (ValueError, TypeError, LookupError, AssertionError, FileNotFoundError, PermissionError, MemoryError)
 retried = retry(
     retry=retry_if_not_exception_type(_LASTING),
-    wait=wait_random_exponential(multiplier=0.5, max=15),
+    wait=lambda state: _BACKOFF(state),  # looked up at each wait, for tests that need not sit it out
     stop=stop_after_attempt(8),
     reraise=True,
 )

@@ -54,7 +54,7 @@ def stream(
     mine = range(low // m, -(-high // m))  # streams whose slots this learner holds, in part or whole
     buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
     skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
-    blocks_in = _windows(run, source, mine, first_step, m)
+    blocks_in = _windows(run, source, mine, first_step, m, n_learners)
     if run.data.decode == "late":
         image_size = run.selection.score_image_size or image_size
     for _ in range(first_step, run.n_steps):
@@ -69,7 +69,9 @@ def stream(
         yield examples(table, image_size, run.reads_scores)
 
 
-def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) -> Iterator[tuple[Window, pa.Table]]:
+def _windows(
+    run: Run, source: Source, streams: range, first_step: int, m: int, n_learners: int
+) -> Iterator[tuple[Window, pa.Table]]:
     """Windows in the order in which super-batches first need them, each with its rows, through Ray Data."""
     first, last = first_step * m, run.n_steps * m
 
@@ -84,7 +86,8 @@ def _windows(run: Run, source: Source, streams: range, first_step: int, m: int) 
     def item(window: Window) -> dict[str, Any]:
         return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
-    return read_ahead(planned, item, len, _read_window, _WINDOWS_AHEAD * len(streams), run_text=run_files.dump(run))
+    n_ahead, n_cpus = _WINDOWS_AHEAD * len(streams), cluster.data_cpus(n_learners)
+    return read_ahead(planned, item, len, _read_window, n_ahead, n_cpus, run_text=run_files.dump(run))
 
 
 def read_ahead(
@@ -93,13 +96,15 @@ def read_ahead(
     size: Callable[[T], int],
     read: Callable[..., pa.Table],
     n_ahead: int,
+    n_cpus: int,
     **settings: Any,
 ) -> Iterator[tuple[T, pa.Table]]:
     """What is planned, each with its rows, in order, read by tasks of Ray Data anywhere on the cluster.
 
-    item: what a task is told of one; size: its number of rows; n_ahead: so many in one Ray dataset.
+    item: what a task is told of one; size: its number of rows; n_ahead: so many in one Ray dataset; n_cpus: so
+    many tasks at once.
     """
-    cluster.data_context(cluster.read_tasks())
+    cluster.data_context(n_cpus)
 
     def start(some: list[T]) -> list[Any]:
         """One Ray dataset -> references to its blocks, in order."""

@@ -7,13 +7,18 @@ os.environ.update(
     {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_worker_niceness": "0",  # tests wait for its workers, which otherwise come after all else that runs here
+        "RAY_num_workers_soft_limit": "16",  # idle ones beyond it end; new ones import PyTorch first
+        "RAY_metrics_report_interval_ms": "2000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else "2",
         "TRITON_INTERPRET": "0" if Path("/dev/nvidia0").exists() else "1",  # before Triton's first import
     }
 )
 
+import contextlib
+import random
 import shutil
 import socket
 import subprocess
@@ -29,6 +34,7 @@ import torch
 from jest_core import config as run_files
 from jest_core.config import Run
 
+N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # of pytest-xdist, which share this machine
 POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
 
 
@@ -38,8 +44,15 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _own_share_of_the_cores() -> Iterator[None]:
+    """More threads than cores wait for each other, and use a core meanwhile."""
+    from pipelines import cluster
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    share = max(1, cluster.n_cores() // N_WORKERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "n_cores", lambda: share)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -125,9 +138,13 @@ def make_scored_run(scored: Run, make_run: MakeRun, tmp_path: Path) -> MakeRun:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Above those that Ray takes and below those that Linux gives to connections: they could take the port of a server
+    that is yet to start, or that a test has stopped for a while."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 class S3Server:

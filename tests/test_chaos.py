@@ -37,7 +37,7 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
     ]
     quiet, killed = (run_files.load(run_files.dump(run), [f"run_dir={name}", *steps]) for name in ("quiet", "killed"))
     directory, log, train = killed.path("killed"), tmp_path / "log", command("train", write(killed, tmp_path))
-    faulty = {"AWS_ENDPOINT_URL": proxy.url, "JEST_READ_TASKS": "1"}
+    faulty = {"AWS_ENDPOINT_URL": proxy.url}
     victims = [victim for victim, n in N_KILLS.items() for _ in range(n)]
     rng.shuffle(victims)
     driver, dead, killed_of = Command(log, *train, **faulty), [], 0

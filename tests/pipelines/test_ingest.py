@@ -39,7 +39,7 @@ ODD_KINDS = {name.split("/")[0] for name in ODD}
 ERRORS = {
     "HTTP Error 404: Not Found": 1,
     "timed out": 1,
-    "slower than 8 seconds": 1,
+    "slower than 5 seconds": 1,
     "ended early": 1,
     "larger than 1,000,000 bytes": 2,
     "Image decoding error": 1,
@@ -90,8 +90,8 @@ def metadata(folder: str, address: str) -> list[dict]:
     return rows
 
 
-SETTINGS = """{urls: "laion/*.parquet", shards: fetched, rows_per_shard: 12, image_size: 48, timeout_seconds: 4,
- max_seconds: 8, max_bytes: 1000000, private_addresses: true, threads: 16, user_agent_token: jest, n_tasks: 2,
+SETTINGS = """{urls: "laion/*.parquet", shards: fetched, rows_per_shard: 12, image_size: 48, timeout_seconds: 3,
+ max_seconds: 5, max_bytes: 1000000, private_addresses: true, threads: 16, user_agent_token: jest, n_tasks: 2,
  rules: [{rule: nsfw}, {rule: similarity, at_least: 0.28}, {rule: deny, file: deny.txt, by: url}]}"""
 
 

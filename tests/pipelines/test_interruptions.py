@@ -1,7 +1,6 @@
 """Runs that are killed, stopped, hung or out of disk: they end as a quiet one does, and nothing of them is left."""
 
 import json
-import resource
 import signal
 
 import pytest
@@ -132,23 +131,3 @@ def test_a_killed_run_goes_on_with_other_learners_at_the_same_example(prepared, 
     high, low = tables.uid_from_hex(log["uid"].to_pylist())
     rest = [log[name].to_pylist() for name in names[2:]]
     assert list(zip(high.tolist(), low.tolist(), *rest, strict=True)) == expected
-
-
-def test_a_full_disk_ends_the_run_and_leaves_what_was_whole(prepared):
-    """No file of this process may grow beyond 1 MB, as on a disk that is full; it is tried for about a minute."""
-    quiet, full = changed(prepared, "quiet"), changed(prepared, "full")
-    learner.run_stage(quiet)
-    directory = full.path("full")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
-    try:
-        with pytest.raises(RuntimeError) as raised:
-            learner.run_stage(full)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "the same command goes on from there" in str(raised.value)
-    assert "File too large" in str(raised.value.__cause__)
-    assert not checkpoints.steps(directory)
-    assert not [name for name in storage.names(f"{directory}/checkpoints") if name.endswith(".tmp")]
-    learner.run_stage(full)
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))

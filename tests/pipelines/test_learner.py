@@ -1,16 +1,20 @@
 """Whole runs of Ray Train on real shards: they resume exactly, and learners agree."""
 
 import io
+import resource
+import shutil
+from functools import partial
 
 import numpy as np
 import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tenacity import wait_none
 
 from jest_core import config as run_files
 from jest_core import towers
-from pipelines import checkpoints, journal, learner, score_cache, selection_log, storage, super_batches
+from pipelines import checkpoints, learner, loop, score_cache, selection_log, storage, super_batches
 from pipelines.source import open_source
 
 
@@ -75,22 +79,61 @@ def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
     assert [line["step"] for line in selection_log.read_metrics(again)] == [1, 2, 3, 4, 5, 6]
 
 
+SHORT = ["training.examples_trained=64"]
+FLEXI = ["selection.agreement_every_steps=2", "training.micro_batch_size=6", "training.activation_checkpointing=true"]
+SETTINGS = {
+    "plain": SHORT,
+    "patches": [*SHORT, *FLEXI, "selection.score_patch_size=16", "training.low_resolution={patch_size: 16}"],
+    "pictures decoded late": [
+        *SHORT,
+        *FLEXI,
+        "data.decode=late",
+        "selection.score_image_size=16",
+        "training.low_resolution={image_size: 16, share: 0.25}",
+    ],
+}
+
+
+def _train_all(settings, others: list[str]) -> None:
+    """As a learner of Ray Train: the run that it was started for, and then others."""
+    loop.learn_as_worker(settings)
+    for other in others:
+        loop.learn_as_worker(settings | {"run": other})
+
+
+@pytest.fixture(scope="module")
+def one_and_two(scored, tmp_path_factory):
+    """For each of SETTINGS a finished run of one learner, and the same of two. Starting two learners takes longer than
+    all that they train here, so Ray Train starts them once."""
+    root = tmp_path_factory.mktemp("one-and-two")
+    shutil.copytree(scored.root, root, dirs_exist_ok=True)
+    run = run_files.load(run_files.dump(scored), [f"root={root}"])
+    found = {
+        name: (
+            other_dir(run, f"{name}/one", *settings),
+            other_dir(run, f"{name}/two", *settings, "training.n_learners=2"),
+        )
+        for name, settings in SETTINGS.items()
+    }
+    for one, _ in found.values():
+        learner.run_stage(one)
+    first, *others = (two for _, two in found.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "learn_as_worker", partial(_train_all, others=[run_files.dump(two) for two in others]))
+        learner.run_stage(first)
+    return found
+
+
 @pytest.mark.slow
-def test_two_learners_draw_the_same_first_sub_batch_and_train_alike(prepared):
-    run = prepared
-    one = other_dir(run, "one", "training.examples_trained=64")
-    two = other_dir(run, "two", "training.examples_trained=64", "training.n_learners=2")
-    for each in (one, two):
-        learner.run_stage(each)
-    logs = [selection_log.read(each.path(each.run_dir)) for each in (one, two)]
+def test_two_learners_draw_the_same_first_sub_batch_and_train_alike(one_and_two):
+    runs = one_and_two["plain"]
+    logs = [selection_log.read(each.path(each.run_dir)) for each in runs]
     first = [log.filter(np.array(log["step"]) == 0) for log in logs]
     assert first[0]["uid"].to_pylist() == first[1]["uid"].to_pylist()
     assert first[0]["chunk"].to_pylist() == first[1]["chunk"].to_pylist()
-    losses = [
-        [line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in (one, two)
-    ]
+    losses = [[line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in runs]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
-    weights = [checkpoints.read(checkpoints.path_of(each.path(each.run_dir), 2))["state_dict"] for each in (one, two)]
+    weights = [checkpoints.read(checkpoints.path_of(each.path(each.run_dir), 2))["state_dict"] for each in runs]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4)
 
@@ -114,25 +157,11 @@ def test_a_learner_may_start_from_a_stock_checkpoint(prepared, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "low",
-    [
-        ["selection.score_patch_size=16", "training.low_resolution={patch_size: 16}"],
-        ["data.decode=late", "selection.score_image_size=16", "training.low_resolution={image_size: 16, share: 0.25}"],
-    ],
-    ids=["patches", "pictures decoded late"],
-)
-def test_flexijest_on_two_learners_is_that_of_one(prepared, low: list[str]):
-    more = [
-        "selection.agreement_every_steps=2",
-        "training.micro_batch_size=6",
-        "training.activation_checkpointing=true",
-    ]
-    short = ["training.examples_trained=64", *low, *more]
-    one, two = other_dir(prepared, "one", *short), other_dir(prepared, "two", *short, "training.n_learners=2")
-    manifest = learner.run_stage(one)
-    assert manifest["flops_score"] < 0.75 * journal.step_costs(prepared)["flops_score"]
-    learner.run_stage(two)
+@pytest.mark.parametrize("name", ["patches", "pictures decoded late"])
+def test_flexijest_on_two_learners_is_that_of_one(one_and_two, name: str):
+    one, two = one_and_two[name]
+    manifest, whole = (storage.manifest(run.path(run.run_dir)) for run in (one, one_and_two["plain"][0]))
+    assert manifest["flops_score"] < 0.75 * whole["flops_score"]
     metrics = [selection_log.read_metrics(each.path(each.run_dir)) for each in (one, two)]
     for a, b in zip(*metrics, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
@@ -190,6 +219,28 @@ def test_an_online_reference_selects_what_its_cache_does(prepared):
     lines = [selection_log.read_metrics(run.path(run.run_dir))[0] for run in (cached, online)]
     assert lines[1]["jest/flops"] > lines[0]["jest/flops"]
     assert "jest/reference_time" in lines[1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_leaves_what_was_whole(prepared, monkeypatch):
+    """No file of this process may grow beyond 1 MB, as on a disk that is full; it is tried eight times."""
+    monkeypatch.setattr(storage, "_BACKOFF", wait_none())
+    quiet, full = other_dir(prepared, "quiet"), other_dir(prepared, "full")
+    learner.run_stage(quiet, in_process=True)
+    directory = full.path("full")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(RuntimeError) as raised:
+            learner.run_stage(full, in_process=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "the same command goes on from there" in str(raised.value)
+    assert "File too large" in str(raised.value.__cause__)
+    assert not checkpoints.steps(directory)
+    assert not [name for name in storage.names(f"{directory}/checkpoints") if name.endswith(".tmp")]
+    learner.run_stage(full, in_process=True)
+    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
 
 
 @pytest.mark.slow

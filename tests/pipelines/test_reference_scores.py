@@ -144,16 +144,19 @@ def test_a_cache_of_another_catalogue_is_refused_by_training(make_scored_run):
 
 
 def test_scorers_write_columns_of_their_own_at_a_precision_of_choice(make_run, tmp_path):
+    """By actors, as on machines of more cores and on clusters; this process embeds in the other tests."""
     torch.save({"weight": torch.ones(1, 32), "bias": torch.zeros(1)}, tmp_path / "head.pt")
     words = "{name: words, scorer: 'tests.core.test_scorers:word_count', options: {at_most: 5}}"
     run = make_run(
         "joint",
         f"reference.scorers=[{{name: beauty, scorer: linear_head, options: {{path: head.pt}}}}, {words}]",
         "reference.precision=bf16",
+        "reference.n_actors=2",
     )
     make_reference(run)
     catalogue.run_stage(run)
     manifest = reference_scores.run_stage(run)
+    reference_scores.verify(run)
     assert [scorer["name"] for scorer in manifest["config"]["scorers"]] == ["beauty", "words"]
     assert manifest["config"]["precision"].startswith("bf16")
     part = storage.open_parquet(score_cache.part_path(run.path("scores"), 1)).read()

@@ -46,7 +46,7 @@ def parts(directory: str) -> dict[str, bytes]:
 @pytest.mark.endurance
 def test_twenty_kills_at_random_points_cost_nothing(folder, ray_session, tmp_path):
     """Of one of the processes that embed, which Ray starts again, or of all at once, as when a machine goes."""
-    quiet, killed = run_in(folder, "quiet"), run_in(folder, "killed")
+    quiet, killed = (run_in(folder, name, "reference.n_actors=1") for name in ("quiet", "killed"))
     catalogue.run_stage(quiet)
     reference_scores.run_stage(quiet)
     expected = parts(str(folder / "quiet"))

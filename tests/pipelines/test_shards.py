@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,12 @@ def found() -> list[layouts.Pair]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, found) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("layouts")
+    with ThreadPoolExecutor() as pool:  # img2dataset waits more than it works
+        parquet = pool.submit(layouts.img2dataset, root / "parquet", found, "parquet")
+        tars = pool.submit(layouts.img2dataset, root / "tars", found, "webdataset")
     return {
-        "img2dataset-parquet": layouts.img2dataset(root / "parquet", found, "parquet"),
-        "img2dataset-tars": layouts.img2dataset(root / "tars", found, "webdataset"),
+        "img2dataset-parquet": parquet.result(),
+        "img2dataset-tars": tars.result(),
         "webdataset": layouts.webdataset_tar(root / "webdataset", found),
         "hugging-face": layouts.hugging_face(root / "hugging-face", found),
         "webli": layouts.webli(root / "webli", found),

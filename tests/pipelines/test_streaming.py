@@ -12,7 +12,7 @@ from tests.commands import finish
 @pytest.mark.timeout(900)
 def test_ten_times_the_object_store_flows_from_s3_to_2_and_to_8_consumers(s3, tmp_path):
     command = [sys.executable, "-m", "tests.streaming", f"{s3}/{tmp_path.name}", str(tmp_path / "found.json")]
-    finish(*command, JEST_READ_TASKS="1")
+    finish(*command)
     found = json.loads((tmp_path / "found.json").read_text())
     print(json.dumps(found, indent=1))
     assert found["shard_bytes"] >= 10 * found["store_bytes"]

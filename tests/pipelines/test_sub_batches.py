@@ -43,7 +43,7 @@ def test_two_processes_of_torchrun_draw_the_first_sub_batch_of_one(make_scored_r
     one, two = (prepare(make_scored_run, name, "training.examples_trained=64") for name in ("one", "two"))
     finish(sys.executable, str(LOOP), str(write(one, tmp_path)))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish(sys.executable, *torchrun, str(LOOP), str(write(two, tmp_path)), JEST_READ_TASKS="1")
+    finish(sys.executable, *torchrun, str(LOOP), str(write(two, tmp_path)))
     logs = [selection_log.read(run.path(run.run_dir)) for run in (one, two)]
     first = [log.filter(np.array(log["step"]) == 0).drop_columns(["learner_loss", "draw_score"]) for log in logs]
     assert first[0].equals(first[1])
