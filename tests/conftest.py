@@ -12,7 +12,7 @@ os.environ.update(
         "RAY_metrics_report_interval_ms": "2000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else "2",
+        "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else "2",  # a worker has one core to itself
         "TRITON_INTERPRET": "0" if Path("/dev/nvidia0").exists() else "1",  # before Triton's first import
     }
 )
@@ -53,6 +53,45 @@ def _own_share_of_the_cores() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "n_cores", lambda: share)
         yield
+
+
+# A test is fast unless it says that it is not, or needs one of these: by a fixture, or by a parameter of that name
+SERVICES = {"ray_session", "s3_server", "s3"}
+NOT_FAST = {"slow", "long", "chaos", "endurance"}
+MAX_SLEPT_SECONDS = 1.0  # of a fast test
+
+
+def is_fast(item: pytest.Function) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+    asked = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
+    return not (asked & SERVICES or NOT_FAST & {mark.name for mark in item.iter_markers()})
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and is_fast(item):
+            item.add_marker(pytest.mark.fast)
+            item.add_marker(pytest.mark.timeout(60))  # the mark next to the test wins, where there is one
+
+
+@pytest.fixture(autouse=True)
+def _only_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test marked fast that starts Ray, here or in a process of its own, or the S3 server, or sleeps, fails."""
+    if request.node.get_closest_marker("fast") is None:
+        yield
+        return
+    # Ray makes its session's folder first of all: below a file it cannot, and says so
+    monkeypatch.setenv("RAY_TMPDIR", f"{__file__}/a test that starts Ray is not fast: use the fixture ray_session")
+    monkeypatch.setattr(S3Server, "start", _refuse_s3)
+    slept, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds))[1])
+    yield
+    assert sum(slept) <= MAX_SLEPT_SECONDS, f"a fast test slept {sum(slept):.1f} s: mark it slow, or wait for less"
+
+
+def _refuse_s3(server: "S3Server") -> None:
+    raise RuntimeError("a test that starts the S3 server is not fast: use the fixture s3")
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ def test_paths_lie_under_root_unless_absolute_or_urls():
     ("override", "message"),
     [
         ("selection.n_chunk=8", "selection.n_chunk is not a key of a run file"),
+        ("aws_secret_access_key=x", "aws_secret_access_key is not a key of a run file"),
         ("selection.filter_ratio=1.5", "selection.filter_ratio = 1.5"),
         ("selection.method=jont", "selection.method = 'jont'"),
         ("data.rules=[{rule: nonsense}]", "data.rules.0"),

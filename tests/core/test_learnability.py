@@ -23,6 +23,14 @@ def test_pair_scores_match_plain_loops(criterion: str):
     torch.testing.assert_close(pair_scores(learner, reference, criterion), expected)
 
 
+def test_learnability_is_what_the_learner_loses_more_than_the_reference():
+    learner, reference = structured_models(12, 6)
+    hard, easy = pair_scores(learner, None, "hard"), pair_scores(None, reference, "easy")
+    assert (hard > 0).all()  # losses of the learner
+    assert (easy < 0).all()  # minus those of the reference
+    torch.testing.assert_close(pair_scores(learner, reference), hard + easy)
+
+
 @pytest.mark.parametrize("tile", [1, 7, 64])
 def test_cross_losses_are_the_rows_and_columns_of_the_taken(tile: int):
     learner, _ = structured_models(48, 8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jest_core import config as run_files
-from pipelines import catalogue, learner, replay, selection_log, storage
+from pipelines import catalogue, checkpoints, learner, replay, selection_log, storage
 
 
 def picked(run) -> list[list[str]]:
@@ -60,3 +60,11 @@ def test_a_replay_reads_only_its_steps_and_refuses_what_does_not_fit(make_scored
     catalogue.run_stage(other)
     with pytest.raises(Exception, match="other uids than in the log of joint; replay with the catalogue"):
         next(replay.stream(other, 32, rank=0, n_learners=1, first_step=0))
+
+
+def test_a_replay_that_goes_on_reads_its_own_steps_alone(make_run, tmp_path):
+    parts = ["00000000-00000002.parquet", "00000003-00000007.parquet"]
+    checkpoints.write(str(tmp_path / "joint"), 8, {"jest": {"log_parts": parts}})
+    run = make_run("again", "data.replay=joint", "selection.method=uniform")
+    planned = [(steps.part.rsplit("/", 1)[1], list(steps.row_groups)) for steps in replay._plan(run, 2, 2)]
+    assert planned == [(parts[0], [2]), (parts[1], [0, 1]), (parts[1], [2])]  # the run ends after 6 steps

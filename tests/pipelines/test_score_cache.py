@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jest_core import config as run_files
 from pipelines import blocks, calibration, reference_scores, score_cache, storage
-from pipelines.catalogue import open_catalogue
+from pipelines.catalogue import Place, open_catalogue
 
 
 def elsewhere(run, tmp_path, *overrides):
@@ -41,6 +42,20 @@ def test_a_part_of_another_cache_is_refused_at_the_end(scored, tmp_path):
     config = manifest["config"] | {"precision": "bf16 forward, float16 embeddings"}
     with pytest.raises(ValueError, match=r"00000\.parquet was written with another configuration at the same time"):
         score_cache.finish(run.path("scores"), open_catalogue(run.path("catalogue")), config, -10.0)
+
+
+def test_rows_are_read_by_position_and_checked_by_uid(tmp_path):
+    uids = [f"{i:032x}" for i in range(5)]
+    table = pa.table({"uid": uids, "cosine": np.arange(5.0)})
+    storage.write_table(score_cache.part_path(str(tmp_path), 3), table, [3, 2])
+    place = Place(3, "3.parquet", "catalogue", "")
+    rows = score_cache.read(str(tmp_path), place, 1, uids[3:], ["cosine"])
+    assert rows["cosine"].to_pylist() == [3.0, 4.0]
+    for group, others in ((1, [uids[4], uids[3]]), (0, uids[:2])):
+        with pytest.raises(ValueError, match=f"does not line up with 3.parquet, row group {group}"):
+            score_cache.read(str(tmp_path), place, group, others, ["cosine"])
+    with pytest.raises(ValueError, match="ends before row group 2"):
+        score_cache.read(str(tmp_path), place, 2, uids[:2], ["cosine"])
 
 
 def test_a_sample_is_of_sound_unit_norm_pairs(scored):

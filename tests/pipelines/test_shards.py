@@ -17,8 +17,6 @@ from pipelines.shards import clean, open_shard
 from pipelines.source import open_source
 from tests import layouts
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 # layout -> what data.shards names in its folder
 LAYOUTS = {
     "img2dataset-parquet": "*.parquet",
@@ -51,6 +49,7 @@ def folders(tmp_path_factory, found) -> dict[str, Path]:
     }
 
 
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("where", ["disk", "s3"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_layouts_give_the_same_examples(layout, where, folders, found, make_run, s3, tmp_path):
@@ -91,6 +90,7 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float)
 
 
+@pytest.mark.usefixtures("ray_session")  # not for itself: img2dataset has fetched the folders for the test above
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "datacomp"])
 def test_metadata_is_there_by_the_names_that_rules_use(layout, folders, found):
     by_uid = {pair.uid: pair.metadata for pair in found}
@@ -105,6 +105,7 @@ def test_metadata_is_there_by_the_names_that_rules_use(layout, folders, found):
             assert [shard.strings(group, "nsfw")[i] for i in rows] == [e["NSFW"] for e in expected]
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_datacomps_metadata_chooses_among_its_shards(folders, found, make_run):
     """A catalogue of metadata/*.parquet is a subset of shards/*.tar, by uid."""
     rule = "data.rules=[{rule: similarity, at_least: 0.4}]"
