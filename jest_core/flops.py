@@ -7,15 +7,10 @@ the latter and reports both.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from jest_core import flexible, towers
+from jest_core import outlines
 from jest_core.choices import Loss
 from jest_core.config import Model, Run
-from jest_core.flexible import Resolution
 
 _ADAMW = 14  # operations a parameter: two moments, their corrections, decay and the update itself
 
@@ -130,7 +125,7 @@ def step_flops(run: Run) -> StepFlops:
         sub_batch_size=run.sub_batch_size,
         super_batch_size=run.super_batch_size,
         n_chunks=1 if selection.method == "independent" else selection.n_chunks,
-        widths=tuple(towers.width(model.name) for model in models) if scores else (),
+        widths=tuple(outlines.width(model.name) for model in models) if scores else (),
         reference_forward=reference_forward,
         score_forward=forward_flops(run.model, *as_scored).total if run.uses_learner else 0.0,
         low_forward=forward_flops(run.model, *as_low).total if low else 0.0,
@@ -138,7 +133,7 @@ def step_flops(run: Run) -> StepFlops:
         n_reusable=n_low * (as_scored == as_low) + (run.sub_batch_size - n_low) * (as_scored == own),
         n_recomputed=(training.micro_batch_size is not None) + training.activation_checkpointing,
         loss=training.loss,
-        loss_width=towers.width(run.model.name),
+        loss_width=outlines.width(run.model.name),
         n_parameters=n_parameters(run.model),
     )
     if not scores or not selection.agreement_every_steps:
@@ -149,31 +144,9 @@ def step_flops(run: Run) -> StepFlops:
 
 def forward_flops(model: Model, image_size: int | None = None, patch_size: int | None = None) -> ForwardFlops:
     """FLOPs of one pair's forward through both towers, at the model's own resolution unless another is given."""
-    return _forward_flops(model.name, model.context_length, image_size, patch_size)
+    return ForwardFlops(*outlines.forward_flops(model.name, model.context_length, image_size, patch_size))
 
 
 def n_parameters(model: Model) -> int:
     """Of both towers, logit_scale and logit_bias."""
-    return sum(p.numel() for p in towers.outline(model.name, model.context_length).parameters())
-
-
-@lru_cache(maxsize=64)
-def _forward_flops(
-    name: str, context_length: int | None, image_size: int | None, patch_size: int | None
-) -> ForwardFlops:
-    model = towers.outline(name, context_length)
-    size = image_size or towers.image_size(name)
-
-    def count(n: int) -> tuple[int, int]:
-        pixels = torch.zeros(n, 3, size, size, device="meta")
-        tokens = torch.zeros(n, towers.context_length(name, context_length), dtype=torch.int64, device="meta")
-        with torch.no_grad(), flexible.at(model.visual, Resolution(size, patch_size)):
-            with FlopCounterMode(display=False) as image:
-                model.encode_image(pixels)
-            with FlopCounterMode(display=False) as text:
-                model.encode_text(tokens)
-        return image.get_total_flops(), text.get_total_flops()
-
-    # resizing the kernel costs the same for any number of pictures
-    (image, text), (more_image, more_text) = count(1), count(2)
-    return ForwardFlops(float(more_image - image), float(more_text - text))
+    return int(outlines.n_parameters(model.name, model.context_length))

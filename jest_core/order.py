@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from jest_core import noise
 
 _ROW_GROUPS, _ROWS = 0, 1  # what a permutation is for: keeps the two families of random numbers apart
 
@@ -103,6 +100,10 @@ class Window:
 
 def _permutation(n: int, *context: int) -> Integers:
     """0 .. n - 1, shuffled by our own hash of the context: no release of NumPy can change a run's stream."""
+    import torch  # not before there is something to permute: how many rows an order has is asked without
+
+    from jest_core import noise
+
     counters = torch.arange(n)
     return torch.argsort(noise.hashes(torch.stack([counters, counters], 1), counters, *context), stable=True).numpy()
 

@@ -21,7 +21,7 @@ from torch.distributed import ProcessGroup
 
 from jest_core import flexible, sharding
 from jest_core.choices import ForwardPrecision, Loss
-from jest_core.config import Model, Run
+from jest_core.config import Model
 from jest_core.flexible import Resolution
 from jest_core.learnability import Embeddings
 from jest_core.preprocess import View, normalise, resize
@@ -356,27 +356,6 @@ def refuse_resolution(model: Model, part: str, size: int | None, patch_size: int
             f"({error}): leave it out, or take a model that does"
         ) from error
     return given
-
-
-def refuse_resolutions(run: Run) -> None:
-    """Refuse what the models of a run cannot score or train at, and settings that would do nothing."""
-    selection, low = run.selection, run.training.low_resolution
-    scored = refuse_resolution(run.model, "selection.score_", selection.score_image_size, selection.score_patch_size)
-    own = refuse_resolution(run.model, "", None, None)
-    if low is not None:
-        trained = refuse_resolution(run.model, "training.low_resolution.", low.image_size, low.patch_size)
-        if trained == own:
-            raise ValueError(
-                f"training.low_resolution is that of {run.model.name} itself: make it lower, or leave it out"
-            )
-    if selection.agreement_every_steps and selection.method != "uniform" and scored == own:
-        raise ValueError(
-            "selection.agreement_every_steps compares with scoring at full resolution, which is what this run does: "
-            "give selection.score_image_size or selection.score_patch_size, or leave it out"
-        )
-    if run.reference is not None and run.reference.features is None:
-        sizes = run.reference.score_image_size, run.reference.score_patch_size
-        refuse_resolution(run.reference.model, "reference.score_", *sizes)
 
 
 def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:

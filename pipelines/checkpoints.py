@@ -1,16 +1,19 @@
 """Checkpoints: open_clip's dictionary plus one `jest` key, written whole to any storage."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from jest_core import sharding, towers
-from jest_core.towers import Towers
 from pipelines import storage
+
+if TYPE_CHECKING:  # how far a run is, is asked without
+    import torch
+
+    from jest_core.towers import Towers
 
 _PREFIX, _SUFFIX = "step_", ".pt"
 
@@ -28,6 +31,8 @@ def steps(run_dir: str) -> list[int]:
 
 
 def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
+    import torch
+
     sink = io.BytesIO()
     torch.save(content, sink)
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
@@ -42,6 +47,8 @@ def read(path: str) -> dict[str, Any]:
                 f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file"
             )
         path = path_of(path, found[-1])
+    import torch
+
     data = storage.retried(storage.read_bytes)(path)
     checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return checkpoint
@@ -57,6 +64,8 @@ def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> dict
     """Take up the newest checkpoint of a run directory, if there is one; returns its `jest` key, or a new run's."""
     if not steps(run_dir):
         return {"step": 0, "seconds": 0.0, "log_parts": []}
+    from jest_core import towers
+
     checkpoint = read(run_dir)
     towers.load_weights(pair, checkpoint)
     optimizer.load_state_dict(_placed(checkpoint["optimizer"], optimizer))
@@ -66,6 +75,10 @@ def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> dict
 
 def _placed(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """An optimizer's whole state, of sharded parameters this learner's share."""
+    import torch
+
+    from jest_core import sharding
+
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def share(number: int, values: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +112,10 @@ def copied(value: Any, *, keep: bool = True) -> Any:
 
     Collective where towers are sharded; keep=False takes part in that, and keeps no tensor.
     """
+    import torch
+
+    from jest_core import sharding
+
     if isinstance(value, torch.Tensor):
         whole = sharding.whole(value.detach())
         return whole.to("cpu", copy=True) if keep else None

@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 from jest_core import config as run_files
 from jest_core.config import Run
 from jest_core.rules import DenyRule, DuplicateRule, ScoreRule, SubsetRule
-from pipelines import checkpoints, cluster, evaluation_sets, replay, rules, shards, sizes, storage
+from pipelines import checkpoints, cluster, evaluation_sets, rules, shards, sizes, storage
 from pipelines.catalogue import open_catalogue
 from pipelines.sizes import Pairs
 from pipelines.source import open_source
@@ -145,6 +145,8 @@ def _scores(run: Run) -> str:
 
 
 def _replay(run: Run) -> str:
+    from pipelines import replay
+
     replay.refuse(run)
     return f"{run.data.replay} has the steps of this run"
 

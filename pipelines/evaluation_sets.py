@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
 from jest_core import config as run_files
 from jest_core.config import Pictures, Run
-from jest_core.evaluation import ClassNames
 from pipelines import storage
 from pipelines.shards import Shard, clean, open_shard
+
+if TYPE_CHECKING:
+    from jest_core.evaluation import ClassNames
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _read = storage.retried(storage.read_bytes)
@@ -58,8 +59,12 @@ def examples(run: Run, source: Pictures, columns: Iterable[str] = ()) -> Iterato
             yield from _of_karpathy(run, source)
 
 
-def classes(run: Run, source: Pictures, *, canonical: bool = False) -> ClassNames:
+def classes(run: Run, source: Pictures, *, canonical: bool = False) -> "ClassNames":
     """The classes that come with a set, with their prompts. Raises ValueError where none do."""
+    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    from jest_core.evaluation import ClassNames
+
     if source.format == "folder":
         found = class_folders(_directory(run, source))
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]

@@ -75,13 +75,13 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
 
 def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str, float]:
     """Refuse what the model cannot do, write run.yaml, say what will be trained; returns the cost of a step."""
-    from jest_core import towers
+    from jest_core import outlines, towers
     from pipelines import checkpoints, loop
     from pipelines.journal import step_costs
 
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
-    towers.refuse_resolutions(run)
+    outlines.refuse_resolutions(run)
     loop.start_from(run, pair)  # a checkpoint that does not fit is told here, not by every learner
     if run.training.activation_checkpointing:
         pair.checkpoint_activations()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from jest_core import config as run_files
@@ -87,6 +86,8 @@ def of_lines(run: Run, lines: Sequence[Mapping[str, Any]], whole_seconds: float)
 
     def mean(part: str) -> float:
         return statistics.fmean(line.get(f"jest/{part}_time", 0.0) for line in warm)
+
+    import torch
 
     batch = statistics.fmean(line["train/batch_time"] for line in warm)
     done = {part: sum(getattr(step, name) for name in names) for part, names in _PARTS.items()}

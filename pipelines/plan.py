@@ -6,7 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from jest_core import flexible, flops, towers
+from jest_core import flops, outlines
 from jest_core.config import LowResolution, Reference, Run
 from jest_core.flops import StepFlops
 from pipelines import checks, progress, sizes
@@ -23,7 +23,7 @@ def run_stage(
     flops_per_second: what a learner sustains, as a rough guess; machine: what one was measured to sustain; price: of
     an hour of one learner's share of a machine, in any currency. Raises ValueError where a check fails.
     """
-    towers.refuse_resolutions(run)
+    outlines.refuse_resolutions(run)
     known = sizes.pairs(run)
     tables = [
         _sizes(run, known),
@@ -71,10 +71,10 @@ def _low_resolution(run: Run) -> LowResolution | None:
     """The run's own, or for a ViT the paper's: half of the sub-batch in patches twice as large."""
     if run.training.low_resolution is not None:
         return run.training.low_resolution
-    visual = towers.outline(run.model.name).visual
-    if not flexible.is_flexible(visual) or towers.image_size(run.model.name) % (2 * flexible.patch_size(visual)):
+    own = outlines.patch_size(run.model.name)
+    if own is None or outlines.image_size(run.model.name) % (2 * own):
         return None
-    return LowResolution(patch_size=2 * flexible.patch_size(visual))
+    return LowResolution(patch_size=2 * own)
 
 
 def _changed(part: Any, **values: Any) -> Any:
@@ -129,7 +129,7 @@ def _forward(run: Run) -> Table:
     full = flops.forward_flops(run.model).total
     for name, (image_size, patch_size) in seen.items():
         found = flops.forward_flops(run.model, image_size, patch_size)
-        size = f"{image_size or towers.image_size(run.model.name)} pixels" + (
+        size = f"{image_size or outlines.image_size(run.model.name)} pixels" + (
             f", patches of {patch_size}" if patch_size else ""
         )
         cells = [_si(x) for x in (found.image, found.text, found.total)]

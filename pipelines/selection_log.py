@@ -4,15 +4,19 @@ Parts are named by the steps they hold; a checkpoint lists those that are commit
 rest, so after any crash and resume the log holds each step once.
 """
 
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from jest_core import tables
-from jest_core.step_log import StepLog
 from pipelines import checkpoints, storage
+
+if TYPE_CHECKING:
+    from jest_core.step_log import StepLog
 
 
 class SelectionLog:

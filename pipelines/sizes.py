@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from botocore.exceptions import BotoCoreError
 
-from jest_core import flops, sharding, towers
+from jest_core import flops, outlines
 from jest_core.config import Run
 from pipelines import progress, storage
 from pipelines.catalogue import open_catalogue
@@ -51,7 +51,7 @@ def encoded_bytes(known: Pairs | None) -> float:
 
 def held_bytes(run: Run, known: Pairs | None) -> float:
     """Of an example in a window or a super-batch: encoded, and its pixels at the size that is held."""
-    size = towers.image_size(run.model.name)
+    size = outlines.image_size(run.model.name)
     held = run.selection.score_image_size or size if run.data.decode == "late" else size
     return encoded_bytes(known) + 3 * held**2
 
@@ -84,7 +84,7 @@ def state_bytes(run: Run) -> float:
     first learner the whole weights once more where it evaluates within the loop."""
     training = run.training
     if training.shard_weights and training.n_learners > 1:
-        gathered = sharding.n_gathered(towers.outline(run.model.name, run.model.context_length))
+        gathered = outlines.n_gathered(run.model.name, run.model.context_length)
         n, evaluates = flops.n_parameters(run.model), run.evaluation is not None and run.evaluation.every_steps > 0
         return n * _BYTES_A_PARAMETER / training.n_learners + 8 * gathered + 4 * n * evaluates
     return flops.n_parameters(run.model) * (_BYTES_A_PARAMETER + 4 * (run.training.n_learners > 1))
@@ -105,7 +105,7 @@ def checkpoint_bytes(run: Run) -> float:
 def cache_bytes(run: Run, n_pairs: float) -> float:
     """Of the score cache of so many pairs, before compression: two float16 embeddings and what comes with them."""
     assert run.reference is not None
-    return n_pairs * (4 * towers.width(run.reference.model.name) + _CACHED_BYTES)
+    return n_pairs * (4 * outlines.width(run.reference.model.name) + _CACHED_BYTES)
 
 
 def read_bytes(run: Run, known: Pairs | None) -> dict[str, float]:
@@ -132,4 +132,4 @@ def written_bytes(run: Run) -> dict[str, float]:
 
 def _widths(run: Run) -> list[int]:
     models = [run.model, *([run.reference.model] if run.uses_reference and run.reference is not None else [])]
-    return [towers.width(model.name) for model in models]
+    return [outlines.width(model.name) for model in models]

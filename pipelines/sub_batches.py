@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jest_core import config as run_files
-from jest_core import towers
+from jest_core import outlines, towers
 from jest_core.config import Run
 from jest_core.examples import Examples
 from jest_core.preprocess import normalise
@@ -48,7 +48,7 @@ class SubBatches:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if self.group else (0, 1)
         self.pair = Towers(model, run.model.name, towers.inputs_of(run.model))
         towers.refuse_batch_norm(model)
-        towers.refuse_resolutions(run)
+        outlines.refuse_resolutions(run)
         if run.data.replay is not None:
             replay.refuse(run)
         source = open_source(run)

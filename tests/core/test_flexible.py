@@ -9,7 +9,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmTower
 from torch import nn
 
-from jest_core import config, flexible, towers
+from jest_core import config, flexible, outlines, towers
 from jest_core.config import Model
 from jest_core.flexible import Resolution, at, kernel_map, position_map
 from tests.conftest import RUN
@@ -190,9 +190,9 @@ def test_what_a_tower_cannot_do_is_refused_with_a_remedy():
 def test_settings_that_do_nothing_are_refused_before_anything_starts(overrides: list[str], message: str):
     run = config.load(RUN.format(root=".", name="x", shards="x"), overrides)
     with pytest.raises(ValueError, match=message):
-        towers.refuse_resolutions(run)
+        outlines.refuse_resolutions(run)
     if "reference" not in overrides[0]:
-        towers.refuse_resolutions(config.load(RUN.format(root=".", name="x", shards="x")))
+        outlines.refuse_resolutions(config.load(RUN.format(root=".", name="x", shards="x")))
 
 
 @torch.no_grad()

@@ -7,10 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jest_core import config, flops, towers
+from jest_core import config, flops
 from jest_core.config import Model
 from jest_core.train_step import train_step
-from tests import oracles
 from tests.conftest import RUN
 from tests.core.test_train_step import make_learner, super_batch
 
@@ -77,32 +76,6 @@ def test_the_papers_figures_of_flexijest():
     )
     assert (step.score + step.train) / uniform.train == pytest.approx(1.10, abs=0.025)
     assert (step.select + step.loss + step.optimizer) / step.total < 0.01  # so that only forward passes matter
-
-
-@pytest.mark.parametrize(
-    ("name", "image_size", "patch_size"),
-    [
-        ("ViT-B-16", None, None),
-        ("ViT-B-16", None, 32),
-        ("ViT-B-16-SigLIP-256", 128, None),
-        ("ViT-L-16-SigLIP-256", None, 32),
-    ],
-)
-def test_a_forward_is_that_of_the_formula(name: str, image_size: int | None, patch_size: int | None):
-    found = flops.forward_flops(Model(name=name), image_size, patch_size)
-    image, text = oracles.vit_flops(name, image_size, patch_size)
-    assert found.image == pytest.approx(image, rel=1e-9)
-    assert found.text == pytest.approx(text, rel=1e-9)
-
-
-@pytest.mark.parametrize("name", ["jest-drawings", "jest-tiny"])
-def test_a_forward_is_that_of_the_model_with_weights(name: str):
-    """In training mode: in evaluation torch counts nothing of nn.MultiheadAttention's fused path."""
-    pair = towers.create(name, seed=0)
-    size = pair.view.image_size
-    with Counter() as counter:
-        pair.model.train()(torch.zeros(3, 3, size, size), pair.tokens(["a", "b", "c"]))
-    assert counter.get_total_flops() == pytest.approx(3 * flops.forward_flops(Model(name=name)).total, rel=1e-6)
 
 
 @pytest.mark.parametrize(
