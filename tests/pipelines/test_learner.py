@@ -185,7 +185,7 @@ def test_flexijest_on_two_learners_is_that_of_one(one_and_two, name: str):
 @pytest.mark.parametrize(
     ("victim", "learners"),
     [
-        ("learner", ["training.n_learners=1"]),
+        ("learner", ["training.n_learners=2"]),
         ("driver", ["training.n_learners=1"]),
         ("node", ["training.n_learners=2", "training.shard_weights=true"]),
     ],
