@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from jest_core import towers
-from pipelines import blocks, calibration, catalogue, checkpoints, reference_scores, score_cache, storage, super_batches
+from pipelines import (
+    blocks,
+    calibration,
+    catalogue,
+    checkpoints,
+    cluster,
+    reference_scores,
+    score_cache,
+    storage,
+    super_batches,
+)
 from pipelines.source import open_source
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -169,6 +179,14 @@ def test_scorers_write_columns_of_their_own_at_a_precision_of_choice(make_run, t
     assert part["words"].to_numpy()[ok].tolist() == np.array(expected)[ok].tolist()
     with pytest.raises(ValueError, match=r"another configuration \(precision: there \"bf16"):
         reference_scores.run_stage(make_run("joint", "reference.precision=fp32", f"reference.scorers=[{words}]"))
+
+
+def test_few_cores_embed_in_this_process_and_others_by_actors(make_run, monkeypatch):
+    spec = make_run("joint").reference
+    for n_cores, n_actors in ((2, 0), (4, 0), (8, 8)):
+        monkeypatch.setattr(cluster, "n_cores", lambda n=n_cores: n)
+        assert reference_scores._n_actors(spec) == n_actors
+        assert reference_scores._n_actors(spec.model_copy(update={"n_actors": 3})) == 3
 
 
 def test_a_softmax_reference_gets_the_bias_that_fits_it(make_run, capsys):

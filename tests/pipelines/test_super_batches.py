@@ -6,7 +6,7 @@ import pytest
 from tenacity import stop_after_attempt
 
 from jest_core import towers
-from pipelines import catalogue, storage, super_batches
+from pipelines import catalogue, cluster, storage, super_batches
 from pipelines.source import open_source
 
 SIZE = towers.create("jest-tiny", seed=0).view.image_size
@@ -48,6 +48,12 @@ def test_an_epoch_holds_each_kept_row_once_and_then_starts_again(run):
 
 def test_the_tail_after_a_resume_is_the_rest(run):
     assert uids_of(run, 1, 2, first_step=9) == uids_of(run, 1, 2)[9:]
+
+
+def test_readers_of_one_machine_share_its_cores(monkeypatch):
+    for n_cores, n_learners, each in ((2, 1, 2), (2, 2, 1), (2, 4, 1), (96, 8, 2)):
+        monkeypatch.setattr(cluster, "n_cores", lambda n=n_cores: n)
+        assert cluster.data_cpus(n_learners) == each
 
 
 def test_captions_and_pictures_arrive_whole(run):
