@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos bench lint format types check lock licences audit clean
+.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos mutants bench lint format types check lock licences audit clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +40,8 @@ smoke: install ## a few steps of everything
 test: install-dev ## the suite; what takes minutes by itself is left to test-long
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
-test-fast: install-dev ## without the tests that take longer than ten seconds
-	$(BIN)/python -m pytest -m "not slow and not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
+test-fast: install-dev ## what needs neither Ray nor S3, on two processes: about a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m fast --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
 test-oldest: ## test-fast on the oldest Python that is here, in .venv-oldest
 	$(MAKE) test-fast VENV=.venv-oldest PYTHON=$$(sh deploy/find_python.sh 3.11 3.12 3.13 3.14)
@@ -60,6 +60,9 @@ test-endurance: install-dev ## the two longest: twenty kills of the scoring, ten
 
 chaos: install-dev ## a run that is killed twenty times ends as a quiet one; JEST_CHAOS_SEED repeats one
 	$(BIN)/python -m pytest -s -m chaos tests/test_chaos.py $(ARGS)
+
+mutants: install-dev ## faults of one line each, of which tests have to catch every one; ARGS=--fast: those of fast tests
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 bench: install-dev ## selection, loss, steps, training, data and scoring against their baselines: over an hour on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)

@@ -12,7 +12,7 @@ os.environ.update(
         "RAY_metrics_report_interval_ms": "2000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else "2",  # a worker has one core to itself
+        "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("OMP_NUM_THREADS", "2"),
         "TRITON_INTERPRET": "0" if Path("/dev/nvidia0").exists() else "1",  # before Triton's first import
     }
 )
@@ -58,7 +58,7 @@ def _own_share_of_the_cores() -> Iterator[None]:
 # A test is fast unless it says that it is not, or needs one of these: by a fixture, or by a parameter of that name
 SERVICES = {"ray_session", "s3_server", "s3"}
 NOT_FAST = {"slow", "long", "chaos", "endurance"}
-MAX_SLEPT_SECONDS = 1.0  # of a fast test
+MAX_SLEEP_SECONDS = 0.3  # of a fast test, at a time: it may look again and again for what another thread does
 
 
 def is_fast(item: pytest.Function) -> bool:
@@ -72,7 +72,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and is_fast(item):
             item.add_marker(pytest.mark.fast)
-            item.add_marker(pytest.mark.timeout(60))  # the mark next to the test wins, where there is one
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +86,8 @@ def _only_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     slept, sleep = [], time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds))[1])
     yield
-    assert sum(slept) <= MAX_SLEPT_SECONDS, f"a fast test slept {sum(slept):.1f} s: mark it slow, or wait for less"
+    longest = max(slept, default=0.0)
+    assert longest <= MAX_SLEEP_SECONDS, f"a fast test slept {longest} s: mark it slow, or let it wait for less"
 
 
 def _refuse_s3(server: "S3Server") -> None:

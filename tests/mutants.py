@@ -9,17 +9,20 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _COPIED = ("jest_core", "pipelines", "tests", "pyproject.toml", "README.md", "Makefile")
 _LINKED = ("deploy", "docker")
+_HEAVY = ("torch", "torchvision", "open_clip", "timm", "pyarrow.parquet", "ray.data", "pandas", "scipy.stats")
 _PASSED, _FAILED = 0, 1  # of pytest's exit statuses
 
 
@@ -479,10 +482,10 @@ def _mutants() -> Iterator[Mutant]:
 MUTANTS = list(_mutants())
 
 
-def copy(folder: str) -> None:
+def copy(root: str | Path, folder: str) -> None:
     """The tree, as far as tests need it."""
     for name in _COPIED:
-        source, target = ROOT / name, f"{folder}/{name}"
+        source, target = Path(root, name), f"{folder}/{name}"
         shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
     for name in _LINKED:
         os.symlink(ROOT / name, f"{folder}/{name}")
@@ -506,31 +509,57 @@ def apply(mutant: Mutant, folder: str) -> None:
     Path(folder, mutant.file).write_text("\n".join(lines) + "\n")
 
 
-def run_tests(folder: str, tests: Iterable[str], fast: bool) -> tuple[int, str]:
-    """pytest's exit status there, and its output."""
+def run_tests(folder: str, tests: Iterable[str], fast: bool) -> int:
+    """Run tests of a copy in this process, whose standard output is a file then; pytest's exit status.
+
+    This is for a process that was forked for it: it forgets the modules that it has of another copy.
+    """
+    for name in [name for name in sys.modules if name.split(".")[0] in _COPIED + _LINKED]:
+        del sys.modules[name]
+    with open(f"{folder}/output", "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    sys.path[0] = os.environ["PYTHONPATH"] = folder  # the second is for processes that tests start
+    import pytest
+
     marks = ["-m", "fast"] if fast else []
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "-p", "no:cacheprovider", *marks]
-    ran = subprocess.run(
-        [*command, *(f"tests/{test}" for test in sorted(set(tests)))],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": folder},  # for processes that tests start elsewhere
-    )
-    return ran.returncode, ran.stdout + ran.stderr
+    chosen = [f"tests/{test}" for test in sorted(set(tests))]
+    status = int(pytest.main(["-x", "-q", "-rf", "-p", "no:cacheprovider", *marks, *chosen]))
+    sys.stdout.flush()
+    os._exit(status)  # of a test's threads and handlers none is waited for
 
 
-def verdict(mutant: Mutant) -> tuple[bool, str]:
-    """Whether it was caught, and by what."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy(folder)
-        apply(mutant, folder)
-        status, output = run_tests(folder, mutant.tests, mutant.fast)
+def start(folder: str, tests: Iterable[str], fast: bool) -> Any:
+    process = get_context("fork").Process(target=run_tests, args=(folder, list(tests), fast))
+    process.start()
+    return process
+
+
+def by_what(status: int, folder: str) -> tuple[bool, str]:
+    """Whether a fault was caught, and by which test."""
+    output = Path(folder, "output").read_text(errors="replace")
     if status == _FAILED:
         found = re.search(r"^(?:FAILED|ERROR) tests/(.*?)(?: - |$)", output, re.MULTILINE)
         return found is not None, found[1] if found else output[-2000:]
-    return False, "nothing: it survives" if status == _PASSED else f"pytest ended with {status}: {output[-2000:]}"
+    return False, "nothing" if status == _PASSED else f"pytest ended with {status}: {output[-2000:]}"
+
+
+def try_all(mutants: Sequence[Mutant], root: str, at_once: int) -> Iterator[tuple[Mutant, bool, str]]:
+    """Each with what `by_what` says of it, as they end."""
+    waiting, running = list(mutants), {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            mutant, folder = waiting.pop(0), tempfile.mkdtemp()
+            copy(root, folder)
+            apply(mutant, folder)
+            process = start(folder, mutant.tests, mutant.fast)
+            running[process.sentinel] = mutant, folder, process
+        for sentinel in wait(list(running)):
+            mutant, folder, process = running.pop(sentinel)
+            process.join()
+            yield mutant, *by_what(process.exitcode, folder)
+            shutil.rmtree(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -542,23 +571,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no mutant {', '.join(sorted(unknown))}; there are {' '.join(m.name for m in MUTANTS)}")
     chosen = [m for m in MUTANTS if (not given.names or m.name in given.names) and (m.fast or not given.fast)]
 
-    with tempfile.TemporaryDirectory() as folder:
-        copy(folder)
-        for fast in (True, False):
-            tests = [test for mutant in chosen if mutant.fast is fast for test in mutant.tests]
-            status, output = run_tests(folder, tests, fast) if tests else (_PASSED, "")
-            if status != _PASSED:
-                print(f"the tests do not pass without a fault:\n{output[-5000:]}")
-                return 1
-
-    width = max(len(mutant.name) for mutant in chosen)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in _HEAVY:  # what takes most of a test's time is imported once, here, and forked
+        import_module(name)
     survivors = []
-    for n_workers, fast in ((len(os.sched_getaffinity(0)), True), (1, False)):
-        some = [mutant for mutant in chosen if mutant.fast is fast]
-        with ThreadPoolExecutor(n_workers) as pool:
-            for mutant, (caught, by) in zip(some, pool.map(verdict, some), strict=True):
-                told = "caught, fast" if fast else "caught"
-                print(f"{mutant.name:{width}}  {told if caught else 'SURVIVES':12}  {by}", flush=True)
+    with tempfile.TemporaryDirectory() as root:  # what is edited meanwhile is of the next time
+        copy(ROOT, root)
+        for at_once, fast in ((len(os.sched_getaffinity(0)), True), (1, False)):
+            some = [mutant for mutant in chosen if mutant.fast is fast]
+            if not some:
+                continue
+            process = start(root, [test for mutant in some for test in mutant.tests], fast)
+            process.join()
+            if process.exitcode != _PASSED:
+                print("the tests do not pass without a fault:", Path(root, "output").read_text()[-5000:], sep="\n")
+                return 1
+            for mutant, caught, by in try_all(some, root, at_once):
+                told = ("caught, fast" if fast else "caught") if caught else "SURVIVES"
+                print(f"{mutant.name:40}  {told:12}  {by}", flush=True)
                 survivors += [] if caught else [mutant.name]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults are caught" + ": not " * bool(survivors), end="")
     print(", ".join(survivors))

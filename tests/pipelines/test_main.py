@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pipelines.__main__ import main
 from tests.conftest import RUN
 
 
@@ -21,10 +22,31 @@ def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
+def here(monkeypatch, capsys):
+    """The same in this process, which has imported what each of its own would import anew."""
+
+    def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(sys, "argv", ["jest", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, told.out, told.err)
+
+    return jest
+
+
+@pytest.fixture
 def run_file(tmp_path, shards):
     path = tmp_path / "run.yaml"
     path.write_text(RUN.format(root=tmp_path, name="joint", shards=shards))
     return str(path)
+
+
+def test_an_error_is_the_status_of_the_process():
+    out = jest("train", "nowhere.yaml")
+    assert (out.returncode, out.stderr) == (1, "jest: no run file at nowhere.yaml\n")
 
 
 def test_help_names_every_stage():
@@ -49,8 +71,8 @@ def test_help_names_every_stage():
         (["catalogue", "RUN", "--set", "root=s3://bucket/x", "--set", "data.shards=a.parquet"], "locate credentials"),
     ],
 )
-def test_errors_are_one_clear_line_and_a_status(run_file: str, arguments: list[str], message: str):
-    out = jest(*(a.replace("RUN", run_file) for a in arguments))
+def test_errors_are_one_clear_line_and_a_status(here, run_file: str, arguments: list[str], message: str):
+    out = here(*(a.replace("RUN", run_file) for a in arguments))
     assert out.returncode == 1
     assert message in out.stderr
     assert "Traceback" not in out.stderr
