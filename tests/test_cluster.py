@@ -168,7 +168,7 @@ def _train(told: list[str], address: str) -> str:
 def _asked(dashboard: str, *words: str) -> str:
     """What `jest submit --status JOB`, or the like, answers."""
     command = [sys.executable, "-m", "pipelines", "submit", *words, "--address", dashboard]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    return subprocess.run(command, capture_output=True, text=True, check="--status" in words, timeout=100).stdout
 
 
 def _learners() -> list[psutil.Process]:
@@ -189,11 +189,12 @@ def _lose_the_node_of(process: psutil.Process) -> None:
             each.send_signal(signal.SIGKILL)
 
 
-def _wait_for_a_checkpoint(directory: str, *, after: int, job: str, dashboard: str) -> None:
+def _wait_for_a_checkpoint(directory: str, job: str, dashboard: str) -> None:
     deadline = time.monotonic() + 600
-    while (checkpoints.steps(directory) or [0])[-1] <= after:
-        assert time.monotonic() < deadline, _asked(dashboard, "--status", job)
-        time.sleep(0.1)
+    while not checkpoints.steps(directory):
+        assert submit.status(job, dashboard) == "RUNNING", _asked(dashboard, "--logs", job)
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
@@ -209,7 +210,7 @@ def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
     assert submit.status(job, dashboard) == "RUNNING"
     with pytest.raises(ValueError, match=f"job {job} works on"):
         submit.run_stage(run, ["train"], dashboard, {})
-    _wait_for_a_checkpoint(directory, after=0, job=job, dashboard=dashboard)
+    _wait_for_a_checkpoint(directory, job, dashboard)
     submit.stop(job, dashboard)
     assert f"job {job}: STOPPED" in _asked(dashboard, "--status", job)
     with pytest.raises(RuntimeError, match=f"job {job} STOPPED"):
