@@ -46,17 +46,9 @@ def peak_bytes(function: Callable[[Any], Any], prepare: Callable[[], Any], devic
     On the CPU it is resident memory, with all that libraries allocate; on CUDA what torch allocates.
     """
     context = multiprocessing.get_context("forkserver")  # which imports once what each of them needs
-    context.set_forkserver_preload(["torch", "open_clip", function_module(function)])
+    context.set_forkserver_preload(["torch", "open_clip", "pyarrow.parquet"])
     with context.Pool(1) as pool:
         return pool.apply(_peak, (function, prepare, device))
-
-
-def function_module(function: Callable[..., Any]) -> str:
-    """Where a function stands, by the name that others import it by, also where it is the program's."""
-    import __main__
-
-    module = getattr(function, "func", function).__module__
-    return str(__main__.__spec__.name) if module == "__main__" else str(module)
 
 
 def _peak(function: Callable[[Any], Any], prepare: Callable[[], Any], device: str) -> tuple[int, float]:
