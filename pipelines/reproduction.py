@@ -52,7 +52,9 @@ def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
             run = load_run(spec["of"], 0, root, smoke=smoke)
             chain.finish(run)
             results["studies"][figure] = (
-                study.figure2(run) if spec["study"] == "figure2" else study.sizes(run, _sizes(spec, smoke=smoke))
+                study.figure2(run, n_iterations=400 if smoke else 4_000)
+                if spec["study"] == "figure2"
+                else study.sizes(run, _sizes(spec, smoke=smoke))
             )
             storage.write_json(f"{root}/{RESULTS}", results)
     storage.write_bytes(f"{root}/reproduction.html", figures.page(wanted, results, told["scores"]).encode())
@@ -127,7 +129,7 @@ def _sizes(spec: Mapping[str, Any], *, smoke: bool) -> list[int]:
 def _small(values: dict[str, Any]) -> dict[str, Any]:
     """A run at sizes at which every stage still does all that it does, and no figure means anything."""
     b = max(4, values["training"]["sub_batch_size"] // _SMALLER)
-    schedule = {"sub_batch_size": b, "examples_trained": 4 * b, "warmup_steps": 1, "checkpoint_every_steps": 2}
+    schedule = {"sub_batch_size": b, "examples_trained": 2 * b, "warmup_steps": 1, "checkpoint_every_steps": 2}
     sizes = {"selection": {"n_chunks": 2}, "training": schedule, "data": {"window_rows": 300}}
     out = run_files.merged(values, sizes | {"model": {"name": "jest-tiny"}})
     if "micro_batch_size" in out["training"]:
