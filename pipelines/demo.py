@@ -64,6 +64,8 @@ def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict
         if name not in REFERENCES:
             overrides.append(f"run_dir={name}-seed{seed}")
         if smoke and name in {"independent", "joint", "joint-raw-reference"}:
-            overrides.append("reference.model.name=jest-tiny")
+            overrides += ["reference.model.name=jest-tiny", "reference.n_actors=1"]
+        if smoke and name != "reference":
+            overrides.append(f"data.shards=data/{data}/pool/0000[01].parquet")
         runs[name] = run_files.load((folder / f"{name}.yaml").read_text(), overrides, f"{name}.yaml")
     return runs

@@ -20,13 +20,14 @@ from pipelines.drawings.place import place
 
 FOLDER = files("deploy") / "reproduction"
 RESULTS = "results.json"
+_SMALLER = 16  # sub-batches of a smoke run
 
 
 def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool, publish: str) -> None:
     """Do the runs of these figures (all, if none is named) that are not done, and write <root>/reproduction.html.
 
-    seeds: at most so many of each. smoke: on the small tier, a few steps of everything. publish: also write the README,
-    its pictures and results.json into this directory.
+    seeds: at most so many of each. smoke: a few steps, on the small tier, of the first run of each kind. publish: also
+    write the README, its pictures and results.json into this directory.
     """
     told = experiments()
     unknown = set(names) - set(told["figures"])
@@ -34,13 +35,13 @@ def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
         raise ValueError(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(told['figures'])}")
     root = run_files.join("", root or ("runs/reproduction-smoke" if smoke else "runs/reproduction"))
     wanted = {name: spec for name, spec in told["figures"].items() if not names or name in names}
-    seeds = 1 if smoke else seeds
+    plan = first_of_each_kind(wanted) if smoke else {name: list(_runs_of(spec, seeds)) for name, spec in wanted.items()}
     for tier in ("small",) if smoke else ("small", "medium"):
         place(tier, root)
     chain = Chain(load_run(name, 0, root, smoke=smoke) for name in told["runs"])
     results = read_results(f"{root}/{RESULTS}")
     for figure, spec in wanted.items():
-        todo = list(_runs_of(spec, seeds))
+        todo = plan[figure]
         for i, (name, seed) in enumerate(todo, 1):
             run, done = load_run(name, seed, root, smoke=smoke), results["runs"].setdefault(name, {})
             if done.get(str(seed), {}).get("identity") != _identity(run):
@@ -51,7 +52,9 @@ def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
             run = load_run(spec["of"], 0, root, smoke=smoke)
             chain.finish(run)
             results["studies"][figure] = (
-                study.figure2(run) if spec["study"] == "figure2" else study.sizes(run, _sizes(spec, smoke=smoke))
+                study.figure2(run, n_iterations=400 if smoke else 4_000)
+                if spec["study"] == "figure2"
+                else study.sizes(run, _sizes(spec, smoke=smoke))
             )
             storage.write_json(f"{root}/{RESULTS}", results)
     storage.write_bytes(f"{root}/reproduction.html", figures.page(wanted, results, told["scores"]).encode())
@@ -84,6 +87,35 @@ def _runs_of(spec: Mapping[str, Any], seeds: int | None) -> Iterator[tuple[str, 
         yield from dict.fromkeys((name, 0 if name.startswith("reference") else seed) for name in names)
 
 
+def first_of_each_kind(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, int]]]:
+    """Of each figure the runs that have a setting which none before them has: a key, or a word, such as a method or a
+    rule. Another number, or path, makes no kind."""
+    told, known = experiments(), set[str]()
+    out: dict[str, list[tuple[str, int]]] = {}
+    for figure, spec in figures.items():
+        out[figure] = []
+        for name, seed in _runs_of(spec, 1):
+            new = set(_settings(run_files.merged(told["base"], _changes(name, told["runs"])))) - known
+            if new:
+                out[figure].append((name, seed))
+            known |= new
+    return out
+
+
+def _settings(values: Any, key: str = "") -> Iterator[str]:
+    """The keys of a run file's values, and the words among the values, each with its key."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _settings(value, f"{key}.{name}" if key else name)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _settings(value, key)
+    else:
+        yield key
+        if values is None or (isinstance(values, str) and "/" not in values):
+            yield f"{key}={values}"
+
+
 def _changes(name: str, runs: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(runs[name])
     like = own.pop("like", None)
@@ -91,25 +123,29 @@ def _changes(name: str, runs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes(spec: Mapping[str, Any], *, smoke: bool) -> list[int]:
-    return [b // 16 for b in spec["sub_batch_sizes"]] if smoke else list(spec["sub_batch_sizes"])
+    return [b // _SMALLER for b in spec["sub_batch_sizes"]] if smoke else list(spec["sub_batch_sizes"])
 
 
 def _small(values: dict[str, Any]) -> dict[str, Any]:
     """A run at sizes at which every stage still does all that it does, and no figure means anything."""
-    b = max(4, values["training"]["sub_batch_size"] // 16)
-    schedule = {"sub_batch_size": b, "examples_trained": 4 * b, "warmup_steps": 1, "checkpoint_every_steps": 2}
+    b = max(4, values["training"]["sub_batch_size"] // _SMALLER)
+    schedule = {"sub_batch_size": b, "examples_trained": 2 * b, "warmup_steps": 1, "checkpoint_every_steps": 2}
     sizes = {"selection": {"n_chunks": 2}, "training": schedule, "data": {"window_rows": 300}}
     out = run_files.merged(values, sizes | {"model": {"name": "jest-tiny"}})
+    if "micro_batch_size" in out["training"]:
+        out["training"]["micro_batch_size"] //= _SMALLER
     if out["reference"] is not None:
-        out["reference"]["model"] = {"name": "jest-tiny"}
+        out["reference"] |= {"model": {"name": "jest-tiny"}, "n_actors": 1}
     for part in (out["selection"], out["training"].get("low_resolution") or {}):
         for key in ("score_image_size", "image_size"):
             if key in part:
                 part[key] //= 2
-    sets = [s for s in out["evaluation"]["sets"] if s["name"] not in ("openmoji", "stamps")]  # the small tier has none
-    sets[0]["few_shot"]["pool"]["shards"] = "data/small/eval-fluent-high-contrast/*.parquet"
-    out["evaluation"]["sets"] = sets
-    small: dict[str, Any] = yaml.safe_load(yaml.safe_dump(out).replace("data/medium/", "data/small/"))
+    flat, *others = out["evaluation"]["sets"]  # the tasks of which tables tell; of some sets the small tier has none
+    flat["tasks"] = ["emoji_name", "group", "few_shot"]
+    flat["few_shot"]["pool"]["shards"] = "data/small/eval-fluent-high-contrast/*.parquet"
+    out["evaluation"]["sets"] = [flat, *(s for s in others if s["name"] == "clipart")]
+    text = yaml.safe_dump(out).replace("/pool/*", "/pool/0000[01]").replace("data/medium/", "data/small/")
+    small: dict[str, Any] = yaml.safe_load(text)
     return small
 
 

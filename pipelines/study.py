@@ -81,7 +81,7 @@ def sizes(run: Run, sub_batch_sizes: list[int]) -> list[dict[str, float]]:
     return out
 
 
-def figure2(run: Run, n_iterations: int = 4_000) -> dict[str, Any]:
+def figure2(run: Run, n_iterations: int) -> dict[str, Any]:
     """The learnability matrix of what was selected and of what was not, learnability by chunks beside Gibbs sampling,
     and by filter ratio; by the newest checkpoint."""
     b = run.training.sub_batch_size

@@ -45,7 +45,9 @@ def peak_bytes(function: Callable[[Any], Any], prepare: Callable[[], Any], devic
 
     On the CPU it is resident memory, with all that libraries allocate; on CUDA what torch allocates.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    context = multiprocessing.get_context("forkserver")  # which imports once what each of them needs
+    context.set_forkserver_preload(["torch", "open_clip", "pyarrow.parquet"])
+    with context.Pool(1) as pool:
         return pool.apply(_peak, (function, prepare, device))
 
 

@@ -256,3 +256,19 @@ def test_a_score_cache_that_ends_early_ends_the_run_with_its_name(prepared):
     told = f"{raised.value} {raised.value.__cause__}"
     assert part in told
     assert "jest reference-scores" in told
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_compiled_towers_select_and_train_as_they_do_uncompiled(make_scored_run):
+    """At two resolutions, as FlexiJEST has them: scored in patches of 16, trained in the model's own of 8."""
+    found = {}
+    for name in ("plain", "compiled"):
+        sizes = ["training.examples_trained=32", "training.warmup_steps=0", "selection.score_patch_size=16"]
+        run = make_scored_run(name, *sizes, f"training.compile={str(name == 'compiled').lower()}")
+        learner.run_stage(run)
+        found[name] = selection_log.read(run.path(run.run_dir)), selection_log.read_metrics(run.path(run.run_dir))
+    (plain, (line,)), (compiled, (other,)) = found["plain"], found["compiled"]
+    assert compiled.select(["uid", "selected", "chunk"]).equals(plain.select(["uid", "selected", "chunk"]))
+    assert other["train/loss"] == pytest.approx(line["train/loss"], rel=1e-4)
+    assert other["train/gradient_norm"] == pytest.approx(line["train/gradient_norm"], rel=1e-3)

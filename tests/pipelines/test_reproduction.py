@@ -4,6 +4,7 @@ import pytest
 
 from jest_core.config import Run
 from pipelines import figures, reproduction, storage
+from pipelines.chain import Chain
 
 TOLD = reproduction.experiments()
 
@@ -94,13 +95,27 @@ def test_an_unknown_figure_is_refused_before_anything_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_smoke_reproduction_runs_each_kind_once():
+    found = reproduction.first_of_each_kind(TOLD["figures"])
+    taken = [name for runs in found.values() for name, _ in runs]
+    assert len(taken) == len(set(taken)) <= 14
+    ran: set[str] = set()
+    for name in taken:
+        ran |= set(reproduction._settings(reproduction.load_run(name, 0, "x").model_dump(exclude_defaults=True)))
+    words = {"selection.criterion=easy", "selection.criterion=hard"}
+    words |= {f"selection.method={method}" for method in ("uniform", "independent", "joint")}
+    words |= {"data.rules.rule=score", "data.rules.rule=language", "data.refines", "training.initial_checkpoint"}
+    words |= {"training.low_resolution.image_size", "selection.score_image_size", "training.micro_batch_size"}
+    assert words <= ran
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_smoke_reproduction_goes_on_where_it_stopped(tmp_path, ray_session, capsys):
     options = {"root": str(tmp_path), "seeds": None, "smoke": True, "publish": ""}
     reproduction.run_stage(["fig2", "table3"], **options)
     results = storage.read_json(f"{tmp_path}/results.json")
-    assert set(results["runs"]) == {"uniform", "uniform-filtered", "joint-plus", "joint-filtered"}
+    assert set(results["runs"]) == {"uniform", "uniform-filtered", "joint-plus"}  # joint-filtered is no new kind
     filtered = json.loads((tmp_path / "catalogue/aligned/manifest.json").read_text())["counts"]["kept"]
     whole = json.loads((tmp_path / "catalogue/pool/manifest.json").read_text())["counts"]["kept"]
     assert filtered == pytest.approx(0.3 * whole, abs=2)  # the rule read the scores that joint-plus made first
@@ -111,3 +126,7 @@ def test_a_smoke_reproduction_goes_on_where_it_stopped(tmp_path, ray_session, ca
     capsys.readouterr()
     reproduction.run_stage(["fig2", "table3"], **options)
     assert "steps of" not in capsys.readouterr().out  # nothing trains again
+    runs = {name: reproduction.load_run(name, 0, str(tmp_path), smoke=True) for name in TOLD["runs"]}
+    joint = storage.read_json(f"{Chain(runs.values()).finish(runs['joint-filtered'])}/manifest.json")
+    assert joint["complete"]  # by the scores of the whole pool, which its catalogue refines
+    assert not (tmp_path / "scores/aligned").exists()
