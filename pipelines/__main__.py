@@ -315,7 +315,10 @@ def reproduce(
     root: Annotated[str, typer.Option(help="Directory or URL for its runs; runs/reproduction if not given.")] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="At most so many of each run.", show_default=False)] = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="A few steps of every run, on the small tier; figures mean nothing.")
+        bool,
+        typer.Option(
+            "--smoke", help="A few steps of the first run of each kind, on the small tier; figures mean nothing."
+        ),
     ] = False,
     publish: Annotated[
         str, typer.Option(help="Also write README.md, its pictures and results.json into this directory.")

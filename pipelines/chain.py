@@ -13,27 +13,30 @@ from jest_core.config import Run
 from jest_core.rules import ScoreRule
 from pipelines import learner, storage
 
-STAGES = {  # in their order, and the module of each
-    "ingest": "ingest",
-    "catalogue": "catalogue",
-    "reference-scores": "reference_scores",
-    "select": "subset",
-    "train": "learner",
-    "evaluate": "evaluation",
-    "report": "report",
+STAGES = {  # in their order; the module of each, and what that imports once it is needed
+    "ingest": ("ingest",),
+    "catalogue": ("catalogue",),
+    "reference-scores": ("reference_scores",),
+    "select": ("subset",),
+    "train": ("learner", "loop"),
+    "evaluate": ("evaluation",),
+    "report": ("report",),
 }
 
 
 def run_stages(run: Run, stages: list[str]) -> None:
     """Each does what is missing of it, so that the same stages again go on where they stopped."""
     refuse_stages(stages)
+    # before the first: by the last, in hours, the code may be another, or the job's copy of it gone
+    for module in (module for stage in stages for module in STAGES[stage]):
+        importlib.import_module(f"pipelines.{module}")
     for stage in stages:
         run_stage(stage, run)
 
 
 def run_stage(stage: str, run: Run) -> Any:
     """One of STAGES, whose module is imported when its turn has come."""
-    module: Any = importlib.import_module(f"pipelines.{STAGES[stage]}")
+    module: Any = importlib.import_module(f"pipelines.{STAGES[stage][0]}")
     directory = run.path(run.run_dir)
     return module.run_stage([directory], f"{directory}/report.html") if stage == "report" else module.run_stage(run)
 
