@@ -108,15 +108,18 @@ def cleared_up() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    ends = [number for number in _ENDS if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores SIGHUP
-    for number in ends:
-        signal.signal(number, end)
+    before = {number: signal.getsignal(number) for number in (*_ENDS, signal.SIGINT)}
+    for number in _ENDS:
+        if before[number] is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, end)
     try:
         yield
     finally:
-        for number in (*ends, signal.SIGINT):  # another must not cut this short
+        for number in before:  # another must not cut this short
             signal.signal(number, signal.SIG_IGN)
         disconnect()
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _command(process: psutil.Process) -> list[str]:

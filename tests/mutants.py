@@ -469,7 +469,7 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/learner.py",
+        "pipelines/loop.py",
         "pipelines/test_learner.py::test_a_run_logs_checkpoints_and_resumes_to_the_same_bits",
         fast=False,
         log_part_after_its_checkpoint=(

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from jest_core import flop_counts, towers
 from tests import oracles
+from tests.core.test_flops import Counter
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_forward_is_that_of_the_model_with_weights(name: str):
     """In training mode: in evaluation torch counts nothing of nn.MultiheadAttention's fused path."""
     pair = towers.create(name, seed=0)
     size = pair.view.image_size
-    with FlopCounterMode(display=False) as counter:
+    with Counter() as counter:
         pair.model.train()(torch.zeros(3, 3, size, size), pair.tokens(["a", "b", "c"]))
     once = sum(flop_counts.forward_flops(name, None, None, None))
     assert counter.get_total_flops() == pytest.approx(3 * once, rel=1e-6)

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from pipelines.__main__ import main
 from tests.conftest import RUN
 
 
@@ -19,22 +18,6 @@ def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         env={k: v for k, v in os.environ.items() if not k.startswith("AWS_")},
     )
-
-
-@pytest.fixture
-def here(monkeypatch, capsys):
-    """The same in this process, which has imported what each of its own would import anew."""
-
-    def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setattr(sys, "argv", ["jest", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, ended.value.code, told.out, told.err)
-
-    return jest
 
 
 @pytest.fixture
@@ -71,8 +54,8 @@ def test_help_names_every_stage():
         (["catalogue", "RUN", "--set", "root=s3://bucket/x", "--set", "data.shards=a.parquet"], "locate credentials"),
     ],
 )
-def test_errors_are_one_clear_line_and_a_status(here, run_file: str, arguments: list[str], message: str):
-    out = here(*(a.replace("RUN", run_file) for a in arguments))
+def test_errors_are_one_clear_line_and_a_status(run_file: str, arguments: list[str], message: str):
+    out = jest(*(a.replace("RUN", run_file) for a in arguments))
     assert out.returncode == 1
     assert message in out.stderr
     assert "Traceback" not in out.stderr
