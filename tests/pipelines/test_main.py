@@ -21,20 +21,18 @@ def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def here(monkeypatch, capsys):
+def jest_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
     """The same in this process, which has imported what each of its own would import anew."""
-
-    def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setattr(sys, "argv", ["jest", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, ended.value.code, told.out, told.err)
-
-    return jest
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["jest", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, ended.value.code or 0, told.out, told.err)
 
 
 @pytest.fixture
@@ -45,7 +43,7 @@ def run_file(tmp_path, shards):
 
 
 def test_an_error_is_the_status_of_the_process():
-    out = jest("train", "nowhere.yaml")
+    out = jest("catalogue", "nowhere.yaml")
     assert (out.returncode, out.stderr) == (1, "jest: no run file at nowhere.yaml\n")
 
 
@@ -71,8 +69,8 @@ def test_help_names_every_stage():
         (["catalogue", "RUN", "--set", "root=s3://bucket/x", "--set", "data.shards=a.parquet"], "locate credentials"),
     ],
 )
-def test_errors_are_one_clear_line_and_a_status(here, run_file: str, arguments: list[str], message: str):
-    out = here(*(a.replace("RUN", run_file) for a in arguments))
+def test_errors_are_one_clear_line_and_a_status(monkeypatch, capsys, run_file: str, arguments: list[str], message: str):
+    out = jest_here(monkeypatch, capsys, *(a.replace("RUN", run_file) for a in arguments))
     assert out.returncode == 1
     assert message in out.stderr
     assert "Traceback" not in out.stderr

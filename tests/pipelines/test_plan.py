@@ -8,7 +8,7 @@ from jest_core import config, flops
 from pipelines import catalogue, checks, learner, plan, selection_log, sizes, storage
 from pipelines import machine as machines
 from tests.conftest import MakeRun
-from tests.pipelines.test_main import jest
+from tests.pipelines.test_main import jest, jest_here
 
 LAION = files("deploy") / "runs" / "laion2b"
 
@@ -40,8 +40,8 @@ def test_run_files_have_the_costs_of_table_1(data, size):
     assert flexi.n_steps * cheap.total / whole == pytest.approx(0.11, abs=0.01)
 
 
-def test_a_plan_needs_no_storage_and_no_cluster():
-    out = jest("plan", str(LAION / "flexi.yaml"), "--flops-per-second", "4e14")
+def test_a_plan_needs_no_storage_and_no_cluster(monkeypatch, capsys):
+    out = jest_here(monkeypatch, capsys, "plan", str(LAION / "flexi.yaml"), "--flops-per-second", "4e14")
     assert out.returncode == 0, out.stderr
     for words in (
         "Unable to locate credentials",
