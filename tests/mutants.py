@@ -144,8 +144,8 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/order.py",
         "core/test_order.py::test_an_epoch_of_all_streams_is_every_row_once",
         a_row_skipped=(
-            "piece_starts, piece_stops = np.maximum(starts, low), np.minimum(ends, high)",
-            "piece_starts, piece_stops = np.maximum(starts, low), np.minimum(ends, high - 1)",
+            "self.cuts = np.arange(n_streams + 1) * self.n_rows // n_streams",
+            "self.cuts = np.arange(n_streams + 1) * (self.n_rows - 1) // n_streams",
         ),
         a_row_twice_at_the_cut=(
             "low, high = int(self.cuts[stream]), int(self.cuts[stream + 1])",
