@@ -33,6 +33,7 @@ import torch
 
 from jest_core import config as run_files
 from jest_core.config import Run
+from pipelines import cluster
 
 N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # of pytest-xdist, which share this machine
 POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
@@ -46,13 +47,20 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session", autouse=True)
 def _own_share_of_the_cores() -> Iterator[None]:
     """More threads than cores wait for each other, and use a core meanwhile."""
-    from pipelines import cluster
-
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     share = max(1, cluster.n_cores() // N_WORKERS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "n_cores", lambda: share)
         yield
+
+
+_N_CORES = cluster.n_cores
+
+
+@pytest.fixture
+def all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trains in this process does so on as many threads as a command of its own: sums are rounded alike then."""
+    monkeypatch.setattr(cluster, "n_cores", _N_CORES)
 
 
 # A test is fast unless it says that it is not, or needs one of these: by a fixture, or by a parameter of that name
@@ -97,8 +105,6 @@ def _refuse_s3(server: "S3Server") -> None:
 @pytest.fixture(scope="session")
 def ray_session(s3: str) -> Iterator[None]:
     """One Ray for all tests that need it, on this machine; after the S3 server, whose address its workers inherit."""
-    from pipelines import cluster
-
     os.environ.pop("RAY_ADDRESS", None)
     cluster.connect()
     yield
