@@ -18,7 +18,7 @@ N_KILLS = {"RayTrainWorker": 6, "MapBatches": 9, "driver": 5}  # by what the pro
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path, s3_server, s3):
     """On two learners, and under an S3 server that fails one request in twenty-five, in four ways."""
     print(f"JEST_CHAOS_SEED={SEED}")
