@@ -69,7 +69,7 @@ def test_what_a_rule_keeps(tmp_path, rule: str, expected: list[int]):
 
 def test_deny_lists_by_uid_url_and_hash(tmp_path):
     shard = shard_of(tmp_path)
-    (tmp_path / "uids.txt").write_text(UIDS[1].upper() + "\n\n" + UIDS[4] + "\n")
+    (tmp_path / "uids.txt").write_text(UIDS[1] + "\n\n" + UIDS[4].upper() + "\n")
     (tmp_path / "urls.txt").write_text("http://x/0.jpg\r\nhttp://elsewhere/1.jpg\n")
     pq.write_table(pa.table({"md5": ["f", "zz"], "why": ["removed", ""]}), tmp_path / "hashes.parquet")
     write_subset(tmp_path / "uids.npy", [UIDS[5], UIDS[0]])
