@@ -330,6 +330,9 @@ def reproduce(
     stage.run_stage(figures or [], root=root, seeds=seeds, smoke=smoke, publish=publish)
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line; an expected error is one clear line and exit status 1. Nothing that a command starts here
     outlives it, however it ends."""
@@ -338,9 +341,10 @@ def main() -> None:
     with cluster.cleared_up():
         try:
             app()
-        except KeyboardInterrupt:
-            print("jest: stopped; the same command goes on from what is done", file=sys.stderr)
-            sys.exit(130)
+        except SystemExit as ended:
+            if ended.code == _INTERRUPTED:  # typer's answer to Ctrl-C
+                print("jest: stopped; the same command goes on from what is done", file=sys.stderr)
+            raise
         except Exception as error:
             if not _is_expected(error):
                 raise
