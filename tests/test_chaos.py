@@ -47,6 +47,7 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
         time.sleep(rng.uniform(0, 0.5))
         if victim == "driver":
             driver.process.kill()
+            driver.ended()
             dead.append(driver)
             while driver.all("RayTrainWorker"):  # two runs in one directory are another matter
                 time.sleep(0.1)
