@@ -540,8 +540,8 @@ def by_what(status: int, folder: str) -> tuple[bool, str]:
     """Whether a fault was caught, and by which test."""
     output = Path(folder, "output").read_text(errors="replace")
     if status == _FAILED:
-        found = re.search(r"^(?:FAILED|ERROR) tests/(.*?)(?: - |$)", output, re.MULTILINE)
-        return found is not None, found[1] if found else output[-2000:]
+        found = re.search(r"^FAILED tests/(.*?)(?: - |$)", output, re.MULTILINE)
+        return found is not None, found[1] if found else f"no test, but what it needs: {output[-2000:]}"
     return False, "nothing" if status == _PASSED else f"pytest ended with {status}: {output[-2000:]}"
 
 
