@@ -131,6 +131,6 @@ def same_log_and_weights(run: Run, other: Run) -> None:
 
 def finish(*words: str, **environment: str) -> str:
     """The output of a command that has to end well."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=400)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

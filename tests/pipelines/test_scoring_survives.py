@@ -15,7 +15,7 @@ from tests.commands import Command, command, finish, write
 from tests.conftest import POOL, RUN
 from tests.faults import FaultyProxy
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("all_cores")]
 N_SHARDS = 100
 
 
