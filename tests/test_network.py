@@ -121,7 +121,7 @@ def _wait(until: Callable[[], bool], train: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_node_is_cut_off_for_a_while(make_scored_run, tmp_path, hosts: Hosts):
     address = _start_ray(hosts)
     sizes = ["training.n_learners=2", "training.examples_trained=1280", "training.checkpoint_every_steps=5"]

@@ -148,6 +148,7 @@ def test_lists_of_urls_become_shards(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_kill_costs_the_shards_that_were_under_way(make_run, tmp_path, site: Website):
     rows = [{"URL": f"{site.address}/ok/{i % 30}?{i}", "TEXT": f"picture {i}"} for i in range(60)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")

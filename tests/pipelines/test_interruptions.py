@@ -12,7 +12,7 @@ from pipelines import checkpoints, learner, selection_log, storage, super_batche
 from pipelines.source import open_source
 from tests.commands import Command, command, finish, same_log_and_weights, write
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.usefixtures("all_cores")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200), pytest.mark.usefixtures("all_cores")]
 
 
 @pytest.fixture

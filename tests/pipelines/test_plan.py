@@ -182,6 +182,7 @@ def test_rates_of_a_run_predict_that_run_and_more_learners_take_less(make_scored
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_calibrated_plan_tells_hours_and_cost(make_scored_run: MakeRun, tmp_path):
     run = make_scored_run("joint")
     (tmp_path / "run.yaml").write_text(config.dump(run))

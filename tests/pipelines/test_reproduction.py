@@ -110,7 +110,7 @@ def test_a_smoke_reproduction_runs_each_kind_once():
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_smoke_reproduction_goes_on_where_it_stopped(tmp_path, ray_session, capsys):
     options = {"root": str(tmp_path), "seeds": None, "smoke": True, "publish": ""}
     reproduction.run_stage(["fig2", "table3"], **options)

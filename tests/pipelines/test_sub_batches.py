@@ -24,6 +24,7 @@ def prepare(make_scored_run, name: str, *overrides: str):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_example_selects_logs_and_resumes_after_a_kill(make_scored_run, tmp_path):
     quiet, killed = (prepare(make_scored_run, name, "training.examples_trained=1600") for name in ("quiet", "killed"))
     loop, directory = [sys.executable, str(LOOP), str(write(killed, tmp_path))], killed.path("killed")
@@ -39,6 +40,7 @@ def test_the_example_selects_logs_and_resumes_after_a_kill(make_scored_run, tmp_
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_two_processes_of_torchrun_draw_the_first_sub_batch_of_one(make_scored_run, tmp_path):
     one, two = (prepare(make_scored_run, name, "training.examples_trained=64") for name in ("one", "two"))
     finish(sys.executable, str(LOOP), str(write(one, tmp_path)))
