@@ -27,17 +27,17 @@ from pipelines.source import open_source
 from tests.conftest import RUN
 
 STORE = 80 << 20
-N_SHARDS, ROWS, GROUP, STEP = 10, 112, 2, 64
+N_SHARDS, ROWS, GROUP = 10, 384, 8
 SIZE = 32  # of jest-tiny's pictures
 
 
 def write_shards(root: str) -> int:
-    """Pictures of noise as PNG without compression, many bytes that decode fast; each row has its own URL and uid."""
+    """Pictures of noise, which JPEG cannot make small; each row has its own URL, and so its own uid."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(GROUP):
         sink = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (500, 500, 3), dtype=np.uint8)).save(sink, "PNG", compress_level=0)
+        Image.fromarray(rng.integers(0, 256, (500, 500, 3), dtype=np.uint8)).save(sink, "JPEG", quality=90)
         images.append(sink.getvalue())
     total = 0
     for number in range(N_SHARDS):
@@ -46,7 +46,7 @@ def write_shards(root: str) -> int:
             {
                 "url": [f"http://x/{i}" for i in rows],
                 "caption": [f"picture {i}" for i in rows],
-                "png": [images[i % GROUP] for i in rows],
+                "jpg": [images[i % GROUP] for i in rows],
             }
         )
         sink = io.BytesIO()
@@ -141,13 +141,13 @@ def stream(text: str, n_consumers: int) -> dict[str, Any]:
 def main(root: str, out: str) -> None:
     ray.init(num_cpus=8, object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level="error")
     size = write_shards(root)
-    n = N_SHARDS * ROWS // STEP * STEP
+    n = N_SHARDS * ROWS
     overrides = [
         "selection.method=uniform",
         "data.rules=[]",
         "data.n_streams=8",
         f"data.window_rows={GROUP}",
-        f"training.sub_batch_size={STEP}",
+        "training.sub_batch_size=64",
         f"training.examples_trained={n}",
     ]
     run = run_files.load(RUN.format(root=root, name="x", shards="shards"), overrides)
