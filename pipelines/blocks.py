@@ -1,5 +1,7 @@
 """Arrays as columns of Arrow blocks, which is how they travel through Ray's object store without copies."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,3 +20,10 @@ def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+def runs(table: pa.Table, column: str) -> Iterator[pa.Table]:
+    """The parts of a table in which this column, of numbers, has one value: Ray Data joins what one task makes."""
+    values = table[column].to_numpy()
+    for start, stop in pairwise([0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(table)]):
+        yield table.slice(start, stop - start)

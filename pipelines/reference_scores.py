@@ -35,6 +35,7 @@ from pipelines.stopwatch import Stopwatch
 
 _ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between two machines
 _FEW_CORES = 4  # on which this process embeds: an actor each would import PyTorch first, which takes seconds
+_MOST_TASKS = 5_000  # of reading: each takes row groups that follow each other, and Ray keeps a record of each
 _BLOCK_BYTES = 32 << 20  # of pixels that travel together, or one batch where that is more
 
 
@@ -187,7 +188,7 @@ def _embed_shards(
         ("read", "decode", "embed", "write"), "embed", n_actors or cluster.n_cores(), shared=not spec.gpus_per_actor
     )
     if len(units):
-        decoded = ray.data.range(len(units), override_num_blocks=min(len(units), 5_000)).map_batches(
+        decoded = ray.data.range(len(units), override_num_blocks=min(len(units), _MOST_TASKS)).map_batches(
             _read_and_decode,  # type: ignore[arg-type]
             batch_size=1,
             fn_args=(held, text, spec_text),
@@ -335,6 +336,9 @@ class _Embedder:
         self.scorers = {s.name: scorers.create(s.scorer, _resolved(run, s.options)) for s in self.spec.scorers}
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        return pa.concat_tables(self._columns(part) for part in blocks.runs(block, "unit"))
+
+    def _columns(self, block: pa.Table) -> pa.Table:
         began, started = time.time(), time.perf_counter()
         columns: dict[str, Any] = {name: block[name] for name in ("uid", "row", "status")}
         for name, value in self._embed(block).items():

@@ -76,14 +76,17 @@ def read(directory: str, place: Place, row_group: int, uids: list[str], columns:
 
 
 def store(block: pa.Table, session: str) -> pa.Table:
-    """Write an embedded block as a fragment of its shard's part, and report it."""
+    """Write an embedded block as fragments of its shards' parts, one a row group, and report each."""
+    return pa.Table.from_pylist([_store(part, session) for part in blocks.runs(block, "unit")])
+
+
+def _store(block: pa.Table, session: str) -> dict[str, Any]:
     told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode", "embed", "began")}
     first_row = block["row"][0].as_py()
     path = f"{session}/{told['shard']:05d}-{first_row:09d}.parquet"
     started = time.perf_counter()
     storage.retried(storage.write_table)(path, block.drop_columns(list(told)))
-    told |= {"write": time.perf_counter() - started, "rows": len(block), "first_row": first_row, "path": path}
-    return pa.table({name: [value] for name, value in told.items()})
+    return told | {"write": time.perf_counter() - started, "rows": len(block), "first_row": first_row, "path": path}
 
 
 def write_part(
