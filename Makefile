@@ -52,14 +52,14 @@ test-newest: ## test-fast on the newest Python that is here, in .venv-newest
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-long: install-dev ## what takes minutes: kills (chaos and endurance with them), a cluster of three nodes, benchmarks
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long or endurance or chaos" $(ARGS)
+test-long: test-endurance ## what takes minutes: kills (chaos and endurance with them), a cluster of three nodes, benchmarks
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long or chaos" $(ARGS)
 
-test-endurance: install-dev ## the two longest: twenty kills of the scoring, ten times the object store from S3
+test-endurance: install-dev ## ten times the object store from S3: alone, as it fills half of 24 GB
 	$(BIN)/python -m pytest -m endurance $(ARGS)
 
-chaos: install-dev ## a run that is killed twenty times ends as a quiet one; JEST_CHAOS_SEED repeats one
-	$(BIN)/python -m pytest -s -m chaos tests/test_chaos.py $(ARGS)
+chaos: install-dev ## a run and a scoring, killed twenty times, end as quiet ones; JEST_CHAOS_SEED repeats a run
+	$(BIN)/python -m pytest -s -m chaos $(ARGS)
 
 mutants: install-dev ## faults of one line each, of which tests have to catch every one; ARGS=--fast: those of fast tests
 	$(BIN)/python -m tests.mutants $(ARGS)

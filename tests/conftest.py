@@ -8,7 +8,8 @@ os.environ.update(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",  # tests wait for its workers, which otherwise come after all else that runs here
-        "RAY_num_workers_soft_limit": "16",  # idle ones beyond it end; new ones import PyTorch first
+        # idle ones beyond it end: new ones import PyTorch first, and each holds half a gigabyte
+        "RAY_num_workers_soft_limit": "8" if "PYTEST_XDIST_WORKER" in os.environ else "16",
         "RAY_metrics_report_interval_ms": "2000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -52,6 +54,15 @@ def _own_share_of_the_cores() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "n_cores", lambda: share)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_a_kill_left_ends_by_itself() -> Iterator[None]:
+    from tests.commands import OUTLIVE
+
+    yield
+    _, left = psutil.wait_procs(OUTLIVE, timeout=90)
+    assert not left, f"left behind by commands that were killed: {left}"
 
 
 _N_CORES = cluster.n_cores

@@ -10,17 +10,19 @@ import pytest
 from jest_core import config as run_files
 from jest_core.config import Run
 from pipelines import checkpoints, learner, selection_log, storage
-from tests.commands import Command, command, same_log_and_weights, write
+from tests.commands import Command, bursts, command, same_log_and_weights, write
 from tests.faults import FaultyProxy
 
 SEED = int(os.environ.get("JEST_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
-N_KILLS = {"RayTrainWorker": 6, "MapBatches": 9, "driver": 5}  # by what the processes call themselves
+# by what the processes call themselves; "node" is all that the command has started, at once
+N_KILLS = {"RayTrainWorker": 6, "MapBatches": 10, "driver": 2, "node": 2}
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(2400)
 def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path, s3_server, s3):
-    """On two learners, and under an S3 server that fails one request in twenty-five, in four ways."""
+    """On two learners, each of which holds half of the weights, and under an S3 server that fails one request in
+    twenty-five, in four ways. Ray Train starts a killed learner again, and Ray a killed reader, by themselves."""
     print(f"JEST_CHAOS_SEED={SEED}")
     rng = random.Random(SEED)
     run: Run = make_scored_run("joint")
@@ -31,34 +33,34 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
     steps = [
         f"root={s3}/chaos",
         "training.n_learners=2",
-        "training.examples_trained=8000",
+        "training.shard_weights=true",
+        "training.examples_trained=4800",
         "training.checkpoint_every_steps=4",
         "training.max_failures=-1",
     ]
     quiet, killed = (run_files.load(run_files.dump(run), [f"run_dir={name}", *steps]) for name in ("quiet", "killed"))
     directory, log, train = killed.path("killed"), tmp_path / "log", command("train", write(killed, tmp_path))
     faulty = {"AWS_ENDPOINT_URL": proxy.url}
-    victims = [victim for victim, n in N_KILLS.items() for _ in range(n)]
-    rng.shuffle(victims)
-    driver, dead, killed_of = Command(log, *train, **faulty), [], 0
-    for victim in victims:
+    driver, dead, n_killed = Command(log, *train, **faulty), [], 0
+    for burst in bursts(N_KILLS, rng):
         reached = (checkpoints.steps(directory) or [0])[-1]
-        driver.wait_for_step(killed, reached + 1)  # it has to come further between two kills
-        time.sleep(rng.uniform(0, 0.5))
-        if victim == "driver":
-            driver.process.kill()
-            driver.ended()
-            dead.append(driver)
-            while driver.all("RayTrainWorker"):  # two runs in one directory are another matter
-                time.sleep(0.1)
-            driver = Command(log, *train, **faulty)
-        else:
-            driver.wait_until(partial(driver.kill_one, victim, rng))
-        killed_of += 1
-        print(f"{victim} killed after step {checkpoints.steps(directory)[-1]} of {killed.n_steps}", flush=True)
+        driver.wait_for_step(killed, reached + 1)  # it has to come further between two bursts
+        for victim in burst:
+            time.sleep(rng.uniform(0, 0.5))
+            if victim in ("RayTrainWorker", "MapBatches"):
+                driver.wait_until(partial(driver.kill_one, victim, rng))
+            else:
+                driver.kill() if victim == "node" else driver.process.kill()
+                driver.ended()
+                dead.append(driver)
+                while driver.all("RayTrainWorker"):  # two runs in one directory are another matter
+                    time.sleep(0.1)
+                driver = Command(log, *train, **faulty)
+            n_killed += 1
+            print(f"{victim} killed after step {checkpoints.steps(directory)[-1]} of {killed.n_steps}", flush=True)
     with driver:
         assert driver.ended(600) == 0, driver.output
-    assert killed_of == 20
+    assert n_killed == 20
     for each in dead:
         each.__exit__()  # nothing of it is left
     proxy.close()

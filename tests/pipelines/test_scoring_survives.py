@@ -2,6 +2,8 @@
 
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ from jest_core import config as run_files
 from jest_core import towers
 from jest_core.config import Run
 from pipelines import catalogue, checkpoints, reference_scores, storage
-from tests.commands import Command, command, finish, write
+from tests.commands import Command, bursts, command, finish, write
 from tests.conftest import POOL, RUN
 from tests.faults import FaultyProxy
 
@@ -43,7 +45,7 @@ def parts(directory: str) -> dict[str, bytes]:
     return {name: storage.read_bytes(f"{directory}/parts/{name}") for name in storage.names(f"{directory}/parts")}
 
 
-@pytest.mark.endurance
+@pytest.mark.chaos
 def test_twenty_kills_at_random_points_cost_nothing(folder, ray_session, tmp_path):
     """Of one of the processes that embed, which Ray starts again, or of all at once, as when a machine goes."""
     quiet, killed = (run_in(folder, name, "reference.n_actors=1") for name in ("quiet", "killed"))
@@ -52,8 +54,7 @@ def test_twenty_kills_at_random_points_cost_nothing(folder, ray_session, tmp_pat
     expected = parts(str(folder / "quiet"))
     assert len(expected) == N_SHARDS
     draw, reached, directory = random.Random(0), [], str(folder / "killed")
-    victims = ["MapWorker"] * 12 + ["all"] * 8
-    draw.shuffle(victims)
+    todo = bursts({"MapWorker": 12, "all": 8}, draw)
 
     def start() -> Command:
         return Command(tmp_path / "log", *command("reference-scores", write(killed, tmp_path)))
@@ -61,25 +62,31 @@ def test_twenty_kills_at_random_points_cost_nothing(folder, ray_session, tmp_pat
     def n_parts() -> int:
         return len(storage.names(f"{directory}/parts", ".parquet"))
 
+    def runs_until(happened: Callable[[], bool]) -> bool:
+        while scoring.process.poll() is None:
+            if happened():
+                return True
+            time.sleep(0.02)
+        return False
+
     scoring = start()
-    while victims:
-        after = n_parts() + draw.randint(1, 12)
-        while scoring.process.poll() is None and n_parts() < after:
-            time.sleep(0.01)
-        n = n_parts()
-        if scoring.process.poll() is not None:  # it was faster: once more from the beginning
+    while todo:
+        after, burst = n_parts() + draw.randint(1, 12), todo.pop()
+        while burst and runs_until(lambda after=after: n_parts() >= after):
+            time.sleep(draw.uniform(0, 2))
+            if burst[-1] == "all":
+                scoring.kill()
+                scoring = start()
+            elif not runs_until(partial(scoring.kill_one, "MapWorker", draw)):
+                break
+            reached.append(n_parts())
+            burst.pop()
+        if burst:  # it was faster: once more from the beginning
             assert scoring.process.returncode == 0, scoring.output
             assert parts(directory) == expected
             storage.remove_tree(directory)
             scoring = start()
-        elif victims[-1] == "all":
-            scoring.kill()
-            scoring = start()
-            reached.append(n)
-            victims.pop()
-        elif scoring.kill_one("MapWorker", draw):  # there is none where all is embedded, and parts are written
-            reached.append(n)
-            victims.pop()
+            todo.append(burst)
     with scoring:
         assert scoring.ended() == 0, scoring.output
     print(f"parts that were there at each of {len(reached)} kills: {reached}")
