@@ -30,6 +30,7 @@ def connect() -> None:
     """Start or join Ray; a second call does nothing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ layer writes to the terminal otherwise
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that calls it after `disconnect` starts one
     import ray
 
     if ray.is_initialized():
@@ -37,6 +38,7 @@ def connect() -> None:
     if not is_local():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that asks whether a node will go
     _remove_stale_folders()
     atexit.register(disconnect)  # for those who call from a program of their own
     cores = os.cpu_count() or 1
@@ -83,6 +85,7 @@ def _import(module: str) -> None:
 def disconnect() -> None:
     """Leave Ray. Of one that `connect` started here, no process, socket or file stays behind."""
     folder = _folder()
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what still reads for nobody fails from here on
     if not folder.exists():  # none was started here
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()

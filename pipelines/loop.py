@@ -6,7 +6,7 @@ The run directory is the only state: whoever is started again goes on from the n
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -75,13 +75,17 @@ def learn(run: Run, board: Board, place: Place = ALONE) -> None:
     step = done["step"]
     journal = Journal(run, board, done) if rank == 0 else None
     items = sub_batches.stream(run, source, learner.towers, rank=rank, n_learners=size, first_step=step)
-    super_batch_stream = super_batches.prefetch(items)
     learners, committed, saving = Learners(group), time.monotonic(), 0.0
     if len(set(learners.counts(step))) > 1:
         raise RuntimeError(
             "the learners found different newest checkpoints; the storage shows some of them an old list"
         )
-    with journal or nullcontext(), checkpoints.Writer() as writer, board.pulse(rank) as pulse:
+    with (
+        journal or nullcontext(),
+        checkpoints.Writer() as writer,
+        board.pulse(rank) as pulse,
+        closing(super_batches.prefetch(items)) as super_batch_stream,
+    ):
 
         def evaluate() -> None:
             """After the step's checkpoint, so that what fails here loses no step; the others wait."""

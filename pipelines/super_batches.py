@@ -4,11 +4,13 @@ Ray Data executes the order, it does not define it: each learner runs one small 
 and decoded by tasks anywhere on the cluster and delivered in sequence. The learner itself opens no shard.
 """
 
+import contextlib
 import hashlib
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from heapq import merge
 from itertools import islice
@@ -36,6 +38,7 @@ from pipelines.source import Source
 
 T = TypeVar("T")
 
+_PATIENCE = 5.0  # seconds that what reads ahead gets to end
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
 
 
@@ -252,21 +255,38 @@ def _pop(buffer: deque[pa.Table], n: int) -> pa.Table:
     return pa.concat_tables(out)
 
 
-def prefetch(items: Iterator[Examples], depth: int = 1) -> Iterator[Examples]:
-    """Draw from an iterator in a thread, `depth` items ahead: the next super-batch is put together during the step."""
+def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, None, None]:
+    """Draw from an iterator in a thread, `depth` items ahead: the next super-batch is put together during the step.
+
+    Where it is closed the thread ends with the item that it is at, which is waited for some seconds.
+    """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    done = object()
+    done, closed = object(), threading.Event()
 
     def run() -> None:
         try:
             for item in items:
                 ready.put(item)
+                if closed.is_set():
+                    break
             ready.put(done)
         except BaseException as error:
             ready.put(error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
-    threading.Thread(target=run, daemon=True, name="super-batches").start()
-    while (item := ready.get()) is not done:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    thread = threading.Thread(target=run, daemon=True, name="super-batches")
+    thread.start()
+    try:
+        while (item := ready.get()) is not done:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        deadline = time.monotonic() + _PATIENCE
+        while thread.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                ready.get_nowait()
+            thread.join(0.05)

@@ -15,7 +15,7 @@ from tests.faults import FaultyProxy
 
 SEED = int(os.environ.get("JEST_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 # by what the processes call themselves; "node" is all that the command has started, at once
-N_KILLS = {"RayTrainWorker": 6, "MapBatches": 10, "driver": 2, "node": 2}
+N_KILLS = {"RayTrainWorker": 5, "MapBatches": 11, "driver": 2, "node": 2}
 
 
 @pytest.mark.chaos

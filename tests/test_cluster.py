@@ -52,7 +52,7 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(s3: str) -> Iterator[Nodes]:
-    """A head without CPUs and two nodes with four each; after the S3 server, whose address its workers inherit."""
+    """A head without CPUs and two nodes with three each; after the S3 server, whose address its workers inherit."""
     from ray.cluster_utils import Cluster
 
     os.environ.pop("RAY_ADDRESS", None)
@@ -70,7 +70,7 @@ def nodes(s3: str) -> Iterator[Nodes]:
     head = node(0) | {"include_dashboard": True, "dashboard_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
-        cluster.add_node(**node(4))
+        cluster.add_node(**node(3))
     yield Nodes(f"http://127.0.0.1:{port}", cluster.address)
     cluster.shutdown()
 

@@ -88,13 +88,13 @@ def hosts() -> Iterator[Hosts]:
 
 
 def _start_ray(hosts: Hosts) -> str:
-    """A head without CPUs and two nodes with four each; a node is given up after some seconds without an answer."""
+    """A head without CPUs and two nodes with three each; a node is given up after some seconds without an answer."""
     ray, store = str(BIN / "ray"), ["--object-store-memory", "200000000", "--disable-usage-stats"]
     patience = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
     address = f"{hosts.address(0)}:6379"
 
     for i in range(N_NODES):
-        own = ["--address", address, "--num-cpus", "4"] if i else ["--head", "--num-cpus", "0"]
+        own = ["--address", address, "--num-cpus", "3"] if i else ["--head", "--num-cpus", "0"]
         own += ["--node-ip-address", hosts.address(i)] + ["--include-dashboard", "false"] * (i == 0)
         started = hosts.start(i, ray, "start", *own, *store, **patience)
         told, _ = started.communicate(timeout=100)

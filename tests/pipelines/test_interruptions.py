@@ -39,6 +39,8 @@ def test_a_run_that_is_stopped_in_every_way_ends_as_a_quiet_one(prepared, tmp_pa
                 running.process.send_signal(number)
             assert running.ended() == status, running.output
             assert f"resumes after step {reached} of" in running.output or not reached
+            for noise in ("Traceback", "Started a local Ray", "StackTrace"):  # by what still reads for the stopped loop
+                assert noise not in running.output
         reached = checkpoints.steps(directory)[-1]
         if number is signal.SIGINT:
             assert "the same command goes on from what is done" in running.output
