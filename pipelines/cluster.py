@@ -92,8 +92,7 @@ def disconnect() -> None:
         return
     import ray
 
-    own = [process for process in psutil.Process().children() if str(folder) in " ".join(_command(process))]
-    own += [child for process in own for child in process.children(recursive=True)]
+    own = _own_processes()
     ray.shutdown()
     _, alive = psutil.wait_procs(own, timeout=_PATIENCE)
     for process in alive:
@@ -123,6 +122,25 @@ def cleared_up() -> Iterator[None]:
         disconnect()
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def kill_own(name: str) -> None:
+    """SIGKILL to the processes of the Ray that `connect` started here which have this in their command line."""
+    for process in _own_processes():
+        if name in " ".join(_command(process)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _own_processes() -> list[psutil.Process]:
+    """Of the Ray that `connect` started here: its servers, and what they started."""
+    folder, found = str(_folder()), []
+    for process in psutil.Process().children():
+        if folder in " ".join(_command(process)):
+            found.append(process)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += process.children(recursive=True)
+    return found
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jest_core.towers import Towers
 
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
+_PATIENCE = 5.0  # seconds for the thread that waits for Ray Train to notice that the run was given up
 _LOOK_SECONDS = 0.5  # between two looks at how far the learners are
 
 
@@ -154,10 +155,15 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
         else:
             thread = threading.Thread(target=fit, daemon=True, name="fit")
             thread.start()
-            while thread.is_alive():
-                thread.join(_LOOK_SECONDS)
-                if hang := look().hang(run.training.hang_minutes):
-                    raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
+            try:
+                while thread.is_alive():
+                    thread.join(_LOOK_SECONDS)
+                    if hang := look().hang(run.training.hang_minutes):
+                        raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
+            finally:
+                if thread.is_alive():  # Ray ends a process at once, one of whose threads waits when Ray is shut down
+                    cluster.kill_own("TrainController")
+                    thread.join(_PATIENCE)
             look()
     last = board.get()
     if last.failure:
