@@ -4,8 +4,3 @@ In order: plan (what a run will cost), drawings (the demonstration's data), cata
 learner, selection_log, checkpoints, evaluation, comparison, report; demo runs them all. Under them: storage, shards,
 blocks, cluster, progress. On top: __main__.
 """
-
-import os
-
-# Ray reads it when it is imported: a thread that calls Ray after `cluster.disconnect` would start another Ray otherwise
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

@@ -30,6 +30,7 @@ def connect() -> None:
     """Start or join Ray; a second call does nothing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ layer writes to the terminal otherwise
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that calls it after `disconnect` starts one
     import ray
 
     if ray.is_initialized():
@@ -84,7 +85,7 @@ def _import(module: str) -> None:
 def disconnect() -> None:
     """Leave Ray. Of one that `connect` started here, no process, socket or file stays behind."""
     folder = _folder()
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # reads under way fail now, and nobody needs their errors
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what still reads for nobody fails from here on
     if not folder.exists():  # none was started here
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()

@@ -8,7 +8,6 @@
 deploy/own_loop.py is a whole one, for one process and for torchrun.
 """
 
-import atexit
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -67,7 +66,6 @@ class SubBatches:
         cluster.connect()
         place = {"rank": self.rank, "n_learners": self.size, "first_step": self.step}
         self._stream = super_batches.prefetch(stream(run, source, self.pair, **place))
-        atexit.register(self._stream.close)  # before `cluster.disconnect`, which was registered earlier
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images (b / n, 3, H, W) and tokens (b / n, L) of each step, on the model's device; n processes."""

@@ -268,7 +268,7 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
             for item in items:
                 ready.put(item)
                 if closed.is_set():
-                    return
+                    break
             ready.put(done)
         except BaseException as error:
             ready.put(error)

@@ -19,7 +19,7 @@ from jest_core.config import Run
 from pipelines import checkpoints, selection_log
 
 _MARK = "JEST_TEST_MARK"  # an environment variable, which all that a command starts inherits
-_OUTLIVE: list[psutil.Process] = []  # a command that SIGKILL ended: Ray's processes notice, the last after a minute
+OUTLIVE: list[psutil.Process] = []  # a command that SIGKILL ended: Ray's processes notice, the last after a minute
 
 
 def write(run: Run, folder: Path) -> Path:
@@ -34,8 +34,7 @@ def command(stage: str, run_file: Path, *more: str) -> list[str]:
 
 
 class Command:
-    """A command under way, its output in a file; a context manager, after which nothing of it is left, or it fails;
-    of a command that SIGKILL ended, when all tests are done."""
+    """A command under way, its output in a file; a context manager, after which nothing of it is left, or it fails."""
 
     def __init__(self, log: Path, *words: str, **environment: str) -> None:
         self.log, self.mark = log, uuid.uuid4().hex
@@ -103,7 +102,7 @@ class Command:
             return
         left = self.all()
         if self.process.returncode == -signal.SIGKILL:
-            _OUTLIVE.extend(left)  # `outlived` looks whether they are gone, when all tests are done
+            OUTLIVE.extend(left)  # tests/conftest.py looks whether they are gone when all tests are done
             return
         assert not Path(f"/tmp/jest-ray-{self.process.pid}").exists()
         assert not left, f"left behind: {left}"
@@ -122,17 +121,8 @@ def _runs(process: psutil.Process, name: str) -> bool:
         return False
 
 
-def outlived(seconds: float) -> list[psutil.Process]:
-    """What commands that SIGKILL ended have left, and does not end within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while (left := [process for process in _OUTLIVE if _runs(process, "")]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return left
-
-
 def bursts(kills: dict[str, int], rng: random.Random) -> list[list[str]]:
-    """The kills, by victim and number, shuffled and cut into one to six at a time: a later one of a burst meets
-    processes that are still starting."""
+    """Of whom how many, one to six of them at a time: the second kill meets what the first has left starting up."""
     victims = [victim for victim, n in kills.items() for _ in range(n)]
     rng.shuffle(victims)
     cut = []
