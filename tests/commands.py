@@ -34,7 +34,8 @@ def command(stage: str, run_file: Path, *more: str) -> list[str]:
 
 
 class Command:
-    """A command under way, its output in a file; a context manager, after which nothing of it is left, or it fails."""
+    """A command under way, its output in a file; a context manager, after which nothing of it is left, or it fails;
+    of a command that SIGKILL ended, when all tests are done."""
 
     def __init__(self, log: Path, *words: str, **environment: str) -> None:
         self.log, self.mark = log, uuid.uuid4().hex

@@ -62,7 +62,7 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
         assert driver.ended(600) == 0, driver.output
     assert n_killed == 20
     for each in dead:
-        each.__exit__()  # nothing of it is left
+        each.__exit__()  # what is left of it is looked at when all tests are done
     proxy.close()
     print(f"requests: {dict(proxy.counts)}", flush=True)
     assert min(proxy.counts[name] for name in ("503", "500", "slow", "reset")) >= 3
