@@ -10,7 +10,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FOLDER = "jest-ray-"  # and the number of our process: where a local Ray keeps its sockets and logs
 _PATIENCE = 5.0  # seconds that Ray's processes get to end by themselves
+_reading: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()  # what `disconnect` closes first
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -30,7 +32,6 @@ def connect() -> None:
     """Start or join Ray; a second call does nothing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ layer writes to the terminal otherwise
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that calls it after `disconnect` starts one
     import ray
 
     if ray.is_initialized():
@@ -82,10 +83,18 @@ def _import(module: str) -> None:
     importlib.import_module(module)
 
 
+def close_first(reading: Generator[Any, None, None]) -> None:
+    """Have `disconnect` close this before it leaves Ray, if it is there still."""
+    _reading.add(reading)
+
+
 def disconnect() -> None:
     """Leave Ray. Of one that `connect` started here, no process, socket or file stays behind."""
+    for reading in list(_reading):
+        with contextlib.suppress(ValueError):  # a thread is in it
+            reading.close()
     folder = _folder()
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what still reads for nobody fails from here on
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # reads under way fail now, and nobody needs their errors
     if not folder.exists():  # none was started here
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
@@ -186,7 +195,7 @@ def keep_freed_memory() -> None:
 
 def data_cpus(n_learners: int) -> int:
     """Concurrent read tasks of one learner; where Ray is one machine no more than its share of the cores, as each is a
-    process that imports PyTorch."""
+    process."""
     import ray
 
     return min(_DATA_CPUS, max(1, n_cores() // n_learners)) if len(ray.nodes()) == 1 else _DATA_CPUS

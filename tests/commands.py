@@ -19,7 +19,7 @@ from jest_core.config import Run
 from pipelines import checkpoints, selection_log
 
 _MARK = "JEST_TEST_MARK"  # an environment variable, which all that a command starts inherits
-OUTLIVE: list[psutil.Process] = []  # a command that SIGKILL ended: Ray's processes notice, the last after a minute
+_OUTLIVE: list[psutil.Process] = []  # a command that SIGKILL ended: Ray's processes notice, the last after a minute
 
 
 def write(run: Run, folder: Path) -> Path:
@@ -59,7 +59,7 @@ class Command:
         while not happened():
             assert self.process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
-            time.sleep(0.02)
+            time.sleep(0.1)
         self.all()
 
     def wait_for_step(self, run: Run, step: int = 1) -> None:
@@ -73,10 +73,11 @@ class Command:
 
     def all(self, name: str = "") -> list[psutil.Process]:
         """All that it has started and that runs, also what has lost its parent; with this in its command line."""
-        for process in psutil.process_iter():
+        for process in psutil.process_iter():  # from the oldest to the newest
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(_MARK) == self.mark:  # some rename themselves over it: their parents do not
-                    self._seen |= {process, *process.children(recursive=True)}
+                # some rename themselves over it: their parents do not
+                if process.environ().get(_MARK) == self.mark or process.ppid() in {one.pid for one in self._seen}:
+                    self._seen.add(process)
         return [process for process in self._seen if _runs(process, name)]
 
     def kill_one(self, name: str, rng: random.Random) -> bool:
@@ -103,7 +104,7 @@ class Command:
             return
         left = self.all()
         if self.process.returncode == -signal.SIGKILL:
-            OUTLIVE.extend(left)  # tests/conftest.py looks whether they are gone when all tests are done
+            _OUTLIVE.extend(left)  # `outlived` looks whether they are gone, when all tests are done
             return
         assert not Path(f"/tmp/jest-ray-{self.process.pid}").exists()
         assert not left, f"left behind: {left}"
@@ -122,8 +123,17 @@ def _runs(process: psutil.Process, name: str) -> bool:
         return False
 
 
+def outlived(seconds: float) -> list[psutil.Process]:
+    """What commands that SIGKILL ended have left, and does not end within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in _OUTLIVE if _runs(process, "")]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
 def bursts(kills: dict[str, int], rng: random.Random) -> list[list[str]]:
-    """Of whom how many, one to six of them at a time: the second kill meets what the first has left starting up."""
+    """The kills, by victim and number, shuffled and cut into one to six at a time: a later one of a burst meets
+    processes that are still starting."""
     victims = [victim for victim, n in kills.items() for _ in range(n)]
     rng.shuffle(victims)
     cut = []

@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -58,11 +57,10 @@ def _own_share_of_the_cores() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_a_kill_left_ends_by_itself() -> Iterator[None]:
-    from tests.commands import OUTLIVE
+    from tests.commands import outlived
 
     yield
-    _, left = psutil.wait_procs(OUTLIVE, timeout=90)
-    assert not left, f"left behind by commands that were killed: {left}"
+    assert not outlived(seconds=90)
 
 
 _N_CORES = cluster.n_cores

@@ -19,6 +19,12 @@ def elsewhere(run, tmp_path, *overrides):
     return run_files.load(run_files.dump(run), [f"root={tmp_path / 'copy'}", *overrides])
 
 
+def test_a_joined_block_is_cut_by_row_group():
+    block = pa.table({"unit": [7, 7, 3, 9, 9, 9], "row": [0, 1, 0, 4, 5, 6]})
+    assert [part["row"].to_pylist() for part in blocks.runs(block, "unit")] == [[0, 1], [0], [4, 5, 6]]
+    assert [len(part) for part in blocks.runs(block.slice(0, 2), "unit")] == [2]
+
+
 def test_verify_finds_what_was_cached(scored, capsys):
     reference_scores.verify(scored)
     assert "256 pairs embedded again" in capsys.readouterr().out

@@ -75,6 +75,8 @@ def test_twenty_kills_at_random_points_cost_nothing(folder, ray_session, tmp_pat
         while burst and runs_until(lambda after=after: n_parts() >= after):
             time.sleep(draw.uniform(0, 2))
             if burst[-1] == "all":
+                if scoring.process.poll() is not None:
+                    break
                 scoring.kill()
                 scoring = start()
             elif not runs_until(partial(scoring.kill_one, "MapWorker", draw)):
