@@ -1,115 +1,14 @@
-"""Image bytes and captions -> what the towers take: pixels (3, H, W) uint8 and tokens (L,).
+"""Pixels of a view on their way into the towers: resized, augmented, normalised, on whatever device they are."""
 
-The view is open_clip's own evaluation transform, stopped before it turns to floats: a quarter of the bytes travel.
-"""
+from collections.abc import Sequence
 
-import io
-import math
-import struct
-import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from numpy.typing import NDArray
-from open_clip.transform import image_transform
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop
 
 from jest_core import noise
-from jest_core.tables import SLOT_STATUS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow opens: some of the others run programs
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb, made an error here
-
-# What Pillow raises on bytes that are not a whole, sound image
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, struct.error, zlib.error, OverflowError)
 _AUGMENTATION = 0x617567  # context of the keyed noise: "aug"
-
-
-class BadImage(ValueError):
-    """Bytes that give no picture; its text is one of tables.SLOT_STATUS."""
-
-
-class View:
-    """The one deterministic view of an image that learner and reference both score (resize, centre crop).
-
-    margin: resize to image_size / margin before the centre crop; 1 keeps the whole of the shorter side, 0.875 is what
-    ImageNet is evaluated with. reduced: let the JPEG decoder halve the picture as often as leaves it larger than the
-    view. Several times faster, not quite the same pixels: for pictures that are only looked at (`data.decode: late`).
-    """
-
-    def __init__(
-        self,
-        image_size: int,
-        *,
-        interpolation: str = "bicubic",
-        resize_mode: str = "shortest",
-        margin: float = 1.0,
-        reduced: bool = False,
-    ) -> None:
-        self.image_size, self.reduced = image_size, reduced
-        self.interpolation, self.resize_mode = interpolation, resize_mode
-        wide = round(image_size / margin)
-        whole = image_transform(wide, is_train=False, interpolation=interpolation, resize_mode=resize_mode)
-        # open_clip ends with ToTensor and Normalize, which `normalise` does on the device
-        self.steps: list[Callable[[Image.Image], Image.Image]] = whole.transforms[:-2]
-        if wide != image_size:
-            self.steps.append(CenterCrop(image_size))
-
-    def __call__(self, data: bytes | None) -> NDArray[np.uint8]:
-        """Pixels (3, H, W). Raises BadImage where the bytes are no sound picture of at most MAX_PIXELS."""
-        if not data:
-            raise BadImage("missing")
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadImage("too_large")
-                if self.reduced:
-                    scale = self.image_size / min(image.size)
-                    image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-                picture: Image.Image = image.convert("RGB")
-                for step in self.steps:
-                    picture = step(picture)
-        except UnidentifiedImageError:
-            raise BadImage("no_image") from None
-        except Image.DecompressionBombError:
-            raise BadImage("too_large") from None
-        except BadImage:
-            raise
-        except _DAMAGE as error:
-            raise BadImage("damaged") from error
-        return np.asarray(picture).transpose(2, 0, 1)
-
-    def smaller(self, image_size: int) -> "View":
-        """The same view at a lower resolution, by the decoder's own means where it has them."""
-        return View(image_size, interpolation=self.interpolation, resize_mode=self.resize_mode, reduced=True)
-
-    def batch(
-        self, images: Sequence[bytes | None], pool: Executor | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Pixels (B, 3, H, W), black where an image does not decode, and each one's number in tables.SLOT_STATUS.
-
-        pool: threads to decode in; Pillow lets go of the interpreter while it does.
-        """
-        pixels = np.zeros((len(images), 3, self.image_size, self.image_size), dtype=np.uint8)
-        status = np.zeros(len(images), dtype=np.uint8)
-
-        def fill(i: int) -> None:
-            try:
-                pixels[i] = self(images[i])
-            except BadImage as error:
-                status[i] = SLOT_STATUS.index(str(error))
-
-        for _ in map(fill, range(len(images))) if pool is None else pool.map(fill, range(len(images))):
-            pass
-        return pixels, status
-
-    def __repr__(self) -> str:
-        return "; ".join(" ".join(repr(step).split()) for step in self.steps if not hasattr(step, "__name__"))
 
 
 def resize(pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], image_size: int) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ import open_clip
 import timm
 import torch
 from jaxtyping import Float, Int, UInt8
+from open_clip.tokenizer import SimpleTokenizer
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
@@ -23,10 +24,12 @@ from jest_core import flexible, sharding
 from jest_core.choices import ForwardPrecision, Loss
 from jest_core.config import Model
 from jest_core.flexible import Resolution
+from jest_core.inputs import Colour, Inputs
 from jest_core.learnability import Embeddings
-from jest_core.preprocess import View, normalise, resize
+from jest_core.preprocess import normalise, resize
+from jest_core.tokenizer import ClipTokenizer, OpenClipTokenizer
+from jest_core.view import View
 
-Colour = tuple[float, float, float]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 open_clip.add_model_config(Path(str(files("jest_core") / "model_configs")))
@@ -58,7 +61,7 @@ class Towers:
 
     model: Any  # an open_clip model: an nn.Module with encode_image, encode_text, logit_scale, logit_bias
     name: str
-    inputs: "Inputs"
+    inputs: Inputs
     compiled: bool = False
     sharded: bool = False
 
@@ -71,7 +74,7 @@ class Towers:
         return next(self.model.parameters()).device
 
     def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
-        return self.inputs.tokens(captions)
+        return torch.from_numpy(self.inputs.tokenizer(captions))
 
     @property
     def loss(self) -> Loss:
@@ -170,29 +173,6 @@ class Towers:
         return float(self.model.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach())
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """How a model takes pictures and captions, without the model: for those who only prepare them."""
-
-    view: View
-    mean: Colour
-    std: Colour
-    tokenizer: Any
-
-    def tokens(self, captions: list[str]) -> Int[Tensor, "B L"]:
-        return self.tokenizer(captions)
-
-    @property
-    def fingerprint(self) -> str:
-        """What decides how images and captions are presented, in words."""
-        tokenizer = type(self.tokenizer).__name__
-        return f"{self.view!r}; mean {self.mean}; std {self.std}; {tokenizer} {self.tokenizer.context_length}"
-
-    def prepares_as(self, other: "Inputs") -> bool:
-        """Whether pixels and tokens are those of another model; mean and standard deviation are applied later."""
-        return replace(self, mean=other.mean, std=other.std).fingerprint == other.fingerprint
-
-
 def width(name: str) -> int:
     """Of an open_clip model's embeddings."""
     return int(configuration(name)["embed_dim"])
@@ -256,11 +236,17 @@ def inputs(
     )
     plain = (0.5, 0.5, 0.5)
     colours = mean or tag.get("mean", plain), std or tag.get("std", plain)
+    return Inputs(view, *colours, _tokenizer(name, context_length))
+
+
+def _tokenizer(name: str, length: int | None) -> ClipTokenizer | OpenClipTokenizer:
     try:
-        tokenizer = open_clip.get_tokenizer(name, context_length=context_length)
+        found = open_clip.get_tokenizer(name, context_length=length)
     except ImportError as error:
         raise ValueError(f"the tokenizer of {name} needs another package: {error}") from error
-    return Inputs(view, *colours, tokenizer)
+    if type(found) is SimpleTokenizer and not configuration(name)["text_cfg"].get("tokenizer_kwargs"):
+        return ClipTokenizer(found.context_length)
+    return OpenClipTokenizer(name, found.context_length, type(found).__name__)
 
 
 def create(name: str, *, seed: int, pretrained: str | None = None, takes: Inputs | None = None) -> Towers:

@@ -22,6 +22,13 @@ def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
+def tell(block: pa.Table, values: dict[str, float]) -> pa.Table:
+    """Columns that say one thing of a whole block."""
+    for name, value in values.items():
+        block = block.append_column(name, pa.array(np.full(len(block), value)))
+    return block
+
+
 def runs(table: pa.Table, column: str) -> Iterator[pa.Table]:
     """The parts of a table in which this column, of numbers, has one value: Ray Data joins what one task makes."""
     values = table[column].to_numpy()

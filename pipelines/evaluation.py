@@ -29,8 +29,8 @@ from jest_core.evaluation import (
     retrieval,
     text_embeddings,
 )
-from jest_core.preprocess import View
 from jest_core.towers import Towers
+from jest_core.view import View
 from pipelines import checkpoints, cluster, evaluation_sets, needs, progress, storage
 from pipelines.evaluation_sets import Example
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
         )
         return manifest
     # workers of Ray Train have readers of their own
-    readers = "pipelines.super_batches" if in_process else None
+    readers = "pipelines.rows" if in_process else None
     with cluster.connected_meanwhile("pipelines.loop", readers=readers):
         from pipelines import checkpoints, selection_log
 
@@ -161,9 +162,7 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
                     if hang := look().hang(run.training.hang_minutes):
                         raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
             finally:
-                if thread.is_alive():  # Ray ends a process at once, one of whose threads waits when Ray is shut down
-                    cluster.kill_own("TrainController")
-                    thread.join(_PATIENCE)
+                _give_up(thread)
             look()
     last = board.get()
     if last.failure:
@@ -177,6 +176,15 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
         raise RuntimeError(
             f"the learners failed; {directory} keeps what they finished, and the same command goes on from there"
         ) from failure[0]
+
+
+def _give_up(thread: threading.Thread) -> None:
+    """End what the thread waits for, where that is a Ray of this process: when such a Ray is shut down, Ray ends the
+    whole process at once if one of its threads waits for an actor."""
+    deadline = time.monotonic() + _PATIENCE
+    while thread.is_alive() and cluster.is_local() and time.monotonic() < deadline:
+        cluster.kill_own("TrainController")  # which may be starting up
+        thread.join(0.2)
 
 
 def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:

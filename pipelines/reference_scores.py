@@ -30,7 +30,8 @@ from jest_core.learnability import matched_losses
 from jest_core.scorers import Batch
 from jest_core.towers import Towers
 from pipelines import blocks, calibration, checkpoints, cluster, features, needs, progress, score_cache, storage
-from pipelines.catalogue import Catalogue, held_catalogue, open_catalogue
+from pipelines.catalogue import Catalogue, open_catalogue
+from pipelines.rows import kept, of_row_group
 from pipelines.stopwatch import Stopwatch
 
 _ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between two machines
@@ -99,7 +100,7 @@ def verify(run: Run, n_pairs: int = 256) -> None:
     for i in generator.permutation(len(groups)):
         shard, number = (groups[name][int(i)].as_py() for name in ("shard", "row_group"))
         place = catalogue.place(shard)
-        rows, _, captions, images = _read(run, shard, number)
+        rows, _, captions, images = kept(run, shard, number)
         picked = np.sort(generator.permutation(len(rows))[: min(left, 1 + n_pairs // 8)])
         columns = ["status", "image_embedding", "text_embedding", "matched_pair_loss"]
         cached = score_cache.read(directory, place, number, place.rows(number)[0], columns)
@@ -176,22 +177,23 @@ def _embed_shards(
     held = ray.put(np.stack([shards[units], numbers[units], first_rows[units]], 1))
     units_left = np.bincount(shards[units], minlength=len(catalogue.shards))
     rows_left: dict[int, int] = {}  # of units that are under way
-    text, spec_text = run_files.dump(run), spec.model_dump_json()
+    takes = towers.inputs_of(spec.model)
+    batch_bytes = 3 * takes.view.image_size**2 * spec.batch_size
     session = f"{directory}/fragments/{uuid.uuid4().hex}"  # of this run: another may write the same cache
     parts = score_cache.Parts(run, directory, config)
     for shard in todo[units_left[todo] == 0].tolist():
         parts.write(shard, [])
     n_actors = _n_actors(spec)
-    # on one machine no more tasks than cores: each is a process that imports PyTorch
+    # on one machine no more tasks than cores: each is a process
     cluster.data_context(n_actors + cluster.n_cores() if cluster.is_local() else None)
     rates = Stopwatch(
         ("read", "decode", "embed", "write"), "embed", n_actors or cluster.n_cores(), shared=not spec.gpus_per_actor
     )
     if len(units):
         decoded = ray.data.range(len(units), override_num_blocks=min(len(units), _MOST_TASKS)).map_batches(
-            _read_and_decode,  # type: ignore[arg-type]
+            of_row_group,  # type: ignore[arg-type]
             batch_size=1,
-            fn_args=(held, text, spec_text),
+            fn_args=(held, run_files.dump(run), takes, spec.batch_size * max(1, _BLOCK_BYTES // batch_bytes)),
         )
         embed = partial(_embed_by_actors, n_actors) if n_actors else _embed_here
         reports = embed(decoded, run, spec, session)
@@ -265,59 +267,6 @@ def _embed_here(decoded: Any, run: Run, spec: Reference, session: str) -> Iterat
         torch.set_num_threads(before)  # for threads that begin later: PyTorch gives them what was set last
 
 
-def _read_and_decode(batch: dict[str, np.ndarray], held: Any, run_text: str, spec_text: str) -> Iterator[pa.Table]:
-    """One row group -> blocks of its kept rows, decoded and tokenised."""
-    run, spec = run_files.load(run_text), Reference.model_validate_json(spec_text)
-    unit = int(batch["id"][0])
-    shard, row_group, first_row = ray.get(held)[unit].tolist()
-    inputs = towers.inputs_of(spec.model)
-    started = time.perf_counter()
-    rows, uids, captions, images = _read(run, shard, row_group)
-    read_seconds = time.perf_counter() - started
-    step = spec.batch_size * max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2 * spec.batch_size))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        started = time.perf_counter()
-        pixels, status = inputs.view.batch(images.slice(start, step).to_pylist())
-        tokens = inputs.tokens(captions[part]).numpy()
-        block = pa.table(
-            {
-                "row": pa.array(rows[part] + first_row, pa.int32()),
-                "uid": uids[part],
-                "status": np.array(tables.SLOT_STATUS)[status],
-                "caption": captions[part],
-                "pixels": blocks.pack(pixels),
-                "tokens": blocks.pack(tokens),
-            }
-        )
-        told = {
-            "unit": unit,
-            "unit_rows": len(rows),
-            "shard": shard,
-            "read": read_seconds if start == 0 else 0.0,
-            "decode": time.perf_counter() - started,
-        }
-        yield _tell(block, told)
-
-
-def _tell(block: pa.Table, values: dict[str, float]) -> pa.Table:
-    """Columns that say one thing of a whole block."""
-    for name, value in values.items():
-        block = block.append_column(name, pa.array(np.full(len(block), value)))
-    return block
-
-
-@storage.retried
-def _read(run: Run, shard: int, row_group: int) -> tuple[NDArray[np.int64], list[str], list[str], pa.Array]:
-    """The kept rows of a row group: their numbers in it, uids, captions, and encoded images."""
-    place = held_catalogue(run.path(run.data.catalogue)).place(shard)
-    opened = place.open(run.data.columns)
-    uids, multiplicity = place.aligned(opened, row_group)
-    rows, captions = np.flatnonzero(multiplicity > 0), opened.captions(row_group)
-    images = opened.images(row_group).take(pa.array(rows))
-    return rows, [uids[i] for i in rows], [captions[i] for i in rows], images
-
-
 class _Embedder:
     """What holds the reference on its device: a block of decoded rows -> the cache's columns of them.
 
@@ -345,7 +294,7 @@ class _Embedder:
             columns[name] = blocks.pack(value) if value.ndim > 1 else value
         table = pa.table(columns).cast(tables.score_cache(towers.width(self.reference.name), list(self.scorers)))
         told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode")}
-        return _tell(table, told | {"embed": time.perf_counter() - started, "began": began})
+        return blocks.tell(table, told | {"embed": time.perf_counter() - started, "began": began})
 
     def _embed(self, block: pa.Table) -> dict[str, NDArray[Any]]:
         """Embeddings and scores of a block's rows; zeros where the image did not decode."""

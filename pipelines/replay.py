@@ -4,9 +4,11 @@ Nothing is scored. The log says which row of which shard each selected example w
 score cache is needed: only the catalogue that the log's shards are numbered by.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,14 @@ from numpy.typing import NDArray
 
 from jest_core import config as run_files
 from jest_core.config import Run
-from jest_core.examples import Examples
-from pipelines import cluster, selection_log, storage, super_batches
+from jest_core.inputs import Inputs
+from pipelines import cluster, selection_log, storage
 from pipelines.catalogue import Place, held_catalogue
+from pipelines.read_ahead import read_ahead
+from pipelines.rows import decoded, encoded
+
+if TYPE_CHECKING:
+    from jest_core.examples import Examples
 
 _AHEAD = 4  # tasks in one Ray dataset
 
@@ -50,6 +57,9 @@ def refuse(run: Run) -> None:
 
 def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step: int) -> Iterator[Examples]:
     """Learner `rank`'s share of the sub-batches of steps first_step, first_step + 1, ... to the end of the run."""
+    from jest_core import towers  # here: the tasks, whose functions are in this module, do without PyTorch
+    from pipelines import super_batches
+
     share = run.sub_batch_size // n_learners
 
     def item(steps: Steps) -> dict[str, Any]:
@@ -59,8 +69,8 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
         return len(steps.row_groups) * share
 
     planned = _plan(run, first_step, max(1, run.data.window_rows // share))
-    settings, n_cpus = {"run_text": run_files.dump(run)}, cluster.data_cpus(n_learners)
-    for _, table in super_batches.read_ahead(planned, item, size, _read, _AHEAD, n_cpus, **settings):
+    settings = {"run_text": run_files.dump(run), "takes": towers.inputs_of(run.model)}
+    for _, table in read_ahead(planned, item, size, _read, _AHEAD, cluster.data_cpus(n_learners), **settings):
         for start in range(0, len(table), share):
             yield super_batches.examples(table.slice(start, share), image_size, with_reference=False)
 
@@ -76,7 +86,7 @@ def _plan(run: Run, first_step: int, at_once: int) -> Iterator[Steps]:
             yield Steps(f"{directory}/selection/{name}", groups)
 
 
-def _read(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
+def _read(batch: dict[str, np.ndarray], run_text: str, takes: Inputs) -> pa.Table:
     """The rows of a few steps, decoded images and tokens. Those of a step are in the order of the shards, so that
     learners share few row groups."""
     run, steps, first, share = run_files.load(run_text), batch["steps"][0], batch["first"][0], batch["share"][0]
@@ -91,7 +101,7 @@ def _read(batch: dict[str, np.ndarray], run_text: str) -> pa.Table:
             order.append(at[positions])
             found.append(table)
     back = np.argsort(np.concatenate(order))
-    return super_batches.decoded(run, pa.concat_tables(found).take(pa.array(back)))
+    return decoded(pa.concat_tables(found).take(pa.array(back)), takes)
 
 
 def _selected(rows: pa.Table, run: Run, steps: Steps) -> pa.Table:
@@ -122,5 +132,5 @@ def _read_shard(run: Run, place: Place, rows: pa.Table) -> list[tuple[NDArray[np
                 "catalogue that it was made with"
             )
         occurrences = rows["occurrence"].to_numpy()[positions]
-        out.append((positions, super_batches.encoded(shard, place.number, int(group), own, uids, occurrences)))
+        out.append((positions, encoded(shard, place.number, int(group), own, uids, occurrences)))
     return out

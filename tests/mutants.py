@@ -227,8 +227,8 @@ def _mutants() -> Iterator[Mutant]:
 
     # pictures
     yield from of(
-        "jest_core/preprocess.py",
-        "core/test_preprocess.py::test_a_bomb_of_few_bytes_costs_no_memory",
+        "jest_core/view.py",
+        "core/test_view.py::test_a_bomb_of_few_bytes_costs_no_memory",
         bombs_decoded=(
             "if image.width * image.height > MAX_PIXELS:",
             "if image.width * image.height > MAX_PIXELS * MAX_PIXELS:",

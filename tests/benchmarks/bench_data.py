@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import open_clip
 import psutil
 import torch
 import typer
@@ -132,7 +133,7 @@ def with_open_clip(shards: str, n: int, work: Path) -> Iterator[int]:
         seed=0,
     )
     transform = image_transform(SIZE, is_train=False, mean=MEAN, std=STD)
-    data = open_clip_data.get_wds_dataset(settings, transform, True, tokenizer=towers.inputs(MODEL).tokenizer)
+    data = open_clip_data.get_wds_dataset(settings, transform, True, tokenizer=open_clip.get_tokenizer(MODEL))
     for images, tokens in data.dataloader:
         assert images.shape[1:] == (3, SIZE, SIZE)
         assert tokens.shape[1] == 77
@@ -147,7 +148,7 @@ class _Pairs(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
         self.images = sorted(folder.glob("*.jpg"))
         self.transform = image_transform(SIZE, is_train=False, mean=MEAN, std=STD)
-        self.tokenizer = towers.inputs(MODEL).tokenizer
+        self.tokenizer = open_clip.get_tokenizer(MODEL)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -200,7 +201,7 @@ def jest_late(shards: str, n: int, work: Path) -> Iterator[int]:
     pool = ThreadPoolExecutor(2)
     for batch in _super_batches(shards, n, work, "joint", "late"):
         assert batch.pixels.shape[-1] == SCORED_SIZE
-        selected = super_batches.prepare(batch[torch.arange(0, len(batch), 5)].rows, MODEL, pool)
+        selected = super_batches.prepare(batch[torch.arange(0, len(batch), 5)].rows, towers.inputs(MODEL), pool)
         yield len(normalise(selected.pixels, MEAN, STD))
 
 

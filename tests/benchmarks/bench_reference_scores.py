@@ -71,7 +71,7 @@ def _decode(model: str, images: list[bytes], captions: list[str]) -> float:
     takes.view.batch(images[:20])
     began = time.perf_counter()
     takes.view.batch(images)
-    takes.tokens(captions)
+    takes.tokenizer(captions)
     return (time.perf_counter() - began) / len(images)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jest_core.preprocess import View
 from jest_core.tables import SLOT_STATUS
+from jest_core.view import View
 from pipelines.shards import open_shard
 from tests import layouts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jest_core.preprocess import View
+from jest_core.view import View
 from pipelines.drawings import build
 
 SMALL = Path(str(files("deploy") / "data" / "small"))

@@ -1,8 +1,10 @@
 """Runs that are killed, stopped, hung or out of disk: they end as a quiet one does, and nothing of them is left."""
 
+import contextlib
 import json
 import signal
 
+import psutil
 import pytest
 
 from jest_core import config as run_files
@@ -24,6 +26,12 @@ def changed(run: Run, name: str, *overrides: str) -> Run:
     return run_files.load(run_files.dump(run), [f"run_dir={name}", *overrides])
 
 
+def _holds_pytorch(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any("libtorch" in region.path for region in process.memory_maps())
+    return False
+
+
 def test_a_run_that_is_stopped_in_every_way_ends_as_a_quiet_one(prepared, tmp_path):
     """By Ctrl-C, by SIGTERM, which waits for a checkpoint, and by SIGKILL; then the same command goes on."""
     quiet = changed(prepared, "quiet", "training.examples_trained=3200", "training.checkpoint_every_steps=1000")
@@ -36,8 +44,10 @@ def test_a_run_that_is_stopped_in_every_way_ends_as_a_quiet_one(prepared, tmp_pa
             if number is not None:
                 running.wait_for_step(stopped, reached + 1)
                 assert not running.all("TrainController")
+                assert running.all("MapBatches"), running.output
+                assert not [reader for reader in running.all("ray::") if _holds_pytorch(reader)]
                 running.process.send_signal(number)
-            assert running.ended() == status, running.output
+            assert running.ended(60 if number is signal.SIGINT else 300) == status, running.output
             assert f"resumes after step {reached} of" in running.output or not reached
             for noise in ("Traceback", "Started a local Ray", "StackTrace"):  # by what still reads for the stopped loop
                 assert noise not in running.output
@@ -53,11 +63,14 @@ def test_a_run_that_is_stopped_in_every_way_ends_as_a_quiet_one(prepared, tmp_pa
     same_log_and_weights(stopped, quiet)
 
 
-def test_ctrl_c_ends_two_learners(prepared, tmp_path):
+@pytest.mark.parametrize("when", ["starting", "training"])
+def test_ctrl_c_ends_two_learners(prepared, tmp_path, when: str):
     run = changed(prepared, "stopped", "training.examples_trained=32000", "training.n_learners=2")
     with Command(tmp_path / "log", *command("train", write(run, tmp_path))) as train:
-        train.wait_for_step(run)
-        assert train.all("TrainController")
+        if when == "training":
+            train.wait_for_step(run)
+            assert train.all("TrainController")
+        train.wait_until(lambda: " starts, " in train.output)
         train.process.send_signal(signal.SIGINT)
         assert train.ended(60) == 130, train.output
         assert "the same command goes on from what is done" in train.output

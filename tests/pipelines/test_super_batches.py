@@ -6,7 +6,7 @@ import pytest
 from tenacity import stop_after_attempt
 
 from jest_core import towers
-from pipelines import catalogue, cluster, storage, super_batches
+from pipelines import catalogue, cluster, rows, storage, super_batches
 from pipelines.source import open_source
 
 SIZE = towers.create("jest-tiny", seed=0).view.image_size
@@ -142,7 +142,7 @@ def test_storage_that_comes_back_within_a_minute_costs_no_example(on_s3, s3_serv
 def test_storage_that_stays_away_is_fatal_and_no_bad_row(on_s3, s3_server):
     source = open_source(on_s3)
     piece = next(source.order.windows(0, 0)).pieces[0]
-    impatient = super_batches._read_piece.retry_with(stop=stop_after_attempt(2))
+    impatient = rows._of_piece.retry_with(stop=stop_after_attempt(2))
     s3_server.kill()
     try:
         with pytest.raises(Exception, match=r"(?i)connect") as raised:

@@ -1,0 +1,152 @@
+"""Rows of shards -> examples: what the tasks do that read for learners and for the reference, anywhere on the cluster.
+
+These tasks are most of a run's processes. Nothing here imports PyTorch, which would be most of their start and memory.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from jest_core import config as run_files
+from jest_core import tables
+from jest_core.config import Run
+from jest_core.inputs import Inputs
+from jest_core.order import Piece
+from pipelines import blocks, score_cache, storage
+from pipelines.catalogue import Place, held_catalogue
+from pipelines.shards import Shard
+
+
+def of_window(batch: dict[str, np.ndarray], run_text: str, takes: Inputs) -> pa.Table:
+    """One window -> its slots in stream order: encoded and decoded images, tokens, cached reference embeddings."""
+    run, window, places = run_files.load(run_text), batch["window"][0], batch["places"][0]
+    pieces = [_of_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
+    table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
+    return decoded(table, takes)
+
+
+def decoded(table: pa.Table, takes: Inputs) -> pa.Table:
+    """Encoded rows with status, pixels and tokens."""
+    pixels, status = takes.view.batch(table["image"].to_pylist())
+    tokens = takes.tokenizer(table["caption"].to_pylist())
+    return (
+        table.append_column(tables.EXAMPLE.field("status"), pa.array(status))
+        .append_column("pixels", blocks.pack(pixels))
+        .append_column("tokens", blocks.pack(tokens))
+    )
+
+
+@storage.retried
+def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
+    """The slots of a piece, laid end to end."""
+    shard = place.open(run.data.columns)
+    uids, multiplicity = place.aligned(shard, piece.row_group)
+    cached = None
+    if run.reads_scores:
+        assert run.reference is not None
+        columns = ["status", "image_embedding", "text_embedding"]
+        cached = score_cache.read(run.path(run.reference.scores), place, piece.row_group, uids, columns)
+        multiplicity = np.where(pc.equal(cached["status"], "ok").to_numpy(), multiplicity, 0)
+    try:
+        rows, occurrences = piece.rows(multiplicity, epoch)
+    except ValueError as error:
+        raise ValueError(
+            f"{place.path}, row group {piece.row_group}: {error}; was a catalogue or cache written anew?"
+        ) from error
+    table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences)
+    if cached is None:
+        return table
+    cached = cached.take(pa.array(rows))
+    return table.append_column("reference_image", cached["image_embedding"]).append_column(
+        "reference_text", cached["text_embedding"]
+    )
+
+
+def encoded(
+    shard: Shard,
+    number: int,
+    row_group: int,
+    rows: NDArray[np.int64],
+    uids: Sequence[str],
+    occurrences: NDArray[np.int64],
+) -> pa.Table:
+    """Some rows of a row group of shard `number`, in the columns of tables.EXAMPLE but status.
+
+    uids: of the whole row group.
+    """
+    captions, images = shard.captions(row_group), shard.images(row_group)
+    high, low = tables.uid_from_hex([uids[i] for i in rows])
+    picked = images.take(pa.array(rows))
+    values: dict[str, Any] = {
+        "uid_high": high,
+        "uid_low": low,
+        "occurrence": occurrences,
+        "shard": np.full(len(rows), number),
+        "row": rows + sum(shard.row_group_sizes[:row_group]),
+        "image": picked,
+        "caption": [captions[i] for i in rows],
+        "content": [_content(data) for data in picked.to_pylist()],
+    }
+    without_status = pa.schema([field for field in tables.EXAMPLE if field.name != "status"])
+    return pa.table(values).cast(without_status)
+
+
+def _content(image: bytes | None) -> int:
+    """A 64-bit hash of an image's bytes, signed."""
+    return int.from_bytes(hashlib.blake2b(image or b"", digest_size=8).digest(), "little", signed=True)
+
+
+def of_row_group(
+    batch: dict[str, np.ndarray], units: Any, run_text: str, takes: Inputs, block_size: int
+) -> Iterator[pa.Table]:
+    """One row group -> blocks of its kept rows, decoded and tokenised, with how long that took.
+
+    units: a reference to shard, row group and first row (n, 3) of each unit, of which the batch names one.
+    """
+    run = run_files.load(run_text)
+    unit = int(batch["id"][0])
+    shard, row_group, first_row = ray.get(units)[unit].tolist()
+    started = time.perf_counter()
+    rows, uids, captions, images = kept(run, shard, row_group)
+    read_seconds = time.perf_counter() - started
+    for start in range(0, len(rows), block_size):
+        part = slice(start, start + block_size)
+        started = time.perf_counter()
+        pixels, status = takes.view.batch(images.slice(start, block_size).to_pylist())
+        tokens = takes.tokenizer(captions[part])
+        block = pa.table(
+            {
+                "row": pa.array(rows[part] + first_row, pa.int32()),
+                "uid": uids[part],
+                "status": np.array(tables.SLOT_STATUS)[status],
+                "caption": captions[part],
+                "pixels": blocks.pack(pixels),
+                "tokens": blocks.pack(tokens),
+            }
+        )
+        told = {
+            "unit": unit,
+            "unit_rows": len(rows),
+            "shard": shard,
+            "read": read_seconds if start == 0 else 0.0,
+            "decode": time.perf_counter() - started,
+        }
+        yield blocks.tell(block, told)
+
+
+@storage.retried
+def kept(run: Run, shard: int, row_group: int) -> tuple[NDArray[np.int64], list[str], list[str], pa.Array]:
+    """The kept rows of a row group: their numbers in it, uids, captions, and encoded images."""
+    place = held_catalogue(run.path(run.data.catalogue)).place(shard)
+    opened = place.open(run.data.columns)
+    uids, multiplicity = place.aligned(opened, row_group)
+    rows, captions = np.flatnonzero(multiplicity > 0), opened.captions(row_group)
+    images = opened.images(row_group).take(pa.array(rows))
+    return rows, [uids[i] for i in rows], [captions[i] for i in rows], images
