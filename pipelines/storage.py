@@ -75,7 +75,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 @retry(
-    retry=retry_if_exception_type(FileNotFoundError),
+    retry=retry_if_exception_type((FileNotFoundError, FileExistsError)),  # makedirs may find a folder, and then none
     wait=wait_random(0, 0.05),
     stop=stop_after_attempt(20),
     reraise=True,
