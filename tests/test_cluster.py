@@ -194,7 +194,7 @@ def _wait_for_a_checkpoint(directory: str, job: str, dashboard: str) -> None:
     while not checkpoints.steps(directory):
         assert submit.status(job, dashboard) == "RUNNING", _asked(dashboard, "--logs", job)
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
@@ -206,7 +206,7 @@ def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
     deadline = time.monotonic() + 200
     while submit.status(job, dashboard) == "PENDING":
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.5)
     assert submit.status(job, dashboard) == "RUNNING"
     with pytest.raises(ValueError, match=f"job {job} works on"):
         submit.run_stage(run, ["train"], dashboard, {})
@@ -229,7 +229,7 @@ def _lose_a_node_in_training(directory: str, reached: int, job: subprocess.Popen
             if steps[-1] > reached and (learners := _learners()):
                 _lose_the_node_of(learners[0])
                 lost.append(steps[-1])
-            time.sleep(0.1)
+            time.sleep(0.3)
 
     threading.Thread(target=lose, daemon=True).start()
     return lost

@@ -117,7 +117,7 @@ def _wait(until: Callable[[], bool], train: subprocess.Popen[str]) -> None:
     while not until():
         assert train.poll() is None, train.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 @pytest.mark.long

@@ -66,7 +66,7 @@ def test_twenty_kills_at_random_points_cost_nothing(folder, ray_session, tmp_pat
         while scoring.process.poll() is None:
             if happened():
                 return True
-            time.sleep(0.02)
+            time.sleep(0.05)
         return False
 
     scoring = start()
