@@ -8,7 +8,7 @@ Shapes in signatures and docstrings:
     n   examples of one chunk, n_chunks * n = b
     L   tokens of a caption;  H, W  pixels of an image
 
-Reading order: choices, config, rules, tables, order, view, tokenizer, inputs, preprocess, flexible, towers, scorers,
-examples, losses, learnability, kernels, noise, selection, agreement, spreading, training_pass, step_log, selector,
-train_step, optim, collectives, evaluation, flops.
+Reading order: choices, config, rules, tables, hashing, order, view, tokenizer, inputs, preprocess, flexible, towers,
+scorers, examples, losses, learnability, kernels, noise, selection, agreement, spreading, training_pass, step_log,
+selector, train_step, optim, collectives, evaluation, flops.
 """

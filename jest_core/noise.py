@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jest_core import hashing
+
 Uids = Tensor | NDArray[np.uint64] | Sequence[str]
 
 
@@ -30,30 +32,15 @@ def uid_words(uids: Uids) -> Int[Tensor, "B 2"]:
     return words
 
 
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
-    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9 as int64
-    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; int64 has only the arithmetic one
-
-
 def hashes(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Int[Tensor, "B"]:
     """64 hashed bits for each example; context is what the draw is for, such as (seed, step, chunk)."""
-    state = torch.zeros(1, dtype=torch.int64, device=uids.device)  # one number until the uids come in
-    wrapped = [(value + 2**63) % 2**64 - 2**63 for value in context]  # any Python integer as an int64
-    keys: list[int | Tensor] = [*wrapped, uids[:, 0], uids[:, 1], occurrences]
-    for value in keys:
-        state = _mix((state ^ value) - 0x61C8864680B583EB)  # plus the golden-ratio increment of SplitMix64
-    return state
+    zero = torch.zeros(1, dtype=torch.int64, device=uids.device)
+    return hashing.hashes(zero, [*context, uids[:, 0], uids[:, 1], occurrences])
 
 
 def uniform(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Float[Tensor, "B"]:
     """One number in the open interval (0, 1) for each example, float64."""
-    return (_shift(hashes(uids, occurrences, *context), 11).double() + 0.5) * 2.0**-53
+    return (hashing.shift(hashes(uids, occurrences, *context), 11).double() + 0.5) * 2.0**-53
 
 
 def gumbel(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Float[Tensor, "B"]:

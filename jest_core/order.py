@@ -16,6 +16,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from jest_core import hashing
+
 _ROW_GROUPS, _ROWS = 0, 1  # what a permutation is for: keeps the two families of random numbers apart
 
 Integers = NDArray[np.int64]
@@ -100,12 +102,8 @@ class Window:
 
 def _permutation(n: int, *context: int) -> Integers:
     """0 .. n - 1, shuffled by our own hash of the context: no release of NumPy can change a run's stream."""
-    import torch  # not before there is something to permute: how many rows an order has is asked without
-
-    from jest_core import noise
-
-    counters = torch.arange(n)
-    return torch.argsort(noise.hashes(torch.stack([counters, counters], 1), counters, *context), stable=True).numpy()
+    counters = np.arange(n)
+    return np.argsort(hashing.hashes(np.zeros(1, np.int64), [*context, counters, counters, counters]), kind="stable")
 
 
 class Order:

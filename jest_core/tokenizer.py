@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ftfy
 import numpy as np
@@ -42,6 +42,7 @@ class ClipTokenizer:
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
         """Tokens (B, context_length): start, the caption's, end, then zeros; what is too long is cut before the end."""
+        captions = [captions] if isinstance(captions, str) else captions
         numbers = _vocabulary().numbers
         out = np.zeros((len(captions), self.context_length), np.int64)
         for row, caption in zip(out, captions, strict=True):
@@ -59,17 +60,14 @@ class OpenClipTokenizer:
     name: str
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens (B, context_length)."""
-        return np.asarray(_open_clip(self.model, self.context_length)(list(captions)), np.int64)
+        """Tokens (B, context_length). Raises ValueError where the model, or what its tokenizer needs, is not here."""
+        from jest_core import towers
 
-
-@lru_cache(maxsize=8)
-def _open_clip(model: str, context_length: int) -> Any:
-    import open_clip
-
-    from jest_core import towers  # noqa: F401 - open_clip knows jest's own models from then on
-
-    return open_clip.get_tokenizer(model, context_length=context_length)
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        found = towers.open_clip_tokenizer(self.model, self.context_length)
+        if type(found).__name__ != self.name:
+            raise ValueError(f"{self.model} has a {type(found).__name__} here, and a {self.name} where the run started")
+        return np.asarray(found(captions), np.int64)
 
 
 def _tokens(caption: str) -> list[int]:

@@ -229,9 +229,10 @@ def inputs(
             "reference.checkpoint"
         )
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    filtered = interpolation or tag.get("interpolation", "bicubic")
     view = View(
         image_size(name),
-        interpolation=interpolation or tag.get("interpolation", "bicubic"),
+        interpolation="bicubic" if filtered == "random" else filtered,  # which open_clip takes for training alone
         resize_mode=resize_mode or tag.get("resize_mode", "shortest"),
     )
     plain = (0.5, 0.5, 0.5)
@@ -239,11 +240,18 @@ def inputs(
     return Inputs(view, *colours, _tokenizer(name, context_length))
 
 
-def _tokenizer(name: str, length: int | None) -> ClipTokenizer | OpenClipTokenizer:
+@lru_cache(maxsize=8)
+def open_clip_tokenizer(name: str, length: int) -> Any:
+    """What open_clip gives a model. Raises ValueError where there is no such model, or a package is missing."""
+    configuration(name)
     try:
-        found = open_clip.get_tokenizer(name, context_length=length)
+        return open_clip.get_tokenizer(name, context_length=length)
     except ImportError as error:
         raise ValueError(f"the tokenizer of {name} needs another package: {error}") from error
+
+
+def _tokenizer(name: str, length: int | None) -> ClipTokenizer | OpenClipTokenizer:
+    found = open_clip_tokenizer(name, context_length(name, length))
     if type(found) is SimpleTokenizer and not configuration(name)["text_cfg"].get("tokenizer_kwargs"):
         return ClipTokenizer(found.context_length)
     return OpenClipTokenizer(name, found.context_length, type(found).__name__)

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from jest_core.tables import SLOT_STATUS
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow opens: some of the others run programs
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb, made an error here
 
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # What Pillow raises on bytes that are not a whole, sound image
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, struct.error, zlib.error, OverflowError)
 
@@ -42,10 +43,17 @@ class View:
     """
 
     image_size: int
+    _: KW_ONLY
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     margin: float = 1.0
     reduced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in ("shortest", "longest", "squash"):
+            raise ValueError(f"resize_mode is shortest, longest or squash, and not {self.resize_mode!r}")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(f"interpolation is bicubic or bilinear, and not {self.interpolation!r}")
 
     def __call__(self, data: bytes | None) -> NDArray[np.uint8]:
         """Pixels (3, H, W). Raises BadImage where the bytes are no sound picture of at most MAX_PIXELS."""
@@ -74,10 +82,9 @@ class View:
         return round(self.image_size / self.margin)
 
     def _cut(self, picture: Image.Image) -> Image.Image:
-        filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
         shape = self._shape(*picture.size)
         if shape != picture.size:
-            picture = picture.resize(shape, filters[self.interpolation])
+            picture = picture.resize(shape, _FILTERS[self.interpolation])
         if self.resize_mode == "longest":
             picture = _padded(picture, self._resized)
         return _centre(_centre(picture, self._resized), self.image_size)
@@ -92,9 +99,8 @@ class View:
             case "longest":
                 ratio = max(width / size, height / size)
                 return round(width / ratio), round(height / ratio)
-            case "squash":
+            case _:
                 return size, size
-        raise ValueError(f"resize_mode is shortest, longest or squash, and not {self.resize_mode!r}")
 
     def smaller(self, image_size: int) -> "View":
         """The same view at a lower resolution, by the decoder's own means where it has them."""

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FOLDER = "jest-ray-"  # and the number of our process: where a local Ray keeps its sockets and logs
 _PATIENCE = 5.0  # seconds that Ray's processes get to end by themselves
-_reading: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()  # what `disconnect` closes first
+_stops: weakref.WeakSet[Callable[[], None]] = weakref.WeakSet()  # of what reads: `disconnect` calls them first
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -83,19 +83,24 @@ def _import(module: str) -> None:
     importlib.import_module(module)
 
 
-def close_first(reading: Generator[Any, None, None]) -> None:
-    """Have `disconnect` close this before it leaves Ray, if it is there still."""
-    _reading.add(reading)
+def stop_first(stop: Callable[[], None]) -> None:
+    """Have `disconnect` call this before it leaves Ray, if anything holds it still."""
+    _stops.add(stop)
 
 
 def disconnect() -> None:
     """Leave Ray. Of one that `connect` started here, no process, socket or file stays behind."""
-    for reading in list(_reading):
-        with contextlib.suppress(ValueError):  # a thread is in it
-            reading.close()
+    try:
+        for stop in list(_stops):
+            stop()
+    finally:
+        _leave()
+
+
+def _leave() -> None:
     folder = _folder()
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # reads under way fail now, and nobody needs their errors
-    if not folder.exists():  # none was started here
+    if not is_own():
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         return
@@ -194,11 +199,16 @@ def keep_freed_memory() -> None:
 
 
 def data_cpus(n_learners: int) -> int:
-    """Concurrent read tasks of one learner; where Ray is one machine no more than its share of the cores, as each is a
-    process."""
+    """Concurrent read tasks of one learner; where Ray is one machine no more than its share of the cores: each keeps
+    one busy."""
     import ray
 
     return min(_DATA_CPUS, max(1, n_cores() // n_learners)) if len(ray.nodes()) == 1 else _DATA_CPUS
+
+
+def is_own() -> bool:
+    """Whether there is a Ray that `connect` has started here."""
+    return _folder().exists()
 
 
 def is_local() -> bool:

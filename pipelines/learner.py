@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jest_core.towers import Towers
 
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
-_PATIENCE = 5.0  # seconds for the thread that waits for Ray Train to notice that the run was given up
+_PATIENCE = 30.0  # seconds for Ray Train's controller to be there, if it is starting, and to be ended
 _LOOK_SECONDS = 0.5  # between two looks at how far the learners are
 
 
@@ -179,10 +179,10 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
 
 
 def _give_up(thread: threading.Thread) -> None:
-    """End what the thread waits for, where that is a Ray of this process: when such a Ray is shut down, Ray ends the
-    whole process at once if one of its threads waits for an actor."""
+    """End what the thread waits for, where that is in a Ray of this process: when such a Ray is shut down, Ray ends
+    the whole process at once if one of its threads waits for an actor."""
     deadline = time.monotonic() + _PATIENCE
-    while thread.is_alive() and cluster.is_local() and time.monotonic() < deadline:
+    while thread.is_alive() and cluster.is_own() and time.monotonic() < deadline:
         cluster.kill_own("TrainController")  # which may be starting up
         thread.join(0.2)
 

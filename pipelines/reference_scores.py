@@ -184,7 +184,7 @@ def _embed_shards(
     for shard in todo[units_left[todo] == 0].tolist():
         parts.write(shard, [])
     n_actors = _n_actors(spec)
-    # on one machine no more tasks than cores: each is a process
+    # on one machine no more tasks than cores: each keeps one busy
     cluster.data_context(n_actors + cluster.n_cores() if cluster.is_local() else None)
     rates = Stopwatch(
         ("read", "decode", "embed", "write"), "embed", n_actors or cluster.n_cores(), shared=not spec.gpus_per_actor

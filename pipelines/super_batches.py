@@ -126,15 +126,8 @@ def _pop(buffer: deque[pa.Table], n: int) -> pa.Table:
 def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, None, None]:
     """Draw from an iterator in a thread, `depth` items ahead: the next super-batch is put together during the step.
 
-    Where it is closed, at the latest before Ray is left, the thread ends with the item that it is at, which is waited
-    for some seconds.
+    Where it is closed, or Ray is left, the thread ends with the item that it is at, which is waited for some seconds.
     """
-    ahead = _prefetch(items, depth)
-    cluster.close_first(ahead)
-    return ahead
-
-
-def _prefetch(items: Iterator[Examples], depth: int) -> Generator[Examples, None, None]:
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     done, closed = object(), threading.Event()
 
@@ -152,16 +145,26 @@ def _prefetch(items: Iterator[Examples], depth: int) -> Generator[Examples, None
                 items.close()
 
     thread = threading.Thread(target=run, daemon=True, name="super-batches")
-    thread.start()
-    try:
-        while (item := ready.get()) is not done:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
+
+    def stop() -> None:
         closed.set()
         deadline = time.monotonic() + _PATIENCE
         while thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 ready.get_nowait()
             thread.join(0.05)
+        with contextlib.suppress(queue.Full):
+            ready.put_nowait(done)  # for one who waits for an item
+
+    def drawn() -> Generator[Examples, None, None]:
+        thread.start()
+        try:
+            while (item := ready.get()) is not done and not closed.is_set():
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop()
+
+    cluster.stop_first(stop)
+    return drawn()

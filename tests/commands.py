@@ -73,11 +73,13 @@ class Command:
 
     def all(self, name: str = "") -> list[psutil.Process]:
         """All that it has started and that runs, also what has lost its parent; with this in its command line."""
-        for process in psutil.process_iter():  # from the oldest to the newest
+        ours = {process.pid for process in self._seen if process.is_running()}
+        for process in sorted(psutil.process_iter(["create_time"]), key=lambda one: one.info["create_time"] or 0):
             with contextlib.suppress(psutil.Error):
-                # some rename themselves over it: their parents do not
-                if process.environ().get(_MARK) == self.mark or process.ppid() in {one.pid for one in self._seen}:
+                # some rename themselves over their environment: their parents do not
+                if process.ppid() in ours or process.environ().get(_MARK) == self.mark:
                     self._seen.add(process)
+                    ours.add(process.pid)
         return [process for process in self._seen if _runs(process, name)]
 
     def kill_one(self, name: str, rng: random.Random) -> bool:

@@ -8,7 +8,7 @@ os.environ.update(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",  # tests wait for its workers, which otherwise come after all else that runs here
-        # idle ones beyond it end: new ones import PyTorch first, and each holds half a gigabyte
+        # idle ones beyond it end: those that have embedded hold half a gigabyte each
         "RAY_num_workers_soft_limit": "8" if "PYTEST_XDIST_WORKER" in os.environ else "16",
         "RAY_metrics_report_interval_ms": "2000",
         "RAY_USAGE_STATS_ENABLED": "0",

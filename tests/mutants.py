@@ -126,8 +126,8 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/noise.py",
         "core/test_noise.py::test_every_key_matters",
         occurrences_share_noise=(
-            "keys: list[int | Tensor] = [*wrapped, uids[:, 0], uids[:, 1], occurrences]",
-            "keys: list[int | Tensor] = [*wrapped, uids[:, 0], uids[:, 1]]",
+            "return hashing.hashes(zero, [*context, uids[:, 0], uids[:, 1], occurrences])",
+            "return hashing.hashes(zero, [*context, uids[:, 0], uids[:, 1]]).expand(len(occurrences))",
         ),
     )
     yield from of(
@@ -233,6 +233,36 @@ def _mutants() -> Iterator[Mutant]:
             "if image.width * image.height > MAX_PIXELS:",
             "if image.width * image.height > MAX_PIXELS * MAX_PIXELS:",
         ),
+    )
+    yield from of(
+        "jest_core/view.py",
+        "core/test_view.py::test_a_margin_is_cut_off_after_open_clips_transform",
+        margin_cut_at_once=(
+            "return _centre(_centre(picture, self._resized), self.image_size)",
+            "return _centre(picture, self.image_size)",
+        ),
+    )
+    yield from of(
+        "jest_core/tokenizer.py",
+        "core/test_tokenizer.py::test_hard_captions_are_tokenised_as_open_clip_does",
+        pairs_merged_once=(
+            "if merged and (merged[-1], part) == best:",
+            "if merged and len(merged) < 2 and (merged[-1], part) == best:",
+        ),
+        cut_without_an_end=(
+            "tokens = [numbers[_START], *_tokens(caption)][: self.context_length - 1]",
+            "tokens = [numbers[_START], *_tokens(caption)][: self.context_length - 2]",
+        ),
+    )
+    yield from of(
+        "pipelines/rows.py",
+        "core/test_inputs.py::test_readers_import_neither_pytorch_nor_open_clip",
+        readers_import_pytorch=("import hashlib", "import hashlib, torch"),
+    )
+    yield from of(
+        "pipelines/cluster.py",
+        "pipelines/test_cluster.py::test_what_reads_ahead_ends_before_ray_is_left",
+        ray_left_while_it_is_read=("stop()", "stop"),
     )
     yield from of(
         "jest_core/preprocess.py",

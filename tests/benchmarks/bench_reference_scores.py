@@ -102,10 +102,11 @@ def clip_retrieval(model: str, shards: list[Path], batch: int, work: Path) -> di
 
     threads()
     pair = towers.create(model, seed=0)
+    import open_clip
     from open_clip.transform import image_transform
 
     transform = image_transform(pair.view.image_size, is_train=False, mean=pair.inputs.mean, std=pair.inputs.std)
-    tokenizer = pair.inputs.tokenizer
+    tokenizer = open_clip.get_tokenizer(model)
     data = (
         webdataset.WebDataset([str(path) for path in shards], shardshuffle=False)
         .decode("pil")

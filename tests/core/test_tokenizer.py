@@ -4,6 +4,7 @@ from pathlib import Path
 
 import open_clip
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ HARD = [
 
 def test_hard_captions_are_tokenised_as_open_clip_does():
     assert ClipTokenizer()(HARD).tolist() == OPEN_CLIP(HARD).tolist()
+    assert ClipTokenizer()("one caption").tolist() == OPEN_CLIP("one caption").tolist()
     assert ClipTokenizer(8)(HARD).tolist() == OPEN_CLIP(HARD, context_length=8).tolist()
 
 
@@ -64,3 +66,8 @@ def test_a_model_with_another_tokenizer_has_open_clips(tmp_path: Path):
     theirs = open_clip.get_tokenizer("canonical-B-32")
     assert own(HARD).tolist() == theirs(HARD).tolist() != ClipTokenizer(12)(HARD).tolist()
     assert pickle.loads(pickle.dumps(own)) == own
+    assert own("one caption").tolist() == own(["one caption"]).tolist()
+    with pytest.raises(ValueError, match="has a SimpleTokenizer here, and a HFTokenizer where the run started"):
+        OpenClipTokenizer("canonical-B-32", 12, "HFTokenizer")(HARD)
+    with pytest.raises(ValueError, match="'only-there' is no open_clip model"):
+        OpenClipTokenizer("only-there", 12, "SimpleTokenizer")(HARD)

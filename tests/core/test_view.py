@@ -65,6 +65,13 @@ def test_a_margin_is_cut_off_after_open_clips_transform():
     assert repr(View(32, margin=0.875)).endswith("MaybeConvertMode(); CenterCrop(size=(32, 32))")
 
 
+def test_what_it_cannot_do_is_refused_before_a_picture_is():
+    with pytest.raises(ValueError, match="resize_mode is shortest, longest or squash, and not 'middle'"):
+        View(32, resize_mode="middle")
+    with pytest.raises(ValueError, match="interpolation is bicubic or bilinear, and not 'random'"):
+        View(32, interpolation="random")
+
+
 def test_it_travels_to_other_processes():
     assert pickle.loads(pickle.dumps(View(32).smaller(16))) == View(16, reduced=True)
 

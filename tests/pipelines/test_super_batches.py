@@ -1,3 +1,6 @@
+import pickle
+import subprocess
+import sys
 import threading
 
 import pyarrow as pa
@@ -5,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from tenacity import stop_after_attempt
 
+from jest_core import config as run_files
 from jest_core import towers
 from pipelines import catalogue, cluster, rows, storage, super_batches
 from pipelines.source import open_source
@@ -137,6 +141,21 @@ def test_storage_that_comes_back_within_a_minute_costs_no_example(on_s3, s3_serv
     names = ("uid_high", "occurrence")
     assert [list(zip(*(s.rows[n].to_pylist() for n in names), strict=True)) for s in got] == quiet
     assert all(s.valid.all() for s in got)
+
+
+def test_a_task_that_reads_imports_no_pytorch(scored, tmp_path):
+    source, takes = open_source(scored), towers.inputs_of(scored.model)
+    window = next(source.order.windows(0, 0))
+    places = {piece.shard: source.catalogue.place(piece.shard) for piece in window.pieces}
+    asked = {"window": [window], "places": [places]}, {"run_text": run_files.dump(scored), "takes": takes}
+    (tmp_path / "asked").write_bytes(pickle.dumps(asked))
+    code = (
+        "import pickle, sys; from pipelines import rows; batch, settings = pickle.load(sys.stdin.buffer);"
+        "table = rows.of_window(batch, **settings); print(table.num_rows, {'torch', 'open_clip'} & {*sys.modules})"
+    )
+    with (tmp_path / "asked").open("rb") as told:
+        out = subprocess.run([sys.executable, "-c", code], stdin=told, capture_output=True, text=True, check=True)
+    assert out.stdout == f"{len(window)} set()\n"
 
 
 def test_storage_that_stays_away_is_fatal_and_no_bad_row(on_s3, s3_server):
