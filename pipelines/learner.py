@@ -192,12 +192,10 @@ def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipelines import loop
-
     gpus = run.training.gpus_per_learner
     fs, inner = storage.filesystem(f"{directory}/ray")
     trainer = TorchTrainer(
-        loop.learn_as_worker,
+        learn_as_worker,
         train_loop_config={"run": run_files.dump(run), "board": board},
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.training.n_learners,
@@ -213,6 +211,25 @@ def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:
         ),
     )
     return trainer.fit
+
+
+def learn_as_worker(settings: dict[str, Any]) -> None:
+    """One of training.n_learners, in a worker of Ray Train; settings: the run, as text, and the board.
+
+    Not in loop.py, all of which Ray Train's controller would import with it, for nothing.
+    """
+    import ray.train.torch
+
+    from pipelines import loop
+
+    context = ray.train.get_context()
+    place = loop.Place(
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_world_size(),
+        ray.train.torch.get_device(),
+    )
+    loop.learn(run_files.load(settings["run"]), settings["board"], place)
 
 
 def _arrow(fs: Any) -> Any:

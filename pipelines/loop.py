@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jest_core import config as run_files
 from jest_core import optim, towers
 from jest_core.collectives import Learners
 from jest_core.config import Run
@@ -39,20 +38,6 @@ class Place:
 
 
 ALONE = Place(0, 1, 1, torch.device("cpu"))
-
-
-def learn_as_worker(settings: dict[str, Any]) -> None:
-    """The same as a worker of Ray Train, one of training.n_learners; settings: the run, as text, and the board."""
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    place = Place(
-        context.get_world_rank(),
-        context.get_world_size(),
-        context.get_local_world_size(),
-        ray.train.torch.get_device(),
-    )
-    learn(run_files.load(settings["run"]), settings["board"], place)
 
 
 def learn(run: Run, board: Board, place: Place = ALONE) -> None:

@@ -89,6 +89,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and is_fast(item):
             item.add_marker(pytest.mark.fast)
+    items.sort(key=_minutes, reverse=True)  # the longest first, so that none is left to one core at the end
+
+
+def _minutes(item: pytest.Item) -> float:
+    """What a test of minutes may take; 0 for the others, which stay as they are."""
+    timeout = item.get_closest_marker("timeout")
+    return timeout.args[0] / 60 if timeout and any(map(item.get_closest_marker, ("long", "chaos"))) else 0.0
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from tenacity import wait_none
 
 from jest_core import config as run_files
 from jest_core import towers
-from pipelines import checkpoints, learner, loop, score_cache, selection_log, storage, super_batches
+from pipelines import checkpoints, learner, score_cache, selection_log, storage, super_batches
 from pipelines.source import open_source
 
 
@@ -96,9 +96,9 @@ SETTINGS = {
 
 def _train_all(settings, others: list[str]) -> None:
     """As a learner of Ray Train: the run that it was started for, and then others."""
-    loop.learn_as_worker(settings)
+    learner.learn_as_worker(settings)
     for other in others:
-        loop.learn_as_worker(settings | {"run": other})
+        learner.learn_as_worker(settings | {"run": other})
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def one_and_two(scored, tmp_path_factory):
         learner.run_stage(one)
     first, *others = (two for _, two in found.values())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "learn_as_worker", partial(_train_all, others=[run_files.dump(two) for two in others]))
+        patch.setattr(learner, "learn_as_worker", partial(_train_all, others=[run_files.dump(two) for two in others]))
         learner.run_stage(first)
     return found
 
@@ -178,7 +178,7 @@ def test_flexijest_on_two_learners_is_that_of_one(one_and_two, name: str):
     [
         (["selection.method=uniform", "training.learning_rate=1e30"], "loss nan", True),
         (["training.learning_rate=1e30"], "examples have NaN or infinite embeddings", True),
-        (["training.max_loss=1"], "is above training.max_loss 1;", False),
+        (["training.max_loss=1", "training.max_failures=1"], "is above training.max_loss 1;", False),
     ],
 )
 def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[str], why: str, in_process: bool):

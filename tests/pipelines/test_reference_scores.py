@@ -189,19 +189,18 @@ def test_few_cores_embed_in_this_process_and_others_by_actors(make_run, monkeypa
         assert reference_scores._n_actors(spec.model_copy(update={"n_actors": 3})) == 3
 
 
-@pytest.mark.parametrize("n_actors", [None, 1])
-def test_more_row_groups_than_tasks_make_the_same_cache(make_run, monkeypatch, n_actors):
+def test_more_row_groups_than_tasks_make_the_same_cache(make_run, monkeypatch):
+    """A task then reads several of the twelve, and Ray Data joins what it makes; embedded here, and by an actor."""
     monkeypatch.setattr(reference_scores, "_FEW_CORES", 1 << 10)  # without actors this process embeds
-    settings = [f"reference.n_actors={n_actors}"] * (n_actors is not None)
     made = []
-    for name, most in (("each", 5_000), ("together", 3)):  # of twelve row groups
+    for name, most, n_actors in (("each", 5_000, "null"), ("together", 3, "null"), ("together-by-an-actor", 3, "1")):
         monkeypatch.setattr(reference_scores, "_MOST_TASKS", most)
-        run = make_run("joint", f"reference.scores={name}", *settings)
+        run = make_run("joint", f"reference.scores={name}", f"reference.n_actors={n_actors}")
         make_reference(run)
         catalogue.run_stage(run)
         reference_scores.run_stage(run)
         made.append([storage.read_bytes(f"{run.path(name)}/parts/{i:05d}.parquet") for i in range(4)])
-    assert made[0] == made[1]
+    assert made[0] == made[1] == made[2]
 
 
 def test_a_softmax_reference_gets_the_bias_that_fits_it(make_run, capsys):
