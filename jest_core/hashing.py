@@ -1,7 +1,6 @@
 """64 hashed bits of any number of integers, for arrays of NumPy and for tensors of PyTorch alike, with the same result.
 
-Which of two random-number generators a release ships, or how it splits seeds, decides nothing here: a run's order and
-noise stay what they are.
+No library's random generator takes part, so that no release of one can change a run's order or noise.
 """
 
 from collections.abc import Iterable

@@ -60,7 +60,7 @@ class OpenClipTokenizer:
     name: str
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens (B, context_length). Raises ValueError where the model, or what its tokenizer needs, is not here."""
+        """Tokens (B, context_length). Raises ValueError where the model is not here, or has another tokenizer."""
         from jest_core import towers
 
         captions = [captions] if isinstance(captions, str) else list(captions)

@@ -229,10 +229,9 @@ def inputs(
             "reference.checkpoint"
         )
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-    filtered = interpolation or tag.get("interpolation", "bicubic")
     view = View(
         image_size(name),
-        interpolation="bicubic" if filtered == "random" else filtered,  # which open_clip takes for training alone
+        interpolation=interpolation or tag.get("interpolation", "bicubic"),
         resize_mode=resize_mode or tag.get("resize_mode", "shortest"),
     )
     plain = (0.5, 0.5, 0.5)
@@ -242,7 +241,8 @@ def inputs(
 
 @lru_cache(maxsize=8)
 def open_clip_tokenizer(name: str, length: int) -> Any:
-    """What open_clip gives a model. Raises ValueError where there is no such model, or a package is missing."""
+    """What open_clip gives a model. Raises ValueError where there is no such model, or a package that it needs is
+    missing."""
     configuration(name)
     try:
         return open_clip.get_tokenizer(name, context_length=length)

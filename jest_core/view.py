@@ -2,7 +2,7 @@
 
 It is open_clip's evaluation transform, pixel for pixel, stopped before it turns to floats: a quarter of the bytes
 travel. Pillow does the work here as it does there, but a process that only reads need not import PyTorch, torchvision
-and open_clip for it, which take 5 CPU seconds and 0.8 GB.
+and open_clip for it, which take 6 CPU seconds and 0.8 GB.
 """
 
 import io

@@ -152,7 +152,7 @@ def run_stage(run: Run) -> Catalogue:
     names = ", ".join(rule.rule for rule in run.data.rules) or "none"
     progress.say("catalogue", f"{len(paths):,} shards, rules {names}: reading metadata only")
     cluster.connect()
-    cluster.data_context(cluster.n_cores() if cluster.is_local() else None)  # each task is a process
+    cluster.data_context(cluster.n_cores() if cluster.is_local() else None)  # each task keeps one busy
     run = rules.with_thresholds(run)
     index = parent.manifest["index"] if parent else f"{directory}/index"
     described = _catalogue_shards(run, paths, directory, index, parent)

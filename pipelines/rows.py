@@ -1,6 +1,7 @@
 """Rows of shards -> examples: what the tasks do that read for learners and for the reference, anywhere on the cluster.
 
-These tasks are most of a run's processes. Nothing here imports PyTorch, which would be most of their start and memory.
+These tasks are most of a run's processes. Nothing here imports PyTorch, which would be most of their start and memory;
+only a tokenizer that is not CLIP's does.
 """
 
 import hashlib

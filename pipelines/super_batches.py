@@ -131,15 +131,19 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     done, closed = object(), threading.Event()
 
+    def put(item: Any) -> None:
+        if not closed.is_set():  # else nobody takes it, and the thread would wait for ever
+            ready.put(item)
+
     def run() -> None:
         try:
             for item in items:
-                ready.put(item)
+                put(item)
                 if closed.is_set():
                     return
-            ready.put(done)
+            put(done)
         except BaseException as error:
-            ready.put(error)
+            put(error)
         finally:
             if isinstance(items, Generator):
                 items.close()
@@ -157,12 +161,15 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
             ready.put_nowait(done)  # for one who waits for an item
 
     def drawn() -> Generator[Examples, None, None]:
-        thread.start()
+        if not closed.is_set():
+            thread.start()
         try:
             while (item := ready.get()) is not done and not closed.is_set():
                 if isinstance(item, BaseException):
                     raise item
                 yield item
+            if closed.is_set():
+                raise RuntimeError("Ray was left while super-batches were being read")
         finally:
             stop()
 

@@ -69,7 +69,10 @@ class Command:
 
     def ended(self, seconds: float = 300) -> int:
         """Its exit status, once it has ended."""
-        return self.process.wait(seconds)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it has not ended after {seconds} s: {self.output}") from None
 
     def all(self, name: str = "") -> list[psutil.Process]:
         """All that it has started and that runs, also what has lost its parent; with this in its command line."""

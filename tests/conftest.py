@@ -89,13 +89,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and is_fast(item):
             item.add_marker(pytest.mark.fast)
-    items.sort(key=_minutes, reverse=True)  # the longest first, so that none is left to one core at the end
+    items.sort(key=_limit, reverse=True)  # the longest first, so that none is left to one core at the end
 
 
-def _minutes(item: pytest.Item) -> float:
-    """What a test of minutes may take; 0 for the others, which stay as they are."""
+def _limit(item: pytest.Item) -> int:
+    """The time limit of a test of minutes, in seconds; 0 of all others, which keep their order."""
+    if not any(map(item.get_closest_marker, ("long", "chaos"))):
+        return 0
     timeout = item.get_closest_marker("timeout")
-    return timeout.args[0] / 60 if timeout and any(map(item.get_closest_marker, ("long", "chaos"))) else 0.0
+    return int(timeout.args[0]) if timeout else 600
 
 
 @pytest.fixture(autouse=True)
@@ -198,11 +200,16 @@ def make_scored_run(scored: Run, make_run: MakeRun, tmp_path: Path) -> MakeRun:
     return make_run
 
 
+# Of this process of pytest, each once: another server may be about to start on one that is free yet
+_FIRST = 20_000 + 1_500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
+_PORTS = random.SystemRandom().sample(range(_FIRST, _FIRST + 1_500), 1_500)
+
+
 def free_port() -> int:
     """Above those that Ray takes and below those that Linux gives to connections: they could take the port of a server
     that is yet to start, or that a test has stopped for a while."""
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+        port = _PORTS.pop()
         with socket.socket() as s, contextlib.suppress(OSError):
             s.bind(("127.0.0.1", port))
             return port

@@ -262,7 +262,10 @@ def _mutants() -> Iterator[Mutant]:
     yield from of(
         "pipelines/cluster.py",
         "pipelines/test_cluster.py::test_what_reads_ahead_ends_before_ray_is_left",
-        ray_left_while_it_is_read=("stop()", "stop"),
+        ray_left_while_it_is_read=(
+            "list(together.map(lambda stop: stop(), set(_stops)))",
+            "list(together.map(lambda stop: stop, set(_stops)))",
+        ),
     )
     yield from of(
         "jest_core/preprocess.py",

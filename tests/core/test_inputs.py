@@ -36,7 +36,7 @@ def test_they_travel_to_readers_in_a_few_bytes():
 
 
 def test_readers_import_neither_pytorch_nor_open_clip():
-    """What their tasks import takes a second, and not five; test_super_batches.py runs a task."""
+    """By what they import, which takes most of their start; test_super_batches.py runs a task."""
     ask = (
         "import sys, pipelines.rows, pipelines.replay, pipelines.score_cache; from jest_core.inputs import *;"
         "ClipTokenizer()(['a b']); print({'torch', 'open_clip', 'torchvision'} & {*sys.modules})"

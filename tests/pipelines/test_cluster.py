@@ -18,26 +18,66 @@ def left(monkeypatch, tmp_path) -> threading.Event:
 
 def test_what_reads_ahead_ends_before_ray_is_left(left):
     """Its thread asks Ray for what comes next: once Ray was gone it would start another, or end the whole process."""
-    asked, order = threading.Event(), list[str]()
+    order = list[str]()
 
     def blocks() -> Iterator[int]:
         try:
-            for i in range(1000):
-                asked.set()
-                yield i
+            yield from range(1000)
         finally:
             order.append("after" if left.is_set() else "before")
 
     ahead = super_batches.prefetch(blocks())
     assert next(ahead) == 0
-    asked.wait(10)
     cluster.disconnect()
     assert left.is_set()
     assert order == ["before"]
-    assert next(ahead, None) is None
+    with pytest.raises(RuntimeError, match="Ray was left while super-batches were being read"):
+        next(ahead)
 
 
-def test_a_loop_that_was_given_up_leaves_nothing_that_reads(left):
+def test_one_who_waits_for_a_super_batch_is_told_that_ray_was_left(left, monkeypatch):
+    monkeypatch.setattr(super_batches, "_PATIENCE", 0.2)
+    asked, told = threading.Event(), list[BaseException]()
+
+    def blocks() -> Iterator[int]:
+        yield 0
+        asked.set()
+        assert left.wait(10)  # longer than it is waited for
+        yield 1
+
+    ahead = super_batches.prefetch(blocks())
+    assert next(ahead) == 0
+
+    def wait() -> None:
+        with pytest.raises(RuntimeError, match="Ray was left") as raised:
+            next(ahead)
+        told.append(raised.value)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert asked.wait(10)
+    cluster.disconnect()
+    waiting.join(10)
+    assert told
+    assert not any(thread.name == "super-batches" and thread.is_alive() for thread in _soon_without_readers())
+
+
+def _soon_without_readers() -> list[threading.Thread]:
+    """The threads that are there once those that read have had some seconds to end."""
+    for thread in threading.enumerate():
+        if thread.name == "super-batches":
+            thread.join(10)
+    return threading.enumerate()
+
+
+def test_a_stream_that_nobody_has_begun_does_not_begin_when_ray_has_been_left(left):
+    ahead = super_batches.prefetch(iter(range(3)))
+    cluster.disconnect()
+    with pytest.raises(RuntimeError, match="Ray was left"):
+        next(ahead)
+
+
+def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
     closed = threading.Event()
 
     def blocks() -> Iterator[int]:
@@ -46,9 +86,8 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads(left):
         finally:
             closed.set()
 
-    ahead = super_batches.prefetch(blocks())
+    ahead, before = super_batches.prefetch(blocks()), len(cluster._stops)
     next(ahead)
     del ahead  # as a SubBatches that nobody holds
     assert closed.wait(10)
-    cluster.disconnect()
-    assert left.is_set()
+    assert len(cluster._stops) == before - 1
