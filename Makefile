@@ -53,10 +53,10 @@ test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-long: install-dev ## what takes minutes: kills (chaos and endurance with them), a cluster of three nodes, benchmarks
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "long or chaos" $(ARGS) || [ $$? -eq 5 ] # 5: ARGS names none
-	$(BIN)/python -m pytest -m endurance $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS) || [ $$? -eq 5 ] # 5: ARGS names none of these
+	$(BIN)/python -m pytest -m "(chaos or endurance) and not long" $(ARGS) || [ $$? -eq 5 ]
 
-test-endurance: install-dev ## ten times the object store from S3
+test-endurance: install-dev ## ten times the object store from S3; LAION-2B's run file on a cluster of three nodes
 	$(BIN)/python -m pytest -m endurance $(ARGS)
 
 chaos: install-dev ## a run and a scoring, killed twenty times, end as quiet ones; JEST_CHAOS_SEED repeats a run

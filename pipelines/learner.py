@@ -214,10 +214,7 @@ def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:
 
 
 def learn_as_worker(settings: dict[str, Any]) -> None:
-    """One of training.n_learners, in a worker of Ray Train; settings: the run, as text, and the board.
-
-    Not in loop.py, all of which Ray Train's controller would import with it, for nothing.
-    """
+    """One of training.n_learners, in a worker of Ray Train; settings: the run, as text, and the board."""
     import ray.train.torch
 
     from pipelines import loop

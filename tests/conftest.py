@@ -89,15 +89,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and is_fast(item):
             item.add_marker(pytest.mark.fast)
-    items.sort(key=_limit, reverse=True)  # the longest first, so that none is left to one core at the end
-
-
-def _limit(item: pytest.Item) -> int:
-    """The time limit of a test of minutes, in seconds; 0 of all others, which keep their order."""
-    if not any(map(item.get_closest_marker, ("long", "chaos"))):
-        return 0
-    timeout = item.get_closest_marker("timeout")
-    return int(timeout.args[0]) if timeout else 600
 
 
 @pytest.fixture(autouse=True)

@@ -235,7 +235,7 @@ def _lose_a_node_in_training(directory: str, reached: int, job: subprocess.Popen
     return lost
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(1500)
 def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes, laion: Laion, capsys):
     """One run by three jobs: stopped, refused with another budget, and going on while a node is lost; then its like
