@@ -46,7 +46,6 @@ def parts(directory: str) -> dict[str, bytes]:
 
 
 @pytest.mark.chaos
-@pytest.mark.long
 def test_twenty_kills_at_random_points_cost_nothing(folder, ray_session, tmp_path):
     """Of one of the processes that embed, which Ray starts again, or of all at once, as when a machine goes."""
     quiet, killed = (run_in(folder, name, "reference.n_actors=1") for name in ("quiet", "killed"))
