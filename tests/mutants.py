@@ -245,9 +245,9 @@ def _mutants() -> Iterator[Mutant]:
     yield from of(
         "jest_core/tokenizer.py",
         "core/test_tokenizer.py::test_hard_captions_are_tokenised_as_open_clip_does",
-        pairs_merged_once=(
-            "if merged and (merged[-1], part) == best:",
-            "if merged and len(merged) < 2 and (merged[-1], part) == best:",
+        rare_pairs_merged_first=(
+            "best = min(pairwise(parts), key=lambda pair: ranks.get(pair, inf))",
+            "best = max(pairwise(parts), key=lambda pair: ranks.get(pair, -1))",
         ),
         cut_without_an_end=(
             "tokens = [numbers[_START], *_tokens(caption)][: self.context_length - 1]",
