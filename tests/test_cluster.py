@@ -160,7 +160,7 @@ def _train(told: list[str], address: str) -> str:
     sets = [word for override in told for word in ("--set", override)]
     command = [sys.executable, "-m", "pipelines", "train", *map(str, (RUN_FILE, *sets))]
     environment = os.environ | {"RAY_ADDRESS": address}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
 
@@ -168,7 +168,7 @@ def _train(told: list[str], address: str) -> str:
 def _asked(dashboard: str, *words: str) -> str:
     """What `jest submit --status JOB`, or the like, answers."""
     command = [sys.executable, "-m", "pipelines", "submit", *words, "--address", dashboard]
-    return subprocess.run(command, capture_output=True, text=True, check="--status" in words, timeout=200).stdout
+    return subprocess.run(command, capture_output=True, text=True, check="--status" in words, timeout=100).stdout
 
 
 def _learners() -> list[psutil.Process]:
@@ -201,9 +201,9 @@ def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
     """Submit the chain and stop its job when a checkpoint is there; returns the step reached. Meanwhile the job is one
     that runs, and that no other may disturb."""
     directory = run.path(run.run_dir)
-    output, _ = _submit(dashboard, CHAIN, told, "--detach").communicate(timeout=400)
+    output, _ = _submit(dashboard, CHAIN, told, "--detach").communicate(timeout=200)
     job = re.search(r"job (raysubmit_\w+)", output)[1]
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 200
     while submit.status(job, dashboard) == "PENDING":
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -236,7 +236,7 @@ def _lose_a_node_in_training(directory: str, reached: int, job: subprocess.Popen
 
 
 @pytest.mark.endurance
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1200)
 def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes, laion: Laion, capsys):
     """One run by three jobs: stopped, refused with another budget, and going on while a node is lost; then its like
     without a job, undisturbed. All in one, as each job and each learner costs seconds to start."""
@@ -246,7 +246,7 @@ def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes,
     assert 0 < reached < run.n_steps
 
     failed = _submit(dashboard, ["train"], [*told, "training.examples_trained=9600"])
-    refused, _ = failed.communicate(timeout=400)
+    refused, _ = failed.communicate(timeout=200)
     assert failed.returncode == 1
     assert "training.examples_trained" in refused  # another budget is another run
 

@@ -47,7 +47,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_as_a_quiet_one(prepared, tmp_pa
                 running.wait_until(lambda running=running: bool(running.all("MapBatches")))
                 assert not [reader for reader in running.all("ray::") if _holds_pytorch(reader)]
                 running.process.send_signal(number)
-            assert running.ended() == status, running.output
+            assert running.ended(60 if number is signal.SIGINT else 300) == status, running.output
             assert f"resumes after step {reached} of" in running.output or not reached
             for noise in ("Traceback", "Started a local Ray", "StackTrace"):  # by what still reads for the stopped loop
                 assert noise not in running.output
