@@ -91,8 +91,8 @@ def stop_first(stop: Callable[[], None]) -> None:
 def disconnect() -> None:
     """Leave Ray. Of one that `connect` started here, no process, socket or file stays behind."""
     try:
-        with ThreadPoolExecutor() as together:
-            list(together.map(lambda stop: stop(), set(_stops)))
+        for stop in set(_stops):  # one after the other: as the interpreter ends there are no pools any more
+            stop()
     finally:
         _leave()
 

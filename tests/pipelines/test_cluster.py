@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -91,3 +93,14 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
     del ahead  # as a SubBatches that nobody holds
     assert closed.wait(10)
     assert len(cluster._stops) == before - 1
+
+
+def test_a_program_that_ends_while_it_reads_ends_quietly():
+    """As a loop of one's own does that leaves its SubBatches behind: the interpreter itself is what leaves Ray."""
+    code = (
+        "import atexit; from pipelines import cluster, super_batches; atexit.register(cluster.disconnect);"
+        "ahead = super_batches.prefetch(iter(range(9))); print(next(ahead), len(cluster._stops));"
+        "cluster._leave = lambda: print('left')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (out.stdout, out.stderr) == ("0 1\nleft\n", "")
