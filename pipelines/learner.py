@@ -124,6 +124,7 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
     from pipelines import checkpoints, loop
 
     board, failure = Board(in_process=in_process), []
+    over = threading.Event()  # not whether a thread is alive: in Python 3.11 a join that Ctrl-C ends counts it as dead
     train = (lambda: loop.learn(run, board)) if in_process else _trainer(run, directory, board)
 
     def fit() -> None:
@@ -133,6 +134,8 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
             raise
         except BaseException as error:
             failure.append(error)
+        finally:
+            over.set()
 
     shown, said = (checkpoints.steps(directory) or [0])[-1], 0
     with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=shown) as advance:
@@ -154,15 +157,13 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
             with every(_LOOK_SECONDS, look):
                 fit()
         else:
-            thread = threading.Thread(target=fit, daemon=True, name="fit")
-            thread.start()
+            threading.Thread(target=fit, daemon=True, name="fit").start()
             try:
-                while thread.is_alive():
-                    thread.join(_LOOK_SECONDS)
+                while not over.wait(_LOOK_SECONDS):
                     if hang := look().hang(run.training.hang_minutes):
                         raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
             finally:
-                _give_up(thread)
+                _give_up(over)
             look()
     last = board.get()
     if last.failure:
@@ -178,13 +179,13 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
         ) from failure[0]
 
 
-def _give_up(thread: threading.Thread) -> None:
+def _give_up(over: threading.Event) -> None:
     """End what the thread waits for, where that is in a Ray of this process: when such a Ray is shut down, Ray ends
     the whole process at once if one of its threads waits for an actor."""
     deadline = time.monotonic() + _PATIENCE
-    while thread.is_alive() and cluster.is_own() and time.monotonic() < deadline:
+    while not over.is_set() and cluster.is_own() and time.monotonic() < deadline:
         cluster.kill_own("TrainController")  # which may be starting up
-        thread.join(0.2)
+        over.wait(0.2)
 
 
 def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:

@@ -129,13 +129,14 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
     Where it is closed, or Ray is left, the thread ends with the item that it is at, which is waited for some seconds.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    done, closed = object(), threading.Event()
+    done, closed, ended = object(), threading.Event(), threading.Event()
+    ended.set()  # until the thread starts
 
     def put(item: Any) -> None:
         if not closed.is_set():  # else nobody takes it, and the thread would wait for ever
             ready.put(item)
 
-    def run() -> None:
+    def fill() -> None:
         try:
             for item in items:
                 put(item)
@@ -148,20 +149,27 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
             if isinstance(items, Generator):
                 items.close()
 
+    def run() -> None:
+        try:
+            fill()
+        finally:
+            ended.set()
+
     thread = threading.Thread(target=run, daemon=True, name="super-batches")
 
     def stop() -> None:
         closed.set()
         deadline = time.monotonic() + _PATIENCE
-        while thread.is_alive() and time.monotonic() < deadline:
+        while not ended.is_set() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 ready.get_nowait()
-            thread.join(0.05)
+            ended.wait(0.05)
         with contextlib.suppress(queue.Full):
             ready.put_nowait(done)  # for one who waits for an item
 
     def drawn() -> Generator[Examples, None, None]:
         if not closed.is_set():
+            ended.clear()
             thread.start()
         try:
             while (item := ready.get()) is not done and not closed.is_set():
