@@ -1,5 +1,7 @@
 """The command line: jest STAGE RUN.yaml [--set selection.n_chunks=8]."""
 
+import atexit
+import gc
 import re
 import sys
 from enum import StrEnum
@@ -338,6 +340,7 @@ def main() -> None:
     outlives it, however it ends."""
     from pipelines import cluster
 
+    atexit.register(gc.freeze)  # else the interpreter looks through all of PyTorch once more before it ends
     with cluster.cleared_up():
         try:
             app()

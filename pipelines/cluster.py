@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -67,20 +68,31 @@ def connected_meanwhile(module: str, *, readers: str | None) -> Iterator[None]:
     alone. PyTorch's import and Ray's start take seconds each, and neither needs the other.
     """
     with ThreadPoolExecutor(1, "import") as thread:
-        imported = thread.submit(importlib.import_module, module)
+        imported = thread.submit(import_large, module)
         connect()
         import ray
 
         warm = []
         if readers and is_local():
-            warm = [ray.remote(num_cpus=1)(_import).remote(readers) for _ in range(data_cpus(1))]
+            warm = [ray.remote(num_cpus=1)(import_large).remote(readers) for _ in range(data_cpus(1))]
         imported.result()
     yield
     ray.get(warm)  # while they are busy Ray would start others for what is to be read
 
 
-def _import(module: str) -> None:
-    importlib.import_module(module)
+def import_large(module: str) -> None:
+    """Import a module while the garbage collector rests, and have it leave alone what is there then: PyTorch's import
+    makes most of a million objects that stay, and it would look through them again and again."""
+    if module in sys.modules:
+        return
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        importlib.import_module(module)
+        gc.freeze()
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def stop_first(stop: Callable[[], None]) -> None:

@@ -218,6 +218,7 @@ def learn_as_worker(settings: dict[str, Any]) -> None:
     """One of training.n_learners, in a worker of Ray Train; settings: the run, as text, and the board."""
     import ray.train.torch
 
+    cluster.import_large("pipelines.loop")
     from pipelines import loop
 
     context = ray.train.get_context()
