@@ -2,18 +2,23 @@
 
 import tempfile
 from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# They are forked from a process that has imported their tests, and never had Ray: one that is forked from a process
+# with Ray shares its connections, and breaks them as soon as it collects something that refers to an object of Ray
+set_forkserver_preload(["tests.checked"])
+
 
 def run_learners(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
     """function(rank, size, group, *arguments) on `size` processes; their results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         context = mp.start_processes(
-            _run, (function, size, folder, arguments), nprocs=size, start_method="fork", join=False
+            _run, (function, size, folder, arguments), nprocs=size, start_method="forkserver", join=False
         )
         while not context.join():
             pass
