@@ -84,7 +84,9 @@ def import_large(module: str) -> None:
     """Import a module while the garbage collector rests, and have it leave alone what is there then: PyTorch's import
     makes most of a million objects that stay, and it would look through them again and again."""
     if module in sys.modules:
+        importlib.import_module(module)  # which waits for another thread that is at it
         return
+    gc.collect()  # what is garbage already would be left alone too
     was_on = gc.isenabled()
     gc.disable()
     try:

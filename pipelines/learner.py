@@ -124,7 +124,7 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
     from pipelines import checkpoints, loop
 
     board, failure = Board(in_process=in_process), []
-    over = threading.Event()  # not whether a thread is alive: in Python 3.11 a join that Ctrl-C ends counts it as dead
+    over = threading.Event()  # until Python 3.12 a join that Ctrl-C interrupts marks a running thread as ended
     train = (lambda: loop.learn(run, board)) if in_process else _trainer(run, directory, board)
 
     def fit() -> None:
@@ -157,8 +157,8 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
             with every(_LOOK_SECONDS, look):
                 fit()
         else:
-            threading.Thread(target=fit, daemon=True, name="fit").start()
             try:
+                threading.Thread(target=fit, daemon=True, name="fit").start()
                 while not over.wait(_LOOK_SECONDS):
                     if hang := look().hang(run.training.hang_minutes):
                         raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")

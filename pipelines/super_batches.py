@@ -129,8 +129,8 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
     Where it is closed, or Ray is left, the thread ends with the item that it is at, which is waited for some seconds.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    done, closed, ended = object(), threading.Event(), threading.Event()
-    ended.set()  # until the thread starts
+    done, closed = object(), threading.Event()
+    ended = threading.Event()  # until Python 3.12 a join that Ctrl-C interrupts marks a running thread as ended
 
     def put(item: Any) -> None:
         if not closed.is_set():  # else nobody takes it, and the thread would wait for ever
@@ -159,8 +159,10 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
 
     def stop() -> None:
         closed.set()
+        started = thread.ident is not None
+        own = thread is threading.current_thread()  # in which the garbage collector may close the generator
         deadline = time.monotonic() + _PATIENCE
-        while not ended.is_set() and time.monotonic() < deadline:
+        while started and not own and not ended.is_set() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 ready.get_nowait()
             ended.wait(0.05)
@@ -168,10 +170,9 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
             ready.put_nowait(done)  # for one who waits for an item
 
     def drawn() -> Generator[Examples, None, None]:
-        if not closed.is_set():
-            ended.clear()
-            thread.start()
         try:
+            if not closed.is_set():
+                thread.start()
             while (item := ready.get()) is not done and not closed.is_set():
                 if isinstance(item, BaseException):
                     raise item
