@@ -124,7 +124,7 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
     from pipelines import checkpoints, loop
 
     board, failure = Board(in_process=in_process), []
-    over = threading.Event()  # until Python 3.12 a join that Ctrl-C interrupts marks a running thread as ended
+    over = threading.Event()  # is_alive() may err: up to Python 3.12 a join that Ctrl-C ends marks the thread as ended
     train = (lambda: loop.learn(run, board)) if in_process else _trainer(run, directory, board)
 
     def fit() -> None:

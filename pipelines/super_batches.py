@@ -130,7 +130,7 @@ def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, N
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     done, closed = object(), threading.Event()
-    ended = threading.Event()  # until Python 3.12 a join that Ctrl-C interrupts marks a running thread as ended
+    ended = threading.Event()  # is_alive() may err: up to Python 3.12 a join that Ctrl-C ends marks the thread as ended
 
     def put(item: Any) -> None:
         if not closed.is_set():  # else nobody takes it, and the thread would wait for ever

@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 import threading
@@ -105,3 +106,9 @@ def test_a_program_that_ends_while_it_reads_ends_quietly():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (out.stdout, out.stderr) == ("0 1\nleft\n", "")
+
+
+def test_a_large_import_that_fails_leaves_the_garbage_collector_on():
+    with pytest.raises(ModuleNotFoundError):
+        cluster.import_large("pipelines.no_such_module")
+    assert gc.isenabled()
