@@ -21,9 +21,10 @@ from jest_core.selection import Diverged
 from jest_core.towers import Towers
 from jest_core.train_step import Learner, StepResult, train_step
 from jest_core.training_pass import TrainingPass
-from pipelines import checkpoints, cluster, evaluation, selection_log, storage, sub_batches, super_batches
+from pipelines import checkpoints, cluster, evaluation, selection_log, storage, sub_batches
 from pipelines.board import EVALUATES, Board
 from pipelines.journal import Journal
+from pipelines.prefetch import prefetch
 from pipelines.source import Source, open_source
 
 
@@ -69,7 +70,7 @@ def learn(run: Run, board: Board, place: Place = ALONE) -> None:
         journal or nullcontext(),
         checkpoints.Writer() as writer,
         board.pulse(rank) as pulse,
-        closing(super_batches.prefetch(items)) as super_batch_stream,
+        closing(prefetch(items)) as super_batch_stream,
     ):
 
         def evaluate() -> None:

@@ -6,6 +6,8 @@ README are made of that alone, so that they can be made again, and compared, wit
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,15 +65,16 @@ def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
         _publish(publish, results)
 
 
+@cache
 def experiments() -> dict[str, Any]:
-    """What experiments.yaml says; a figure has its runs, seeds and scores."""
+    """What experiments.yaml says; a figure has its runs, seeds and scores. Kept, so nobody may change it."""
     return dict(yaml.safe_load((FOLDER / "experiments.yaml").read_text()))
 
 
 def load_run(name: str, seed: int, root: str, *, smoke: bool = False) -> Run:
     """A run of the experiments, whole. References have one seed, whatever the learner's."""
     told = experiments()
-    values = run_files.merged(told["base"], _changes(name, told["runs"]))
+    values = deepcopy(run_files.merged(told["base"], _changes(name, told["runs"])))
     values |= {"root": root, "run_dir": f"runs/{name}-seed{seed}", "seed": seed}
     return run_files.load(yaml.safe_dump(_small(values) if smoke else values), source=f"run {name}")
 

@@ -26,6 +26,7 @@ from jest_core.preprocess import normalise
 from jest_core.selector import Selector, draw
 from jest_core.towers import Towers
 from pipelines import checkpoints, cluster, reference_scores, replay, storage, super_batches
+from pipelines.prefetch import prefetch
 from pipelines.selection_log import SelectionLog
 from pipelines.source import Source, open_source
 
@@ -65,7 +66,7 @@ class SubBatches:
         self._selector = selector(run, source, self.pair, self.group, decoders)
         cluster.connect()
         place = {"rank": self.rank, "n_learners": self.size, "first_step": self.step}
-        self._stream = super_batches.prefetch(stream(run, source, self.pair, **place))
+        self._stream = prefetch(stream(run, source, self.pair, **place))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images (b / n, 3, H, W) and tokens (b / n, L) of each step, on the model's device; n processes."""

@@ -4,12 +4,8 @@ Each learner runs one small Ray dataset of windows after the other (read_ahead),
 the cluster (rows) and delivered in sequence. The learner itself opens no shard.
 """
 
-import contextlib
-import queue
-import threading
-import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from heapq import merge
@@ -29,7 +25,6 @@ from pipelines import blocks, cluster, rows
 from pipelines.read_ahead import read_ahead
 from pipelines.source import Source
 
-_PATIENCE = 5.0  # seconds that what reads ahead gets to end
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
 
 
@@ -121,66 +116,3 @@ def _pop(buffer: deque[pa.Table], n: int) -> pa.Table:
             buffer.appendleft(block.slice(n))
         n -= len(out[-1])
     return pa.concat_tables(out)
-
-
-def prefetch(items: Iterator[Examples], depth: int = 1) -> Generator[Examples, None, None]:
-    """Draw from an iterator in a thread, `depth` items ahead: the next super-batch is put together during the step.
-
-    Where it is closed, or Ray is left, the thread ends with the item that it is at, which is waited for some seconds.
-    """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    done, closed = object(), threading.Event()
-    ended = threading.Event()  # is_alive() may err: up to Python 3.12 a join that Ctrl-C ends marks the thread as ended
-
-    def put(item: Any) -> None:
-        if not closed.is_set():  # else nobody takes it, and the thread would wait for ever
-            ready.put(item)
-
-    def fill() -> None:
-        try:
-            for item in items:
-                put(item)
-                if closed.is_set():
-                    return
-            put(done)
-        except BaseException as error:
-            put(error)
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-
-    def run() -> None:
-        try:
-            fill()
-        finally:
-            ended.set()
-
-    thread = threading.Thread(target=run, daemon=True, name="super-batches")
-
-    def stop() -> None:
-        closed.set()
-        started = thread.ident is not None
-        own = thread is threading.current_thread()  # in which the garbage collector may close the generator
-        deadline = time.monotonic() + _PATIENCE
-        while started and not own and not ended.is_set() and time.monotonic() < deadline:
-            with contextlib.suppress(queue.Empty):
-                ready.get_nowait()
-            ended.wait(0.05)
-        with contextlib.suppress(queue.Full):
-            ready.put_nowait(done)  # for one who waits for an item
-
-    def drawn() -> Generator[Examples, None, None]:
-        try:
-            if not closed.is_set():
-                thread.start()
-            while (item := ready.get()) is not done and not closed.is_set():
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-            if closed.is_set():
-                raise RuntimeError("Ray was left while super-batches were being read")
-        finally:
-            stop()
-
-    cluster.stop_first(stop)
-    return drawn()

@@ -40,6 +40,7 @@ from jest_core.preprocess import normalise
 from pipelines import catalogue, cluster, super_batches
 from pipelines.drawings import pictures, rows, sources
 from pipelines.drawings.sources import EmojiNames
+from pipelines.prefetch import prefetch
 from pipelines.source import open_source
 from tests.benchmarks.measure import console, machine, peak_bytes, table, threads
 
@@ -178,7 +179,7 @@ def _super_batches(shards: str, n: int, work: Path, method: str, decode: str) ->
     run = run_files.load(text)
     catalogue.run_stage(run)
     source = open_source(run)
-    return super_batches.prefetch(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
+    return prefetch(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
 
 
 def with_jest(shards: str, n: int, work: Path) -> Iterator[int]:

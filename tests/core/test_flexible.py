@@ -27,13 +27,13 @@ STOCK = [
 
 def stock_tower(name: str) -> nn.Module:
     """The image tower of a stock model, as open_clip makes it, cut to one layer."""
+    parts = {part: cfg for part, cfg in open_clip.get_model_config(name).items() if part.endswith("_cfg")}
+    for cfg in parts.values():  # the text towers are not looked at, and most of the weights to draw
+        cfg |= {"layers": 1} | ({"vocab_size": 64} if "vocab_size" in cfg else {})
     with towers._warnings_off():
-        visual = open_clip.create_model(name, load_weights=False).visual.eval()
-    tower = getattr(visual, "trunk", visual)
-    if hasattr(tower, "blocks"):
-        tower.blocks = tower.blocks[:1]
-    else:
-        tower.transformer.resblocks = tower.transformer.resblocks[:1]
+        visual = open_clip.create_model(name, load_weights=False, **parts).visual.eval()
+    if hasattr(visual, "trunk"):  # timm's, whose configurations have no number of layers
+        visual.trunk.blocks = visual.trunk.blocks[:1]
     return visual
 
 

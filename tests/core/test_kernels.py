@@ -90,6 +90,7 @@ SHARED = {80: 163_000, 90: 227_000}  # bytes of shared memory of an A100 and an 
 PRODUCTS = [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32"), ("float32", "bfloat16")]
 
 
+@pytest.mark.slow
 def test_it_compiles_for_gpus_that_are_not_here(tmp_path):
     """Down to machine code, with the shared memory that they have. One process for all: it imports as long as it
     compiles."""

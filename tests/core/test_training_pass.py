@@ -79,6 +79,7 @@ def test_bfloat16_changes_little_and_keeps_embeddings_in_float32():
         assert torch.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0) > 0.99, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from pipelines import cluster, super_batches
+from pipelines import cluster
+from pipelines.prefetch import prefetch
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_what_reads_ahead_ends_before_ray_is_left(left):
         finally:
             order.append("after" if left.is_set() else "before")
 
-    ahead = super_batches.prefetch(blocks())
+    ahead = prefetch(blocks())
     assert next(ahead) == 0
     cluster.disconnect()
     assert left.is_set()
@@ -39,7 +40,7 @@ def test_what_reads_ahead_ends_before_ray_is_left(left):
 
 
 def test_one_who_waits_for_a_super_batch_is_told_that_ray_was_left(left, monkeypatch):
-    monkeypatch.setattr(super_batches, "_PATIENCE", 0.2)
+    monkeypatch.setattr("pipelines.prefetch._PATIENCE", 0.2)
     asked, told = threading.Event(), list[BaseException]()
 
     def blocks() -> Iterator[int]:
@@ -48,7 +49,7 @@ def test_one_who_waits_for_a_super_batch_is_told_that_ray_was_left(left, monkeyp
         assert left.wait(10)  # longer than it is waited for
         yield 1
 
-    ahead = super_batches.prefetch(blocks())
+    ahead = prefetch(blocks())
     assert next(ahead) == 0
 
     def wait() -> None:
@@ -74,7 +75,7 @@ def _soon_without_readers() -> list[threading.Thread]:
 
 
 def test_a_stream_that_nobody_has_begun_does_not_begin_when_ray_has_been_left(left):
-    ahead = super_batches.prefetch(iter(range(3)))
+    ahead = prefetch(iter(range(3)))
     cluster.disconnect()
     with pytest.raises(RuntimeError, match="Ray was left"):
         next(ahead)
@@ -90,7 +91,7 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
             closed.set()
 
     before = set(cluster._stops)  # of other tests
-    ahead = super_batches.prefetch(blocks())
+    ahead = prefetch(blocks())
     next(ahead)
     del ahead  # as a SubBatches that nobody holds
     assert closed.wait(10)
@@ -100,8 +101,9 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
 def test_a_program_that_ends_while_it_reads_ends_quietly():
     """As a loop of one's own does that leaves its SubBatches behind: the interpreter itself is what leaves Ray."""
     code = (
-        "import atexit; from pipelines import cluster, super_batches; atexit.register(cluster.disconnect);"
-        "ahead = super_batches.prefetch(iter(range(9))); print(next(ahead), len(cluster._stops));"
+        "import atexit; from pipelines import cluster; from pipelines.prefetch import prefetch;"
+        "atexit.register(cluster.disconnect); ahead = prefetch(iter(range(9)));"
+        "print(next(ahead), len(cluster._stops));"
         "cluster._leave = lambda: print('left')"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
