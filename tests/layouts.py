@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -146,8 +147,8 @@ def webli(folder: Path, found: list[Pair]) -> Path:
     return folder
 
 
-def datacomp(folder: Path, found: list[Pair]) -> Path:
-    """DataComp's folder: metadata of the whole pool, and shards that img2dataset fetched."""
+def datacomp(folder: Path, found: list[Pair], shards: Path) -> Path:
+    """DataComp's folder: metadata of the whole pool, and shards of img2dataset, in names of eight digits."""
     (folder / "metadata").mkdir(parents=True)
     columns = {
         "uid": [pair.uid for pair in found],
@@ -157,6 +158,5 @@ def datacomp(folder: Path, found: list[Pair]) -> Path:
         "clip_l14_similarity_score": pa.array([pair.metadata["similarity"] for pair in found], pa.float32()),
     }
     pq.write_table(pa.table(columns), folder / "metadata" / "a.parquet")
-    out = img2dataset(folder / "download", found, "webdataset", oom_shard_count=8)
-    out.rename(folder / "shards")
+    shutil.copytree(shards, folder / "shards")
     return folder
