@@ -40,14 +40,16 @@ smoke: install ## a few steps of everything
 test: install-dev ## the suite; what takes minutes by itself is left to test-long
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
-test-fast: install-dev ## what needs neither Ray nor S3, on two processes: a minute and a half
+test-fast: install-dev ## what needs neither Ray nor S3 and is quick, on two processes: a minute and a half
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m fast --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
-test-oldest: ## test-fast on the oldest Python that is here, in .venv-oldest
+test-oldest: ## test-fast, and what compiles, on the oldest Python that is here, in .venv-oldest
 	$(MAKE) test-fast VENV=.venv-oldest PYTHON=$$(sh deploy/find_python.sh 3.11 3.12 3.13 3.14)
+	.venv-oldest/bin/python -m pytest -m slow tests/core
 
-test-newest: ## test-fast on the newest Python that is here, in .venv-newest
+test-newest: ## test-fast, and what compiles, on the newest Python that is here, in .venv-newest
 	$(MAKE) test-fast VENV=.venv-newest PYTHON=$$(sh deploy/find_python.sh 3.14 3.13 3.12 3.11)
+	.venv-newest/bin/python -m pytest -m slow tests/core
 
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -48,7 +48,7 @@ def pairs() -> list[Pair]:
     return out
 
 
-def img2dataset(folder: Path, found: list[Pair], output_format: str, oom_shard_count: int = 5) -> Path:
+def img2dataset(folder: Path, found: list[Pair], output_format: str) -> Path:
     """Fetched by img2dataset from a local web server; one address answers 404, and one with no picture."""
     served = folder / "served"
     served.mkdir(parents=True)
@@ -84,7 +84,6 @@ def img2dataset(folder: Path, found: list[Pair], output_format: str, oom_shard_c
         "processes_count": 1,
         "thread_count": 8,
         "number_sample_per_shard": 25,
-        "oom_shard_count": oom_shard_count,
         "resize_mode": "no",
         "skip_reencode": True,
     }
@@ -148,7 +147,7 @@ def webli(folder: Path, found: list[Pair]) -> Path:
 
 
 def datacomp(folder: Path, found: list[Pair], shards: Path) -> Path:
-    """DataComp's folder: metadata of the whole pool, and shards of img2dataset, in names of eight digits."""
+    """DataComp's folder: metadata of the whole pool, and shards of img2dataset, their names of eight digits."""
     (folder / "metadata").mkdir(parents=True)
     columns = {
         "uid": [pair.uid for pair in found],
@@ -158,5 +157,7 @@ def datacomp(folder: Path, found: list[Pair], shards: Path) -> Path:
         "clip_l14_similarity_score": pa.array([pair.metadata["similarity"] for pair in found], pa.float32()),
     }
     pq.write_table(pa.table(columns), folder / "metadata" / "a.parquet")
-    shutil.copytree(shards, folder / "shards")
+    (folder / "shards").mkdir()
+    for path in shards.iterdir():
+        shutil.copy(path, folder / "shards" / f"000{path.name}")
     return folder

@@ -35,8 +35,8 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
         f"root={s3}/chaos",
         "training.n_learners=2",
         "training.shard_weights=true",
-        "training.examples_trained=2560",
-        "training.checkpoint_every_steps=2",
+        "training.examples_trained=4800",
+        "training.checkpoint_every_steps=4",
         "training.max_failures=-1",
     ]
     quiet, killed = (run_files.load(run_files.dump(run), [f"run_dir={name}", *steps]) for name in ("quiet", "killed"))

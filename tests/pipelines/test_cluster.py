@@ -101,7 +101,7 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
 def test_a_program_that_ends_while_it_reads_ends_quietly():
     """As a loop of one's own does that leaves its SubBatches behind: the interpreter itself is what leaves Ray."""
     code = (
-        "import atexit; from pipelines import cluster; from pipelines.prefetch import prefetch;"
+        "import atexit, ray; from pipelines import cluster; from pipelines.prefetch import prefetch;"
         "atexit.register(cluster.disconnect); ahead = prefetch(iter(range(9)));"
         "print(next(ahead), len(cluster._stops));"
         "cluster._leave = lambda: print('left')"
