@@ -48,6 +48,8 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
     thread = threading.Thread(target=run, daemon=True, name="super-batches")
 
     def stop() -> None:
+        if closed.is_set():  # as the interpreter ends, when modules may be empty already
+            return
         closed.set()
         started = thread.ident is not None
         own = thread is threading.current_thread()  # in which the garbage collector may close the generator
