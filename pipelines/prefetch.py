@@ -48,7 +48,7 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
     thread = threading.Thread(target=run, daemon=True, name="super-batches")
 
     def stop() -> None:
-        if closed.is_set():  # as the interpreter ends, when modules may be empty already
+        if closed.is_set() and ended.is_set():  # nothing is left to stop; as Python ends modules may be empty already
             return
         closed.set()
         started = thread.ident is not None
