@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from pipelines import cluster
@@ -39,13 +39,12 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
             if isinstance(items, Generator):
                 items.close()
 
-    def run() -> None:
+    def run(known: Callable[[], None]) -> None:
+        """known: `stop`, which `disconnect` finds as long as somebody holds it, and so while this thread runs."""
         try:
             fill()
         finally:
             ended.set()
-
-    thread = threading.Thread(target=run, daemon=True, name="super-batches")
 
     def stop() -> None:
         if closed.is_set() and ended.is_set():  # nothing is left to stop; as Python ends modules may be empty already
@@ -60,6 +59,8 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
             ended.wait(0.05)
         with contextlib.suppress(queue.Full):
             ready.put_nowait(done)  # for one who waits for an item
+
+    thread = threading.Thread(target=run, args=(stop,), daemon=True, name="super-batches")
 
     def drawn() -> Generator[Item, None, None]:
         try:

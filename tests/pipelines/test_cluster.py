@@ -39,6 +39,29 @@ def test_what_reads_ahead_ends_before_ray_is_left(left):
         next(ahead)
 
 
+def test_a_thread_that_its_loop_did_not_wait_for_ends_before_ray_is_left(left, monkeypatch):
+    """As where Ctrl-C cuts the wait short, or a read takes longer than it is waited for."""
+    comes, order = threading.Event(), list[str]()
+
+    def blocks() -> Iterator[int]:
+        try:
+            yield 0
+            assert comes.wait(10)
+            yield 1
+        finally:
+            order.append("after" if left.is_set() else "before")
+
+    ahead = prefetch(blocks())
+    assert next(ahead) == 0
+    with monkeypatch.context() as impatient:
+        impatient.setattr("pipelines.prefetch._PATIENCE", 0.0)
+        ahead.close()
+    del ahead
+    threading.Timer(0.2, comes.set).start()
+    cluster.disconnect()
+    assert order == ["before"]
+
+
 def test_one_who_waits_for_a_super_batch_is_told_that_ray_was_left(left, monkeypatch):
     monkeypatch.setattr("pipelines.prefetch._PATIENCE", 0.2)
     asked, told = threading.Event(), list[BaseException]()
@@ -95,6 +118,7 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
     next(ahead)
     del ahead  # as a SubBatches that nobody holds
     assert closed.wait(10)
+    _soon_without_readers()
     assert set(cluster._stops) <= before
 
 
