@@ -12,28 +12,26 @@ ARGS   ?=
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Every release is named in the locks with its hashes, so nothing needs resolving, and nothing must try. uv (the release
-# that dev.txt names) takes half of pip's time; where it cannot get them, as from an index that only pip's configuration
-# names, pip does. make test adds its tools to the environment of make demo.
-PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
-UV   := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
-LOCK  = $(UV) --require-hashes -r $(LOCKS)/$(1) || { echo "uv could not install them: now pip tries" >&2; $(PIP) --require-hashes -r $(LOCKS)/$(1); }
+# Every release is named in the locks with its hashes, so nothing needs resolving, and nothing must try. make test adds
+# its tools to the environment of make demo.
+INSTALL := sh deploy/install_lock.sh $(VENV)
 $(VENV)/.run: $(LOCKS)/run.txt pyproject.toml
 	@test -x $(BIN)/python || { python=$$(PYTHON="$(PYTHON)" sh deploy/find_python.sh) && "$$python" -m venv $(VENV); }
 	@sh deploy/find_python.sh --check $(VENV)
-	@sed -n '/^uv==/,/[^\\]$$/p' $(LOCKS)/dev.txt >$(VENV)/uv.txt
-	-$(PIP) --require-hashes -r $(VENV)/uv.txt
-	$(call LOCK,run.txt)
-	$(PIP) --no-build-isolation -e .
+	$(INSTALL) $(LOCKS)/run.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run $(LOCKS)/dev.txt
-	$(call LOCK,dev.txt)
+	$(INSTALL) $(LOCKS)/dev.txt
+	touch $@
+
+$(VENV)/.nodes: $(VENV)/.run $(LOCKS)/nodes.txt
+	$(INSTALL) $(LOCKS)/nodes.txt
 	touch $@
 
 install: $(VENV)/.run ## the environment of the demonstration, in .venv
-install-nodes: $(VENV)/.run $(LOCKS)/nodes.txt ## the same with what the nodes of a cluster need
-	$(call LOCK,nodes.txt)
+install-nodes: $(VENV)/.nodes ## the same with what the nodes of a cluster need
 install-dev: $(VENV)/.dev ## the same with the tools of the tests
 
 demo: install ## the main job end to end: 8 to 10 minutes on 2 cores; again resumes. ARGS="--data medium --seeds 2"

@@ -143,7 +143,10 @@ def test_launcher_files_pass_rays_schema(name: str):
 
 def test_images_and_scripts_pass_their_linters():
     hadolint = [BIN / "hadolint", "-c", ROOT / "docker/.hadolint.yaml", ROOT / "docker/Dockerfile"]
-    scripts = [ROOT / path for path in ("deploy/slurm/jest.sbatch", "deploy/find_python.sh", ".ci/run")]
+    scripts = [
+        ROOT / path
+        for path in ("deploy/slurm/jest.sbatch", "deploy/find_python.sh", "deploy/install_lock.sh", ".ci/run")
+    ]
     for command in (hadolint, [BIN / "shellcheck", *scripts]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,11 +1,13 @@
 """jest starts where Linux's own calls are missing, as on macOS, and make finds a Python that will do."""
 
 import ast
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,42 @@ def test_the_project_and_the_script_name_the_same_pythons():
     assert asked == ">=3.11,<3.15"
     assert "(3, 11) <= sys.version_info[:2] <= (3, 14)" in script
     assert "set -- 3.14 3.13 3.12 3.11" in script
+
+
+@pytest.mark.slow
+def test_a_lock_is_installed_whole_by_uv_and_by_pip_where_uv_fails(tmp_path):
+    """Also where an installation was cut short, as by Ctrl-C, or a full disk, and left half of a package."""
+    venv, wheel, lock = tmp_path / "venv", tmp_path / "half-1-py3-none-any.whl", tmp_path / "run.txt"
+    metadata = {"METADATA": "Metadata-Version: 2.1\nName: half\nVersion: 1\n", "WHEEL": "Wheel-Version: 1.0\n"}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("half/__init__.py", "")
+        for name, text in (metadata | {"RECORD": "half/__init__.py,,\n"}).items():
+            archive.writestr(f"half-1.dist-info/{name}", text + "Tag: py3-none-any\n" * (name == "WHEEL"))
+    lock.write_text(f"half==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    (module,) = (venv / "lib").glob("python3*/site-packages")
+    module, uv = module / "half" / "__init__.py", venv / "bin" / "uv"
+    (tmp_path / "uv.toml").write_text(f'no-index = true\nfind-links = ["{tmp_path}"]\n')
+    here = {"UV_CONFIG_FILE": str(tmp_path / "uv.toml"), "UV_CACHE_DIR": str(tmp_path / "cache")}
+    here |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PATH": "/usr/bin:/bin"}
+
+    def install() -> str:
+        words = ["/bin/sh", str(ROOT / "deploy/install_lock.sh"), str(venv), str(lock)]
+        done = subprocess.run(words, env=here, capture_output=True, text=True, check=True)
+        assert module.exists()
+        return done.stderr
+
+    uv.symlink_to(Path(sys.executable).parent / "uv")
+    assert install() == ""
+    module.unlink()
+    (venv / ".cut-short-run.txt").touch()
+    assert install() == ""
+    for text in ("exit 2", "kill -9 $$"):
+        uv.unlink()
+        program(uv, text)
+        module.unlink()
+        assert "pip installs what" in install()
+    uv.unlink()
+    module.unlink()
+    assert "uv could not be had" in install()
+    assert not (venv / ".cut-short-run.txt").exists()
