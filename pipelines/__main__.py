@@ -2,9 +2,10 @@
 
 import atexit
 import gc
-import re
+import platform
 import sys
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,39 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_versions(asked: bool) -> None:
+    if not asked:
+        return
+    names = ("jest", "torch", "ray", "open_clip_torch")
+    jest, *others = (f"{name} {_version(name)}" for name in names)
+    typer.echo(f"{jest} (Python {platform.python_version()}, {', '.join(others)})")
+    raise typer.Exit
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@app.callback()
+def _of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_versions, help="Show the versions of jest and others."),
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the whole traceback of an error, as JEST_TRACEBACK=1 does.")
+    ] = False,
+) -> None:
+    if traceback:
+        from pipelines import errors
+
+        errors.show_tracebacks()
+
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", exists=False)]
 
@@ -336,10 +370,13 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; an expected error is one clear line and exit status 1. Nothing that a command starts here
-    outlives it, however it ends."""
-    from pipelines import cluster
+    """Run the command line; an error is one clear line and exit status 1. Nothing that a command starts here outlives
+    it, however it ends."""
+    from pipelines import cluster, errors
 
+    if "--traceback" in sys.argv[2:]:  # behind the command too
+        sys.argv.remove("--traceback")
+        sys.argv.insert(1, "--traceback")
     atexit.register(gc.freeze)  # else the interpreter looks through all of PyTorch once more before it ends
     with cluster.cleared_up():
         try:
@@ -349,28 +386,8 @@ def main() -> None:
                 print("jest: stopped; the same command goes on from what is done", file=sys.stderr)
             raise
         except Exception as error:
-            if not _is_expected(error):
-                raise
-            told = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
-            why = f"\n  {_reason(error.__cause__)}" if error.__cause__ and told is error else ""
-            print(f"jest: {told}{why}", file=sys.stderr)
+            errors.report(error)
             sys.exit(1)
-
-
-def _is_expected(error: Exception) -> bool:
-    """Of the user's files, settings or machines; the libraries of object storage and Ray have roots of their own."""
-    roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, (ValueError, OSError, RuntimeError)) or not roots.isdisjoint({"botocore", "ray"})
-
-
-def _reason(error: BaseException) -> str:
-    """What is at the root of an error of the learners, which Ray tells as text: the first line that names an error
-    that is not Ray's own, else the last line."""
-    failures = getattr(error, "worker_failures", {})  # of Ray Train: rank -> what that learner raised
-    text = "\n".join(str(e) for e in [*failures.values(), error])
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    named = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
-    return named[0] if named else lines[-1]
 
 
 if __name__ == "__main__":

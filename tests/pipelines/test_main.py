@@ -1,11 +1,14 @@
 """The command line as a user meets it."""
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
+from pipelines import errors
 from tests.conftest import RUN
 
 
@@ -67,3 +70,50 @@ def test_errors_are_one_clear_line_and_a_status(run_file: str, arguments: list[s
     assert out.returncode == 1
     assert message in out.stderr
     assert "Traceback" not in out.stderr
+
+
+def test_the_version_is_that_of_the_package_and_of_what_it_stands_on():
+    out = jest("--version").stdout
+    assert re.fullmatch(r"jest \d\S* \(Python 3\.\d+\.\d+\S*, torch \S+, ray \S+, open_clip_torch \S+\)\n", out)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--traceback", "train", "nowhere.yaml"], ["train", "nowhere.yaml", "--traceback"]]
+)
+def test_the_traceback_is_shown_where_it_is_asked_for(arguments: list[str]):
+    out = jest(*arguments)
+    assert out.returncode == 1
+    assert out.stderr.startswith("Traceback")
+    assert out.stderr.endswith("\njest: no run file at nowhere.yaml\n")
+
+
+def report(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
+    try:
+        raise error
+    except Exception as raised:
+        errors.report(raised)
+    return capsys.readouterr().err
+
+
+def test_the_traceback_of_an_unexpected_error_is_saved(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said = report(KeyError("x"), capsys)
+    assert said.startswith("jest: unexpected KeyError: 'x'\n  traceback saved to ")
+    (saved,) = tmp_path.iterdir()
+    assert str(saved) in said
+    assert "raise error" in saved.read_text()
+    assert report(ValueError("a wrong setting"), capsys) == "jest: a wrong setting\n"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert "raise error" in report(KeyError("x"), capsys)
+    assert [*tmp_path.iterdir()] == [saved]
+
+
+def test_the_traceback_is_shown_where_the_environment_asks_for_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("JEST_TRACEBACK", "1")
+    assert re.fullmatch(
+        r"(?s)Traceback .*raise error.*\njest: unexpected KeyError: 'x'\n", report(KeyError("x"), capsys)
+    )
+    monkeypatch.setenv("JEST_TRACEBACK", "0")
+    assert report(ValueError("a wrong setting"), capsys) == "jest: a wrong setting\n"
+    assert not [*tmp_path.iterdir()]
