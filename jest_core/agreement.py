@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def compare(
-    low_scores: Float[Tensor, "B"],
-    full_scores: Float[Tensor, "B"],
-    low_indices: Int[Tensor, "b"],
-    full_indices: Int[Tensor, "b"],
+    low_scores: Float[Tensor, " B"],
+    full_scores: Float[Tensor, " B"],
+    low_indices: Int[Tensor, " b"],
+    full_indices: Int[Tensor, " b"],
 ) -> dict[str, float]:
     """score_spearman: rank correlation of the matched-pair scores, -1..1. selection_overlap: share of one selection
     that is in the other, 0..1; two uniform ones share b / B."""
@@ -19,12 +19,12 @@ def compare(
     }
 
 
-def spearman(x: Float[Tensor, "B"], y: Float[Tensor, "B"]) -> float:
+def spearman(x: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> float:
     """Spearman's rank correlation: Pearson's of the ranks, in which equal values share the mean of theirs."""
     return float(torch.corrcoef(torch.stack([_ranks(x), _ranks(y)]))[0, 1])
 
 
-def _ranks(x: Tensor) -> Float[Tensor, "B"]:
+def _ranks(x: Tensor) -> Float[Tensor, " B"]:
     _, value, counts = torch.unique(x, return_inverse=True, return_counts=True)
     last = counts.cumsum(0)
     return (last - (counts - 1) / 2)[value].double()

@@ -88,7 +88,7 @@ class ZeroShot:
         self.classes = classes
         self.hits = torch.zeros(3, len(classes), dtype=torch.int64)  # at 1, at 5, and how many images, by class
 
-    def add(self, image: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> None:
+    def add(self, image: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> None:
         """labels: number of each image's class; images of no class are left out by the caller."""
         scores = image @ self.classes.to(image).T
         labels = labels.to(scores.device)
@@ -114,13 +114,13 @@ class ZeroShot:
 class FewShotClassifier:
     """Ridge regression on whitened features, in closed form (big_vision, fewshot_lsr)."""
 
-    mean: Float[Tensor, "D"]
-    deviation: Float[Tensor, "D"]
+    mean: Float[Tensor, " D"]
+    deviation: Float[Tensor, " D"]
     weights: Float[Tensor, "D+1 C"]  # the last row is of the constant feature
 
     @classmethod
     def fit(
-        cls, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"], n_classes: int, l2: float
+        cls, features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], n_classes: int, l2: float
     ) -> "FewShotClassifier":
         """Targets are -1 and 1. features: of the few shots alone; l2: the penalty, 2^10 in big_vision."""
         features = features.double()
@@ -155,7 +155,7 @@ class FewShot:
         self.classifiers = list(classifiers)
         self.hits, self.count = torch.zeros(len(self.classifiers), dtype=torch.int64), 0
 
-    def add(self, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> None:
+    def add(self, features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> None:
         features = features.cpu()
         for i, classifier in enumerate(self.classifiers):
             self.hits[i] += (classifier.scores(features).argmax(1) == labels).sum()
@@ -171,11 +171,11 @@ class FewShot:
 
 def ranks(
     query: Float[Tensor, "N D"],
-    query_group: Int[Tensor, "N"],
+    query_group: Int[Tensor, " N"],
     key: Float[Tensor, "M D"],
-    key_group: Int[Tensor, "M"],
+    key_group: Int[Tensor, " M"],
     tile: int = 512,
-) -> Int[Tensor, "N"]:
+) -> Int[Tensor, " N"]:
     """How many keys of other groups are as near to a query as the nearest of its own; M where it has none.
 
     O(tile * M) memory.
@@ -192,9 +192,9 @@ def ranks(
 
 def retrieval(
     image: Float[Tensor, "N D"],
-    image_group: Int[Tensor, "N"],
+    image_group: Int[Tensor, " N"],
     text: Float[Tensor, "M D"],
-    text_group: Int[Tensor, "M"],
+    text_group: Int[Tensor, " M"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
     """Recall at k both ways, and mean and median rank; a caption belongs to the images of its group.

@@ -30,12 +30,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def column(self, name: str) -> Int[Tensor, "k"]:
+    def column(self, name: str) -> Int[Tensor, " k"]:
         """An integer column of rows, as int64."""
         return torch.from_numpy(self.rows[name].to_numpy().astype(np.int64))
 
     @property
-    def valid(self) -> Bool[Tensor, "k"]:
+    def valid(self) -> Bool[Tensor, " k"]:
         """Which slots may be selected."""
         return self.column("status") == 0
 

@@ -26,7 +26,7 @@ def cross_losses(
     logit_scale: float | Tensor,
     logit_bias: float | Tensor,
     fast: bool = False,
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """Sigmoid losses of each example as a mismatch of every taken one, both ways round, summed; float64.
 
     Products are those of the inputs' own type, summed in float32 (float32 itself as three products of TF32); `fast`

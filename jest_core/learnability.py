@@ -36,7 +36,7 @@ class Embeddings:
     def __getitem__(self, rows: Tensor | slice) -> "Embeddings":
         return Embeddings(self.image[rows], self.text[rows], self.logit_scale, self.logit_bias)
 
-    def matched_logits(self) -> Float[Tensor, "B"]:
+    def matched_logits(self) -> Float[Tensor, " B"]:
         """The logit of every example's own pair, float32; NaN or infinite where an embedding is."""
         tiles = zip(self.image.split(TILE), self.text.split(TILE), strict=True)
         cosines = torch.cat([(image.float() * text.float()).sum(1) for image, text in tiles])
@@ -57,14 +57,14 @@ def signed_models(
     return models
 
 
-def matched_losses(model: Embeddings, loss: Loss = "sigmoid") -> Float[Tensor, "B"]:
+def matched_losses(model: Embeddings, loss: Loss = "sigmoid") -> Float[Tensor, " B"]:
     """What each example's own pair costs, float64: its sigmoid loss, or the positive term of the softmax loss."""
     return _own_losses(_logits(model, loss), loss)
 
 
 def matched_scores(
     learner: Embeddings | None, reference: Embeddings | None, criterion: Criterion, loss: Loss = "sigmoid"
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """What each example's own pair scores by the criterion, float64."""
     scores = [sign * matched_losses(model, loss) for sign, model in signed_models(learner, reference, criterion)]
     return torch.stack(scores).sum(0)
@@ -105,7 +105,7 @@ class ConditionalScores:
         self.sums = torch.zeros_like(self.own)  # (B,) what pairs with the taken examples add
         self.log_sums = [torch.full((2, *shape), -torch.inf, dtype=torch.float64, device=device) for _ in models]
 
-    def __call__(self) -> Float[Tensor, "B"]:
+    def __call__(self) -> Float[Tensor, " B"]:
         """The scores given what was taken, float64."""
         return self.own + self.sums
 
@@ -127,7 +127,7 @@ class ConditionalScores:
         """Take examples back out; of the sigmoid loss only, as a log-sum-exp cannot be subtracted from safely."""
         self.sums -= self._mismatches(taken, slice(None))
 
-    def set_score(self, members: Int[Tensor, "k"]) -> Float[Tensor, ""]:
+    def set_score(self, members: Int[Tensor, " k"]) -> Float[Tensor, ""]:
         """What these members contribute to the score of the set of all examples taken; summed over the set, its score.
 
         A member is among the taken: its sums hold its own pair as a mismatch, for the sigmoid loss once each way, and
@@ -147,7 +147,7 @@ class ConditionalScores:
 
 def cross_losses(
     model: Embeddings, taken: Embeddings, tile: int = TILE, precision: Precision = "exact"
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """Sigmoid losses of each example as a mismatch of every taken one, both ways round, summed; float64.
 
     For example i: sum over taken k of softplus(logit of image i, text k) + softplus(logit of image k, text i).
@@ -192,7 +192,7 @@ def _cross_tiles(
 def batch_score(
     learner: Embeddings | None,
     reference: Embeddings | None,
-    indices: Int[Tensor, "b"],
+    indices: Int[Tensor, " b"],
     criterion: Criterion = "learnability",
     loss: Loss = "sigmoid",
     tile: int = TILE,

@@ -49,7 +49,7 @@ def calibrated_bias(
     return (low + high) / 2
 
 
-def softplus_sums(logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows"]:
+def softplus_sums(logits: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
     """The sum over each row of softplus(l) = log(1 + exp(l)), to about 1e-6 of it; overwrites its argument.
 
     Logarithms are what softplus costs, and a sum of them is the logarithm of a product. With x = exp(-|l|) <= 1 the

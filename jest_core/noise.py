@@ -32,17 +32,17 @@ def uid_words(uids: Uids) -> Int[Tensor, "B 2"]:
     return words
 
 
-def hashes(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Int[Tensor, "B"]:
+def hashes(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, " B"], *context: int) -> Int[Tensor, " B"]:
     """64 hashed bits for each example; context is what the draw is for, such as (seed, step, chunk)."""
     zero = torch.zeros(1, dtype=torch.int64, device=uids.device)
     return hashing.hashes(zero, [*context, uids[:, 0], uids[:, 1], occurrences])
 
 
-def uniform(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Float[Tensor, "B"]:
+def uniform(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, " B"], *context: int) -> Float[Tensor, " B"]:
     """One number in the open interval (0, 1) for each example, float64."""
     return (hashing.shift(hashes(uids, occurrences, *context), 11).double() + 0.5) * 2.0**-53
 
 
-def gumbel(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, "B"], *context: int) -> Float[Tensor, "B"]:
+def gumbel(uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, " B"], *context: int) -> Float[Tensor, " B"]:
     """Standard Gumbel noise: the n largest of scores + noise are n draws without replacement, p ~ exp(score)."""
     return -torch.log(-torch.log(uniform(uids, occurrences, *context)))

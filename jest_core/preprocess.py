@@ -34,7 +34,7 @@ def normalise(
 def augment(
     pixels: UInt8[Tensor, "B 3 H W"],
     uids: Int[Tensor, "B 2"],
-    occurrences: Int[Tensor, "B"],
+    occurrences: Int[Tensor, " B"],
     *,
     shift_pixels: int,
     colour: float,

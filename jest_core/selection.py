@@ -41,16 +41,16 @@ class Diverged(ValueError):
 class Selection:
     """The selected sub-batch; all but `scores` is the same on every learner."""
 
-    indices: Int[Tensor, "b"]  # positions in the global super-batch, in the order drawn
-    chunk: Int[Tensor, "b"]  # which draw each came from
-    draw_score: Float[Tensor, "b"]  # its conditional score at that draw, nats
-    learner_loss: Float[Tensor, "b"]  # matched-pair losses, nats (softmax: positive terms); NaN without that model
-    reference_loss: Float[Tensor, "b"]
+    indices: Int[Tensor, " b"]  # positions in the global super-batch, in the order drawn
+    chunk: Int[Tensor, " b"]  # which draw each came from
+    draw_score: Float[Tensor, " b"]  # its conditional score at that draw, nats
+    learner_loss: Float[Tensor, " b"]  # matched-pair losses, nats (softmax: positive terms); NaN without that model
+    reference_loss: Float[Tensor, " b"]
     sub_batch_score: float  # score of the whole set, nats, summed over its pairs; as exact as `precision`
-    scores: Float[Tensor, "B"]  # this learner's slots: conditional scores at the last draw, nats
-    offsets: Int[Tensor, "R"]  # learner r holds the positions offsets[r] .. offsets[r + 1]
+    scores: Float[Tensor, " B"]  # this learner's slots: conditional scores at the last draw, nats
+    offsets: Int[Tensor, " R"]  # learner r holds the positions offsets[r] .. offsets[r + 1]
 
-    def local(self, rank: int) -> Int[Tensor, "k"]:
+    def local(self, rank: int) -> Int[Tensor, " k"]:
         """Positions, in learner `rank`'s own share, of the selected that it holds, in the order drawn."""
         low, high = self.offsets[rank], self.offsets[rank + 1]
         return self.indices[(self.indices >= low) & (self.indices < high)] - low
@@ -69,11 +69,11 @@ def select(
     draw: Draw = "sample",
     gain: float = 1.0,
     uids: noise.Uids,
-    occurrences: Int[Tensor, "B"] | None = None,
+    occurrences: Int[Tensor, " B"] | None = None,
     seed: int,
     step: int,
     group: dist.ProcessGroup | None = None,
-    valid: Bool[Tensor, "B"] | None = None,
+    valid: Bool[Tensor, " B"] | None = None,
     precision: Precision = "exact",
     tile: int = TILE,
 ) -> Selection:
@@ -169,13 +169,13 @@ def gibbs_select(
     criterion: Criterion = "learnability",
     gain: float = 1.0,
     uids: noise.Uids,
-    occurrences: Int[Tensor, "B"] | None = None,
+    occurrences: Int[Tensor, " B"] | None = None,
     seed: int,
     step: int,
-    valid: Bool[Tensor, "B"] | None = None,
+    valid: Bool[Tensor, " B"] | None = None,
     precision: Precision = "exact",
     tile: int = TILE,
-) -> tuple[Int[Tensor, "b"], Float[Tensor, "n_iterations"]]:
+) -> tuple[Int[Tensor, " b"], Float[Tensor, " n_iterations"]]:
     """The brute-force single-site Gibbs sampler that joint selection stands in for (paper Figure 2, middle).
 
     Starts at a uniform set. An iteration takes one of its examples out, at random, and draws another in its place (or
@@ -219,13 +219,13 @@ def gibbs_select(
 
 
 def draw_top(
-    keys: Float[Tensor, "B"],
+    keys: Float[Tensor, " B"],
     n: int,
     uids: Int[Tensor, "B 2"],
-    occurrences: Int[Tensor, "B"],
-    offsets: Int[Tensor, "R"],
+    occurrences: Int[Tensor, " B"],
+    offsets: Int[Tensor, " R"],
     learners: Learners,
-) -> Int[Tensor, "n"]:
+) -> Int[Tensor, " n"]:
     """Global positions of the n largest keys over all learners, largest first; equal keys are ordered by uid.
 
     Each learner offers its own n best, so at most n keys a learner travel. Raises ValueError, on all learners, where

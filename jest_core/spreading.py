@@ -11,8 +11,8 @@ _LOW_RESOLUTION = 0x6C6F77  # context of the keyed noise: "low"
 
 
 def low_resolution(
-    uids: Int[Tensor, "b 2"], occurrences: Int[Tensor, "b"], n: int, seed: int, step: int
-) -> Bool[Tensor, "b"]:
+    uids: Int[Tensor, "b 2"], occurrences: Int[Tensor, " b"], n: int, seed: int, step: int
+) -> Bool[Tensor, " b"]:
     """Which n examples of a sub-batch are trained at low resolution: at random, anew in each step."""
     order = torch.argsort(noise.hashes(uids, occurrences, seed, step, _LOW_RESOLUTION), stable=True)
     chosen = torch.zeros(len(uids), dtype=torch.bool)
@@ -21,12 +21,12 @@ def low_resolution(
 
 
 def spread(
-    indices: Int[Tensor, "b"],
+    indices: Int[Tensor, " b"],
     uids: Int[Tensor, "b 2"],
-    occurrences: Int[Tensor, "b"],
-    offsets: Int[Tensor, "R"],
+    occurrences: Int[Tensor, " b"],
+    offsets: Int[Tensor, " R"],
     rank: int,
-) -> list[Int[Tensor, "k"]]:
+) -> list[Int[Tensor, " k"]]:
     """For learner `rank`, positions in its own share to send to each learner; its own entry is what it keeps.
 
     Every learner keeps its selected examples up to the quota b / n_learners; the surplus, in the order of a hash of the
