@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install all that a lock names, and nothing else, into an environment: install_lock.sh .venv deploy/locks/run.txt
-# With uv, in the release that dev.txt names: it takes half of pip's time. With pip where uv cannot be had or fails, as
+# With uv, in the release that dev.txt names: it takes less than half of pip's time. With pip where uv cannot be had or fails, as
 # where only pip's configuration names the index.
 set -eu
 venv=$1 lock=$2

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import platform
 import sys
 from enum import StrEnum
@@ -49,9 +50,7 @@ def _of_all_commands(
     ] = False,
 ) -> None:
     if traceback:
-        from pipelines import errors
-
-        errors.show_tracebacks()
+        os.environ["JEST_TRACEBACK"] = "1"
 
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", exists=False)]

@@ -6,20 +6,12 @@ import sys
 import tempfile
 import traceback
 
-_asked = False
-
-
-def show_tracebacks() -> None:
-    """From now on, as `jest --traceback` asks; JEST_TRACEBACK=1 in the environment does the same."""
-    global _asked
-    _asked = True
-
 
 def report(error: Exception) -> None:
-    """One line on stderr, the last one. The traceback comes before it where it was asked for; else that of an error
-    that no file, setting or machine of the user explains is saved, and the line names the file."""
+    """One line on stderr, the last one. The traceback comes before it where JEST_TRACEBACK asks for it; else that of an
+    error which is none of a file, a setting or a machine is saved, and the line names the file."""
     whole = "".join(traceback.format_exception(error))
-    if asked := _asked or os.environ.get("JEST_TRACEBACK", "0") not in ("", "0"):
+    if asked := os.environ.get("JEST_TRACEBACK", "0") not in ("", "0"):
         print(whole, file=sys.stderr)
     if _is_expected(error):
         raised = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
@@ -37,7 +29,7 @@ def _saved(whole: str) -> str:
             file.write(whole)
     except OSError:
         return whole
-    return f"traceback saved to {file.name}; JEST_TRACEBACK=1 shows it here. This is a fault of jest: please report it"
+    return f"traceback saved to {file.name}; JEST_TRACEBACK=1 shows it here; please report it if jest is at fault"
 
 
 def _is_expected(error: Exception) -> bool:
@@ -47,7 +39,7 @@ def _is_expected(error: Exception) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What is at the root of an error of the learners, which Ray tells as text: the first line that names an error
+    """What is at the root of an error of the learners, which Ray passes on as text: the first line that names an error
     that is not Ray's own, else the last line."""
     failures = getattr(error, "worker_failures", {})  # of Ray Train: rank -> what that learner raised
     text = "\n".join(str(e) for e in [*failures.values(), error])

@@ -39,8 +39,8 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
             if isinstance(items, Generator):
                 items.close()
 
-    def run(known: Callable[[], None]) -> None:
-        """known: `stop`, which `disconnect` finds as long as somebody holds it, and so while this thread runs."""
+    def run(_stop: Callable[[], None]) -> None:
+        """Holding `stop` keeps it among cluster's weak references, where `disconnect` looks, while this thread runs."""
         try:
             fill()
         finally:
