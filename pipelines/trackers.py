@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from jest_core.config import Run
 from pipelines import storage
 
 _UPLOAD_SECONDS, _UPLOAD_BYTES = 60.0, 8 << 20
+_REPEAT_SECONDS = 1.0  # Ray exports gauges once in 10 s, and at most once a second
 _IDENTITIES = "trackers.json"  # of a run directory: the run's name in each tracker, so that a resumed run goes on there
 
 
@@ -89,20 +91,36 @@ def gauge_name(key: str) -> str:
 
 
 class Gauges:
-    """Gauges on the metrics endpoint of the learner's Ray node, labelled by run; it needs ray[default]."""
+    """Gauges on the metrics endpoint of the learner's Ray node, labelled by run; it needs ray[default].
+
+    Ray drops a gauge that nobody sets again within twice its report interval (20 s;
+    https://github.com/ray-project/ray/pull/64633), and a step or the time between two evaluations can be longer: a
+    thread sets all of them again until they are closed.
+    """
 
     def __init__(self, run_name: str) -> None:
-        self._run, self._gauges = run_name, dict[str, Any]()
+        self._run, self._gauges, self._values = run_name, dict[str, Any](), dict[str, float]()
+        self._closed = threading.Event()
+        threading.Thread(target=self._repeat, name="gauges", daemon=True).start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         from ray.util.metrics import Gauge
 
-        for key, value in {**metrics, "step": step}.items():
-            if key not in self._gauges:
-                self._gauges[key] = Gauge(gauge_name(key), description=f"{key} of metrics.jsonl", tag_keys=("run",))
-            self._gauges[key].set(value, tags={"run": self._run})
+        for key in {**metrics, "step": step}.keys() - self._gauges.keys():
+            self._gauges[key] = Gauge(gauge_name(key), description=f"{key} of metrics.jsonl", tag_keys=("run",))
+        self._values = {**self._values, **metrics, "step": step}  # a new one: the thread may be reading the old one
+        self._set()
 
-    def close(self, *, failed: bool) -> None: ...
+    def close(self, *, failed: bool) -> None:
+        self._closed.set()
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(_REPEAT_SECONDS):
+            self._set()
+
+    def _set(self) -> None:
+        for key, value in self._values.items():
+            self._gauges[key].set(value, tags={"run": self._run})
 
 
 class _TensorBoard:
