@@ -79,9 +79,10 @@ bench: install-dev ## selection, loss, steps, training, data and scoring against
 	$(BIN)/python -m tests.benchmarks.bench_data
 	$(BIN)/python -m tests.benchmarks.bench_reference_scores
 
-lint: install-dev ## ruff
+lint: install-dev ## ruff, and the directions of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 format: install-dev ## ruff, writing
 	$(BIN)/ruff format .

@@ -8,10 +8,10 @@ import open_clip
 import torch
 from open_clip.loss import SigLipLoss
 
-from jest_core import config
-from pipelines.sub_batches import SubBatches
+from jest_core import run_file
+from pipelines.training.sub_batches import SubBatches
 
-run = config.load(Path(sys.argv[1]).read_text())
+run = run_file.load(Path(sys.argv[1]).read_text())
 n = int(os.environ.get("WORLD_SIZE", "1"))
 if n > 1:
     torch.distributed.init_process_group("gloo")

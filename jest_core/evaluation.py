@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from open_clip.tokenizer import canonicalize_text
 from torch import Tensor, nn
 
-from jest_core.towers import Towers
+from jest_core.models.towers import Towers
 
 _BIAS_FEATURE = 100.0  # large, so that its weight is hardly regularised
 

@@ -8,9 +8,9 @@ the latter and reports both.
 
 from dataclasses import dataclass, replace
 
-from jest_core import outlines
 from jest_core.choices import Loss
-from jest_core.config import Model, Run
+from jest_core.models import outlines
+from jest_core.run_file import Model, Run
 
 _ADAMW = 14  # operations a parameter: two moments, their corrections, decay and the update itself
 

@@ -1,8 +1,18 @@
-"""The flow: Ray Data and Ray Train around jest_core, one file per stage.
+"""The flow, on Ray: each package makes what the next one needs, and imports only packages above it in this list.
 
-In order: plan (what a run will cost), drawings (the demonstration's data), catalogue, reference_scores, super_batches
-(with read_ahead, rows and prefetch), learner, selection_log, checkpoints, evaluation, comparison, report; demo runs
-them all. Under them: storage, shards, blocks, cluster, progress. On top: __main__.
+base        files on any storage, Arrow blocks, checkpoints, the Ray cluster, progress lines
+data        lists of URLs -> image shards -> catalogue
+scores      catalogue + reference -> score cache
+stream      catalogue + score cache -> super-batches
+evaluation  checkpoints -> zero-shot, few-shot and retrieval scores
+training    super-batches -> checkpoints, selection log, metrics
+offline     static subsets, and what other tools read
+planning    what a run will cost, and what can be checked before it starts
+reports     finished runs -> tables and pages
+stages      stages one after the other, and runs that build on each other
+submit      stages as one job of a Ray cluster
+paper       the demonstration and the paper's figures
+__main__    the command line; errors: what its user reads of an error
 """
 
 import os

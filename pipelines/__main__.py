@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:  # an import is paid for when it is needed: --help, or a mistake in the run file, needs no PyTorch
-    from jest_core.config import Run
+    from jest_core.run_file import Run
 
 app = typer.Typer(
     help="Joint example selection for CLIP/SigLIP training.",
@@ -78,9 +78,9 @@ Overrides = Annotated[
 def _load(path: Path, overrides: list[str] | None) -> "Run":
     if not path.is_file():
         raise FileNotFoundError(f"no run file at {path}")
-    from jest_core import config as run_files
+    from jest_core import run_file
 
-    return run_files.load(path.read_text(), [_override(each) for each in overrides or []], str(path))
+    return run_file.load(path.read_text(), [_override(each) for each in overrides or []], str(path))
 
 
 def _override(told: str) -> str | dict[str, Any]:
@@ -89,9 +89,9 @@ def _override(told: str) -> str | dict[str, Any]:
     path = Path(told[1:])
     if not path.is_file():
         raise FileNotFoundError(f"--set {told}: no file at {path}")
-    from jest_core import config as run_files
+    from jest_core import run_file
 
-    return run_files.parse(path.read_text(), str(path))
+    return run_file.parse(path.read_text(), str(path))
 
 
 @app.command()
@@ -122,9 +122,9 @@ def plan(
         raise ValueError("--calibrate measures the rates that --machine reads: give one of them")
     if price is not None and not (calibrate or machine):
         raise ValueError("--price needs hours, and those need rates: give --calibrate or --machine too")
-    from pipelines import machine as machines
-    from pipelines import plan as stage
-    from pipelines import storage
+    from pipelines.base import storage
+    from pipelines.planning import calibrate as machines
+    from pipelines.planning import plan as stage
 
     if calibrate:
         measured = machines.measure(run)
@@ -143,7 +143,7 @@ def ingest(
 ) -> None:
     """Fetch the pictures that lists of URLs name into shards, with img2dataset."""
     run = _load(run_file, overrides)
-    from pipelines import ingest as stage
+    from pipelines.data import ingest as stage
 
     stage.run_stage(run, retry_failed=retry_failed)
 
@@ -152,7 +152,7 @@ def ingest(
 def catalogue(run_file: RunFile, overrides: Overrides = None) -> None:
     """Record which rows of the shards are kept, and which rule dropped each of the others."""
     run = _load(run_file, overrides)
-    from pipelines import catalogue as stage
+    from pipelines.data import catalogue as stage
 
     stage.run_stage(run)
 
@@ -167,10 +167,10 @@ def reference_scores(
 ) -> None:
     """Embed every kept pair once with the reference, and cache the embeddings beside the shards."""
     run = _load(run_file, overrides)
-    from pipelines import needs
+    from pipelines.data import needs
 
     needs.reference_scores(run)
-    from pipelines import reference_scores as stage
+    from pipelines.scores import reference_scores as stage
 
     stage.verify(run) if verify else stage.run_stage(run)
 
@@ -187,7 +187,7 @@ def thresholds(
 ) -> None:
     """A page to choose a threshold by: the scores' distribution, and what each threshold just keeps and just drops."""
     run = _load(run_file, overrides)
-    from pipelines import curation as stage
+    from pipelines.reports import thresholds as stage
 
     stage.run_stage(run, column, truth or None, output)
 
@@ -196,7 +196,7 @@ def thresholds(
 def select(run_file: RunFile, overrides: Overrides = None) -> None:
     """Select from the whole catalogue offline, by fixed learner and reference: a static subset."""
     run = _load(run_file, overrides)
-    from pipelines import subset as stage
+    from pipelines.offline import select as stage
 
     stage.run_stage(run)
 
@@ -218,7 +218,7 @@ def export(
 ) -> None:
     """Write what a run kept, selected or embedded in the formats of other tools."""
     run = _load(run_file, overrides)
-    from pipelines import export as stage
+    from pipelines.offline import export as stage
 
     stage.run_stage(run, what.value, output, distinct=distinct)
 
@@ -235,7 +235,7 @@ def train(
     """Train the run's model; goes on from its newest checkpoint. A reference is trained with method `uniform`."""
     chosen = [f"data.replay={replay}", "selection.method=uniform", "data.decode=eager"] if replay else []
     run = _load(run_file, [*(overrides or []), *chosen])
-    from pipelines import learner as stage
+    from pipelines.training import train as stage
 
     stage.run_stage(run)
 
@@ -250,10 +250,10 @@ def evaluate(
 ) -> None:
     """Zero-shot, few-shot and retrieval scores of every checkpoint of the run."""
     run = _load(run_file, overrides)
-    from pipelines import needs
+    from pipelines.data import needs
 
     needs.evaluate(run)
-    from pipelines import evaluation as stage
+    from pipelines.evaluation import evaluate as stage
 
     stage.run_stage(run, watch=watch)
 
@@ -267,9 +267,9 @@ def stages(
 ) -> None:
     """Run stages one after the other, from ingest to report; each does what is missing of it."""
     run = _load(Path(what[-1]), overrides)
-    from pipelines import chain
+    from pipelines.stages import run_stages
 
-    chain.run_stages(run, what[:-1])
+    run_stages(run, what[:-1])
 
 
 @app.command()
@@ -316,12 +316,12 @@ def report(
     output: Annotated[str, typer.Option(help="Where to write the page.")] = "report.html",
 ) -> None:
     """Compare runs on one page: curves, what was selected, and what it cost."""
-    from jest_core import config as run_files
-    from pipelines import needs
+    from jest_core import run_file
+    from pipelines.data import needs
 
     for directory in run_dirs:
-        needs.report(run_files.join("", directory))
-    from pipelines import report as stage
+        needs.report(run_file.join("", directory))
+    from pipelines.reports import report as stage
 
     stage.run_stage(run_dirs, output)
 
@@ -337,7 +337,7 @@ def demo(
     n_learners: Annotated[int, typer.Option(min=1, help="Learners of each run.")] = 1,
 ) -> None:
     """The main job on this machine: reference, score cache, uniform, independent and joint selection, report."""
-    from pipelines import demo as stage
+    from pipelines.paper import demo as stage
 
     stage.run_stage(data=data, root=root, smoke=smoke, seeds=seeds, n_learners=n_learners)
 
@@ -360,7 +360,7 @@ def reproduce(
     ] = "",
 ) -> None:
     """The paper's figures and tables at the scale of this machine; goes on with the runs that are not done."""
-    from pipelines import reproduction as stage
+    from pipelines.paper import reproduce as stage
 
     stage.run_stage(figures or [], root=root, seeds=seeds, smoke=smoke, publish=publish)
 
@@ -371,7 +371,8 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line; an error is one clear line and exit status 1. Nothing that a command starts here outlives
     it, however it ends."""
-    from pipelines import cluster, errors
+    from pipelines import errors
+    from pipelines.base import cluster
 
     if "--traceback" in sys.argv[2:]:  # behind the command too
         sys.argv.remove("--traceback")

@@ -23,9 +23,10 @@ from tenacity import (
     wait_fixed,
 )
 
-from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import chain, progress
+from jest_core import run_file
+from jest_core.run_file import Run
+from pipelines.base import progress
+from pipelines.stages import refuse_stages
 
 _PACKAGES = ("jest_core", "pipelines")
 _POLL_SECONDS = 2.0
@@ -59,7 +60,7 @@ def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *,
         root = Path(__file__).resolve().parent.parent
         for package in _PACKAGES:
             shutil.copytree(root / package, f"{folder}/{package}", ignore=shutil.ignore_patterns("__pycache__"))
-        Path(folder, "run.yaml").write_text(run_files.dump(run))
+        Path(folder, "run.yaml").write_text(run_file.dump(run))
         job = _when_ready(client.submit_job)(
             entrypoint=shlex.join(["python", "-m", "pipelines", "stages", *stages, "run.yaml"]),
             runtime_env={"working_dir": folder, "env_vars": env},
@@ -120,7 +121,7 @@ async def _tail(client: Any, job: str) -> None:
 
 
 def _refuse(run: Run, stages: list[str], env: dict[str, str]) -> None:
-    chain.refuse_stages(stages)
+    refuse_stages(stages)
     if secrets := [name for name in env if _SECRET.search(name)]:
         raise ValueError(
             f"--env {', '.join(secrets)}: whoever may look at the cluster can read a job's variables; credentials "

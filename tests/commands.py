@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import checkpoints, selection_log
+from jest_core import run_file
+from jest_core.run_file import Run
+from pipelines.base import checkpoints
+from pipelines.training import selection_log
 
 _MARK = "JEST_TEST_MARK"  # an environment variable, which all that a command starts inherits
 _OUTLIVE: list[psutil.Process] = []  # a command that SIGKILL ended: Ray's processes notice, the last after a minute
@@ -25,7 +26,7 @@ _OUTLIVE: list[psutil.Process] = []  # a command that SIGKILL ended: Ray's proce
 def write(run: Run, folder: Path) -> Path:
     """The run file of a run."""
     path = folder / f"{run.run_dir.replace('/', '-')}.yaml"
-    path.write_text(run_files.dump(run))
+    path.write_text(run_file.dump(run))
     return path
 
 

@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import cluster
+from jest_core import run_file
+from jest_core.run_file import Run
+from pipelines.base import cluster
 
 N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # of pytest-xdist, which share this machine
 POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
@@ -165,7 +165,7 @@ def make_run(tmp_path: Path, shards: Path) -> MakeRun:
 
     def make(name: str, *overrides: str, root: str | None = None, source: str | None = None) -> Run:
         text = RUN.format(root=root or tmp_path, name=name, shards=source or shards)
-        return run_files.load(text, list(overrides))
+        return run_file.load(text, list(overrides))
 
     return make
 
@@ -173,10 +173,12 @@ def make_run(tmp_path: Path, shards: Path) -> MakeRun:
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory: pytest.TempPathFactory, shards: Path, ray_session: None) -> Run:
     """A run over the small shards whose catalogue and score cache are there; tests do not change them."""
-    from jest_core import towers
-    from pipelines import catalogue, checkpoints, reference_scores
+    from jest_core.models import towers
+    from pipelines.base import checkpoints
+    from pipelines.data import catalogue
+    from pipelines.scores import reference_scores
 
-    run = run_files.load(RUN.format(root=tmp_path_factory.mktemp("scored"), name="joint", shards=shards))
+    run = run_file.load(RUN.format(root=tmp_path_factory.mktemp("scored"), name="joint", shards=shards))
     model = towers.create("jest-tiny", seed=5).model
     checkpoints.write(run.path("reference"), 1, {"epoch": 1, "state_dict": model.state_dict(), "jest": {"step": 1}})
     catalogue.run_stage(run)
@@ -254,7 +256,7 @@ def s3(s3_server: S3Server) -> str:
 
 
 def _wait_until_it_stores(bucket: str, server: subprocess.Popen[bytes]) -> None:
-    from pipelines import storage
+    from pipelines.base import storage
 
     deadline = time.monotonic() + 60
     while True:

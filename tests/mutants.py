@@ -57,24 +57,24 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "jest_core/learnability.py",
-        "core/test_learnability.py::test_learnability_is_what_the_learner_loses_more_than_the_reference",
+        "jest_core/selection/learnability.py",
+        "core/selection/test_learnability.py::test_learnability_is_what_the_learner_loses_more_than_the_reference",
         sign_of_the_reference=(
             'signs = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}[criterion]',
             'signs = {"learnability": (1, 1), "hard": (1, 0), "easy": (0, -1)}[criterion]',
         ),
     )
     yield from of(
-        "jest_core/learnability.py",
-        "core/test_learnability.py::test_the_score_of_a_set_matches_plain_loops",
+        "jest_core/selection/learnability.py",
+        "core/selection/test_learnability.py::test_the_score_of_a_set_matches_plain_loops",
         pairs_of_a_set_twice=(
             'share = 0.5 if self.loss == "sigmoid" else 1.0',
             "share = 1.0",
         ),
     )
     yield from of(
-        "jest_core/learnability.py",
-        "core/test_selection.py::test_draw_scores_match_algorithm_1_as_plain_loops",
+        "jest_core/selection/learnability.py",
+        "core/selection/test_algorithm.py::test_draw_scores_match_algorithm_1_as_plain_loops",
         earlier_chunks_forgotten=(
             "self.sums[rows] += self._mismatches(taken, rows)",
             "self.sums[rows] = self._mismatches(taken, rows)",
@@ -83,43 +83,43 @@ def _mutants() -> Iterator[Mutant]:
 
     # selection
     yield from of(
-        "jest_core/selection.py",
-        "core/test_selection.py::test_noise_shared_by_the_chunks_would_be_another_distribution",
+        "jest_core/selection/algorithm.py",
+        "core/selection/test_algorithm.py::test_noise_shared_by_the_chunks_would_be_another_distribution",
         noise_shared_by_chunks=(
             "keys = keys + noise.gumbel(words, times, seed, step, chunk)",
             "keys = keys + noise.gumbel(words, times, seed, step, 0)",
         ),
     )
     yield from of(
-        "jest_core/selection.py",
-        "core/test_selection.py::test_exactly_b_distinct_at_the_papers_ratios",
+        "jest_core/selection/algorithm.py",
+        "core/selection/test_algorithm.py::test_exactly_b_distinct_at_the_papers_ratios",
         drawn_with_replacement=("available[_held(new, own)] = False", "available[_held(new, own)] = True"),
     )
     yield from of(
-        "jest_core/selection.py",
-        "core/test_selection.py::test_distribution_of_a_small_draw_equals_enumeration",
+        "jest_core/selection/algorithm.py",
+        "core/selection/test_algorithm.py::test_distribution_of_a_small_draw_equals_enumeration",
         conditioning_dropped=("keys = gain * scores", "keys = gain * conditional.own"),
         scores_halved=("keys = gain * scores", "keys = 0.5 * gain * scores"),
     )
     yield from of(
-        "jest_core/selection.py",
-        "core/test_selection.py::test_distinct_and_valid_for_all_sizes",
+        "jest_core/selection/algorithm.py",
+        "core/selection/test_algorithm.py::test_distinct_and_valid_for_all_sizes",
         masked_slots_drawn=(
             "return words, times.to(device, torch.int64), valid.to(device)",
             "return words, times.to(device, torch.int64), torch.ones_like(valid).to(device)",
         ),
     )
     yield from of(
-        "jest_core/selection.py",
-        "core/test_selection.py::test_ties_are_broken_by_uid_and_not_by_place",
+        "jest_core/selection/algorithm.py",
+        "core/selection/test_algorithm.py::test_ties_are_broken_by_uid_and_not_by_place",
         ties_by_place=(
             "by_tie = torch.argsort(ties, stable=True)",
             "by_tie = torch.arange(len(ties), device=ties.device)",
         ),
     )
     yield from of(
-        "jest_core/selection.py",
-        "core/test_selection.py::test_gibbs_sampling_is_stationary_at_the_set_scores",
+        "jest_core/selection/algorithm.py",
+        "core/selection/test_algorithm.py::test_gibbs_sampling_is_stationary_at_the_set_scores",
         gibbs_keeps_no_old_member=("available[old] = True", "available[old] = False"),
     )
     yield from of(
@@ -141,8 +141,8 @@ def _mutants() -> Iterator[Mutant]:
 
     # the order of examples, and who trains on which
     yield from of(
-        "jest_core/order.py",
-        "core/test_order.py::test_an_epoch_of_all_streams_is_every_row_once",
+        "jest_core/examples/order.py",
+        "core/examples/test_order.py::test_an_epoch_of_all_streams_is_every_row_once",
         a_row_skipped=(
             "self.cuts = np.arange(n_streams + 1) * self.n_rows // n_streams",
             "self.cuts = np.arange(n_streams + 1) * (self.n_rows - 1) // n_streams",
@@ -153,21 +153,21 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "jest_core/order.py",
-        "core/test_order.py::test_the_tail_after_any_cursor_is_the_rest",
+        "jest_core/examples/order.py",
+        "core/examples/test_order.py::test_the_tail_after_any_cursor_is_the_rest",
         a_row_skipped_at_an_epochs_border=("epoch = first_row // length", "epoch = (first_row + 1) // length"),
     )
     yield from of(
-        "jest_core/order.py",
-        "core/test_order.py::test_the_order_is_pinned",
+        "jest_core/examples/order.py",
+        "core/examples/test_order.py::test_the_order_is_pinned",
         epochs_shuffled_alike=(
             "return _permutation(len(self), self.seed, _ROWS, self.epoch, self.stream, self.number)",
             "return _permutation(len(self), self.seed, _ROWS, 0, self.stream, self.number)",
         ),
     )
     yield from of(
-        "jest_core/spreading.py",
-        "core/test_spreading.py::test_every_learner_ends_with_its_quota_and_only_the_surplus_moves",
+        "jest_core/training/spreading.py",
+        "core/training/test_spreading.py::test_every_learner_ends_with_its_quota_and_only_the_surplus_moves",
         one_of_the_surplus_lost=(
             "surplus = torch.cat([h[quota:] for h in held])",
             "surplus = torch.cat([h[quota + 1 :] for h in held])",
@@ -176,21 +176,21 @@ def _mutants() -> Iterator[Mutant]:
 
     # training
     yield from of(
-        "jest_core/train_step.py",
-        "core/test_train_step.py::test_several_learners_do_what_one_does",
+        "jest_core/training/step.py",
+        "core/training/test_step.py::test_several_learners_do_what_one_does",
         gradients_averaged_twice=(
             "(loss * n_learners).backward()  # the learners' gradients are averaged on the way; their sum is wanted",
             "loss.backward()",
         ),
     )
     yield from of(
-        "jest_core/train_step.py",
-        "core/test_train_step.py::test_the_scale_is_bounded_for_the_softmax_loss_alone",
+        "jest_core/training/step.py",
+        "core/training/test_step.py::test_the_scale_is_bounded_for_the_softmax_loss_alone",
         scale_without_bounds=("optim.limit_scale(learner.towers.model)", "pass"),
     )
     yield from of(
-        "jest_core/optim.py",
-        "core/test_optim.py::test_warm_up_then_cosine_to_zero",
+        "jest_core/training/optim.py",
+        "core/training/test_optim.py::test_warm_up_then_cosine_to_zero",
         cosine_rises=(
             "rate = peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))",
             "rate = peak * 0.5 * (1 - math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))",
@@ -201,24 +201,24 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "jest_core/optim.py",
-        "core/test_optim.py::test_gains_biases_and_temperature_are_not_decayed",
+        "jest_core/training/optim.py",
+        "core/training/test_optim.py::test_gains_biases_and_temperature_are_not_decayed",
         biases_decayed=(
             '{"params": plain, "weight_decay": 0.0},',
             '{"params": plain, "weight_decay": weight_decay},',
         ),
     )
     yield from of(
-        "jest_core/sharding.py",
-        "core/test_sharding.py::test_sharded_learners_do_what_one_does",
+        "jest_core/models/sharding.py",
+        "core/models/test_sharding.py::test_sharded_learners_do_what_one_does",
         scalars_gradients_summed=(
             "parameter.grad = learners.sum(parameter.grad) / learners.size",
             "parameter.grad = learners.sum(parameter.grad)",
         ),
     )
     yield from of(
-        "jest_core/flexible.py",
-        "core/test_flexible.py::test_another_grid_has_the_position_embeddings_that_timm_gives_it",
+        "jest_core/models/flexible.py",
+        "core/models/test_flexible.py::test_another_grid_has_the_position_embeddings_that_timm_gives_it",
         class_tokens_position_resized=(
             "return torch.cat([own[..., :n_prefix, :], resized], -2)",
             "return torch.cat([resized, own[..., :n_prefix, :]], -2)",
@@ -227,24 +227,24 @@ def _mutants() -> Iterator[Mutant]:
 
     # pictures
     yield from of(
-        "jest_core/view.py",
-        "core/test_view.py::test_a_bomb_of_few_bytes_costs_no_memory",
+        "jest_core/examples/view.py",
+        "core/examples/test_view.py::test_a_bomb_of_few_bytes_costs_no_memory",
         bombs_decoded=(
             "if image.width * image.height > MAX_PIXELS:",
             "if image.width * image.height > MAX_PIXELS * MAX_PIXELS:",
         ),
     )
     yield from of(
-        "jest_core/view.py",
-        "core/test_view.py::test_a_margin_is_cut_off_after_open_clips_transform",
+        "jest_core/examples/view.py",
+        "core/examples/test_view.py::test_a_margin_is_cut_off_after_open_clips_transform",
         margin_cut_at_once=(
             "return _centre(_centre(picture, self._resized), self.image_size)",
             "return _centre(picture, self.image_size)",
         ),
     )
     yield from of(
-        "jest_core/tokenizer.py",
-        "core/test_tokenizer.py::test_hard_captions_are_tokenised_as_open_clip_does",
+        "jest_core/examples/tokenizer.py",
+        "core/examples/test_tokenizer.py::test_hard_captions_are_tokenised_as_open_clip_does",
         rare_pairs_merged_first=(
             "best = min(pairwise(parts), key=lambda pair: ranks.get(pair, inf))",
             "best = max(pairwise(parts), key=lambda pair: ranks.get(pair, -1))",
@@ -255,71 +255,71 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/rows.py",
-        "core/test_inputs.py::test_readers_import_neither_pytorch_nor_open_clip",
+        "pipelines/data/rows.py",
+        "core/examples/test_inputs.py::test_readers_import_neither_pytorch_nor_open_clip",
         readers_import_pytorch=("import hashlib", "import hashlib, torch"),
     )
     yield from of(
-        "pipelines/cluster.py",
-        "pipelines/test_cluster.py::test_what_reads_ahead_ends_before_ray_is_left",
+        "pipelines/base/cluster.py",
+        "pipelines/base/test_cluster.py::test_what_reads_ahead_ends_before_ray_is_left",
         ray_left_while_it_is_read=("stop()", "stop"),
     )
     yield from of(
-        "jest_core/preprocess.py",
-        "core/test_preprocess.py::test_augmentation_belongs_to_the_example",
+        "jest_core/examples/preprocess.py",
+        "core/examples/test_preprocess.py::test_augmentation_belongs_to_the_example",
         every_step_augments_alike=(
             "return 2 * noise.uniform(uids, occurrences, seed, step, _AUGMENTATION, i) - 1  # (-1, 1)",
             "return 2 * noise.uniform(uids, occurrences, seed, 0, _AUGMENTATION, i) - 1",
         ),
     )
     yield from of(
-        "pipelines/tars.py",
-        "pipelines/test_shards.py::test_samples_without_a_picture_text_or_json_stay_rows",
+        "pipelines/data/tars.py",
+        "pipelines/data/test_shards.py::test_samples_without_a_picture_text_or_json_stay_rows",
         texts_of_any_length=(
             'elif kind in ("txt", "json") and member.size <= _MAX_TEXT:',
             'elif kind in ("txt", "json"):',
         ),
     )
     yield from of(
-        "pipelines/tars.py",
-        "pipelines/test_shards.py::test_hostile_names_are_labels_only",
+        "pipelines/data/tars.py",
+        "pipelines/data/test_shards.py::test_hostile_names_are_labels_only",
         links_are_samples=(
             "if not (split and member.isreg()) or member.issparse():",
             "if not split or member.issparse():",
         ),
     )
     yield from of(
-        "pipelines/tars.py",
-        "pipelines/test_shards.py::test_an_unreadable_header_in_the_middle_is_not_taken_for_the_end",
+        "pipelines/data/tars.py",
+        "pipelines/data/test_shards.py::test_an_unreadable_header_in_the_middle_is_not_taken_for_the_end",
         rest_of_a_tar_lost=("_refuse_more(file, tar.offset)", "pass"),
     )
 
     # run files, rules, subsets
     yield from of(
-        "jest_core/consistency.py",
-        "core/test_consistency.py::test_a_line_names_fields_values_and_a_remedy",
+        "jest_core/run_file/consistency.py",
+        "core/run_file/test_consistency.py::test_a_line_names_fields_values_and_a_remedy",
         chunks_need_not_divide=("if b % selection.n_chunks:", "if b < selection.n_chunks:"),
         learners_need_not_divide=("if b % training.n_learners:", "if b < training.n_learners:"),
     )
     yield from of(
-        "jest_core/consistency.py",
-        "core/test_consistency.py::test_warm_up_and_cool_down_fit_into_the_run",
+        "jest_core/run_file/consistency.py",
+        "core/run_file/test_consistency.py::test_warm_up_and_cool_down_fit_into_the_run",
         cool_down_longer_than_the_run=(
             "if training.warmup_steps + training.cooldown_steps > run.n_steps and training.cooldown_steps:",
             "if training.warmup_steps > run.n_steps and training.cooldown_steps:",
         ),
     )
     yield from of(
-        "jest_core/rules.py",
-        "core/test_config.py::test_errors_name_field_value_and_remedy",
+        "jest_core/run_file/rules.py",
+        "core/run_file/test_load.py::test_errors_name_field_value_and_remedy",
         secrets_in_run_files=(
             'model_config = ConfigDict(extra="forbid", frozen=True)',
             'model_config = ConfigDict(extra="allow", frozen=True)',
         ),
     )
     yield from of(
-        "pipelines/rules.py",
-        "pipelines/test_rules.py::test_what_a_rule_keeps",
+        "pipelines/data/rules.py",
+        "pipelines/data/test_rules.py::test_what_a_rule_keeps",
         unknown_is_safe=(
             "keep = shard.numbers(row_group, rule.rule) < rule.below  # NaN is not below",
             "keep = ~(shard.numbers(row_group, rule.rule) >= rule.below)",
@@ -330,16 +330,16 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/rules.py",
-        "pipelines/test_rules.py::test_deny_lists_by_uid_url_and_hash",
+        "pipelines/data/rules.py",
+        "pipelines/data/test_rules.py::test_deny_lists_by_uid_url_and_hash",
         deny_lists_by_letter=(
             'return (value.strip().lower() if by == "uid" else value.strip()).encode("utf-8", "surrogatepass")',
             'return value.strip().encode("utf-8", "surrogatepass")',
         ),
     )
     yield from of(
-        "pipelines/rules.py",
-        "pipelines/test_rules.py::test_counts_in_a_subset_are_those_of_a_loop",
+        "pipelines/data/rules.py",
+        "pipelines/data/test_rules.py::test_counts_in_a_subset_are_those_of_a_loop",
         up_weights_lost=(
             'times[i] = np.searchsorted(part, uids[i, 1], "right") - np.searchsorted(part, uids[i, 1], "left")',
             "times[i] = uids[i, 1] in part",
@@ -348,37 +348,37 @@ def _mutants() -> Iterator[Mutant]:
 
     # storage
     yield from of(
-        "pipelines/storage.py",
-        "pipelines/test_storage.py::test_a_reader_sees_a_whole_local_file_or_none",
+        "pipelines/base/storage.py",
+        "pipelines/base/test_storage.py::test_a_reader_sees_a_whole_local_file_or_none",
         written_in_place=('temporary = f"{path}.{uuid.uuid4().hex}.tmp"', "temporary = path"),
     )
     yield from of(
-        "pipelines/storage.py",
-        "pipelines/test_storage.py::test_a_directory_of_another_configuration_is_refused_with_the_difference",
+        "pipelines/base/storage.py",
+        "pipelines/base/test_storage.py::test_a_directory_of_another_configuration_is_refused_with_the_difference",
         another_configuration_accepted=(
             'if manifest["stage"] != stage or differing:',
             'if manifest["stage"] != stage:',
         ),
     )
     yield from of(
-        "pipelines/checkpoints.py",
-        "pipelines/test_checkpoints.py::test_a_checkpoint_that_would_run_code_is_refused",
+        "pipelines/base/checkpoints.py",
+        "pipelines/base/test_checkpoints.py::test_a_checkpoint_that_would_run_code_is_refused",
         checkpoints_run_code=(
             'checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)',
             'checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)',
         ),
     )
     yield from of(
-        "pipelines/checkpoints.py",
-        "pipelines/test_checkpoints.py::test_the_last_few_checkpoints_stay_and_those_of_every_so_many_steps",
+        "pipelines/base/checkpoints.py",
+        "pipelines/base/test_checkpoints.py::test_the_last_few_checkpoints_stay_and_those_of_every_so_many_steps",
         kept_checkpoints_removed=(
             "if keep_every is None or step % keep_every:",
             "if keep_every is None or step // keep_every:",
         ),
     )
     yield from of(
-        "pipelines/selection_log.py",
-        "pipelines/test_selection_log.py::test_readers_see_what_a_checkpoint_commits_and_each_step_once",
+        "pipelines/training/selection_log.py",
+        "pipelines/training/test_selection_log.py::test_readers_see_what_a_checkpoint_commits_and_each_step_once",
         uncommitted_parts_read=(
             'parts: list[str] = checkpoints.read(run_dir)["jest"]["log_parts"]',
             'parts = [n for n in storage.names(f"{run_dir}/selection", ".parquet") if n[0] in "0123456789"]',
@@ -391,8 +391,8 @@ def _mutants() -> Iterator[Mutant]:
         earlier_parts_forgotten=("return self.committed", "return self.committed[-1:]"),
     )
     yield from of(
-        "pipelines/score_cache.py",
-        "pipelines/test_score_cache.py::test_rows_are_read_by_position_and_checked_by_uid",
+        "pipelines/scores/score_cache.py",
+        "pipelines/scores/test_score_cache.py::test_rows_are_read_by_position_and_checked_by_uid",
         scores_of_other_uids=(
             'if not rows["uid"].equals(pa.chunked_array([pa.array(uids, pa.string())])):',
             "if len(rows) != len(uids):",
@@ -430,16 +430,16 @@ def _mutants() -> Iterator[Mutant]:
         reuse_is_no_saving=("return self.total - self.reusable", "return self.total"),
     )
     yield from of(
-        "pipelines/sizes.py",
-        "pipelines/test_plan.py::test_sharded_weights_need_less_of_each_device",
+        "pipelines/planning/sizes.py",
+        "pipelines/planning/test_plan.py::test_sharded_weights_need_less_of_each_device",
         moments_are_free=(
             "_BYTES_A_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments",
             "_BYTES_A_PARAMETER = 8",
         ),
     )
     yield from of(
-        "pipelines/comparison.py",
-        "pipelines/test_comparison.py::test_a_table_has_the_last_scores_and_the_costs_with_seeds_put_together",
+        "pipelines/reports/comparison.py",
+        "pipelines/reports/test_comparison.py::test_a_table_has_the_last_scores_and_the_costs_with_seeds_put_together",
         the_best_of_the_seeds=("text = form.format(mean(values))", "text = form.format(max(values))"),
         scores_of_the_first_checkpoint=(
             "return lambda run: 100 * run.curve(key, metric)[-1][1] if run.curve(key, metric) else None",
@@ -447,16 +447,16 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/replay.py",
-        "pipelines/test_replay.py::test_a_replay_that_goes_on_reads_its_own_steps_alone",
+        "pipelines/training/replay.py",
+        "pipelines/training/test_replay.py::test_a_replay_that_goes_on_reads_its_own_steps_alone",
         a_replay_starts_again=(
             "wanted = range(max(first, first_step), min(last + 1, run.n_steps))",
             "wanted = range(first, min(last + 1, run.n_steps))",
         ),
     )
     yield from of(
-        "pipelines/export.py",
-        "pipelines/test_export.py::test_files_hold_neighbouring_shards_up_to_their_size",
+        "pipelines/offline/export.py",
+        "pipelines/offline/test_export.py::test_files_hold_neighbouring_shards_up_to_their_size",
         a_file_begins_a_shard_early=(
             "file = (np.cumsum(totals[numbers]) - totals[numbers]) // file_rows",
             "file = np.cumsum(totals[numbers]) // file_rows",
@@ -465,8 +465,8 @@ def _mutants() -> Iterator[Mutant]:
 
     # what only Ray can show
     yield from of(
-        "pipelines/catalogue.py",
-        "pipelines/test_catalogue.py::test_each_row_is_charged_to_the_first_rule_that_drops_it",
+        "pipelines/data/catalogue.py",
+        "pipelines/data/test_catalogue.py::test_each_row_is_charged_to_the_first_rule_that_drops_it",
         fast=False,
         rows_charged_to_the_last_rule=(
             "dropped[(times == 0) & (multiplicity > 0)] = rule.rule",
@@ -474,14 +474,14 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/score_cache.py",
-        "pipelines/test_reference_scores.py::test_too_many_bad_rows_fail_with_the_counts",
+        "pipelines/scores/score_cache.py",
+        "pipelines/scores/test_reference_scores.py::test_too_many_bad_rows_fail_with_the_counts",
         fast=False,
         any_number_of_bad_rows=("if n_bad(counts) > max_bad_share * n_kept:", "if n_bad(counts) > n_kept:"),
     )
     yield from of(
-        "pipelines/score_cache.py",
-        "pipelines/test_reference_scores.py::test_a_cache_of_another_catalogue_is_refused_by_training",
+        "pipelines/scores/score_cache.py",
+        "pipelines/scores/test_reference_scores.py::test_a_cache_of_another_catalogue_is_refused_by_training",
         fast=False,
         a_cache_of_another_catalogue=(
             'if manifest["config"]["catalogue"] not in (catalogue.manifest["fingerprint"],'
@@ -490,8 +490,8 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/uid_lists.py",
-        "pipelines/test_export.py::test_a_selection_log_counts_how_often",
+        "pipelines/data/uid_lists.py",
+        "pipelines/offline/test_export.py::test_a_selection_log_counts_how_often",
         fast=False,
         exports_what_a_crash_left=(
             'committed = checkpoints.read(directory)["jest"]["log_parts"]',
@@ -499,8 +499,8 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/loop.py",
-        "pipelines/test_learner.py::test_a_run_logs_checkpoints_and_resumes_to_the_same_bits",
+        "pipelines/training/loop.py",
+        "pipelines/training/test_train.py::test_a_run_logs_checkpoints_and_resumes_to_the_same_bits",
         fast=False,
         log_part_after_its_checkpoint=(
             "parts = log.commit(steps_logged)",

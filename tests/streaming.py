@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
-from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import catalogue, cluster, storage, super_batches
-from pipelines.source import open_source
+from jest_core import run_file
+from jest_core.run_file import Run
+from pipelines.base import cluster, storage
+from pipelines.data import catalogue
+from pipelines.stream import super_batches
+from pipelines.stream.source import open_source
 from tests.conftest import RUN
 
 STORE = 80 << 20
@@ -63,7 +65,7 @@ class Consumer:
 
     def __init__(self, text: str, rank: int, n_learners: int) -> None:
         cluster.data_context()
-        self.run, self.rank, self.n_learners = run_files.load(text), rank, n_learners
+        self.run, self.rank, self.n_learners = run_file.load(text), rank, n_learners
 
     def start(self) -> None:
         self.opened = _count_opened_shards()
@@ -82,16 +84,16 @@ class Consumer:
 
 def _count_opened_shards() -> list[str]:
     """The shards that this process opens from now on."""
-    from pipelines import shards
+    from pipelines.data import layouts
 
     opened: list[str] = []
-    original = shards.open_shard
+    original = layouts.open_shard
 
     def noted(path: str, *arguments: Any) -> Any:
         opened.append(path)
         return original(path, *arguments)
 
-    for module in (shards, catalogue):
+    for module in (layouts, catalogue):
         module.open_shard = noted  # type: ignore[attr-defined]
     return opened
 
@@ -116,7 +118,7 @@ def spilled() -> int:
 
 def stream(run: Run, n_consumers: int) -> dict[str, Any]:
     """Step by step, as learners do, which wait for each other."""
-    text = run_files.dump(run)
+    text = run_file.dump(run)
     consumers = [Consumer.remote(text, rank, n_consumers) for rank in range(n_consumers)]  # type: ignore[attr-defined]
     before, began, hashes, n_bytes, held = spilled(), time.monotonic(), [], 0, []
     ray.get([c.start.remote() for c in consumers])
@@ -158,7 +160,7 @@ def main(root: str, out: str) -> None:
         "training.sub_batch_size=64",
         f"training.examples_trained={n}",
     ]
-    run = run_files.load(RUN.format(root=root, name="x", shards="shards"), overrides)
+    run = run_file.load(RUN.format(root=root, name="x", shards="shards"), overrides)
     catalogue.run_stage(run)
     found = {"shard_bytes": size, "store_bytes": STORE, "runs": [stream(run, 2), stream(run, 8)]}
     Path(out).write_text(json.dumps(found))

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from jest_core.selection import Embeddings
+from jest_core.selection.algorithm import Embeddings
 
 
 def structured_models(

@@ -8,9 +8,10 @@ from functools import partial
 
 import pytest
 
-from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import checkpoints, learner, selection_log, storage
+from jest_core import run_file
+from jest_core.run_file import Run
+from pipelines.base import checkpoints, storage
+from pipelines.training import selection_log, train
 from tests.commands import Command, bursts, command, same_log_and_weights, write
 from tests.faults import FaultyProxy
 
@@ -39,10 +40,10 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
         "training.checkpoint_every_steps=4",
         "training.max_failures=-1",
     ]
-    quiet, killed = (run_files.load(run_files.dump(run), [f"run_dir={name}", *steps]) for name in ("quiet", "killed"))
-    directory, log, train = killed.path("killed"), tmp_path / "log", command("train", write(killed, tmp_path))
+    quiet, killed = (run_file.load(run_file.dump(run), [f"run_dir={name}", *steps]) for name in ("quiet", "killed"))
+    directory, log, words = killed.path("killed"), tmp_path / "log", command("train", write(killed, tmp_path))
     faulty = {"AWS_ENDPOINT_URL": proxy.url}
-    driver, dead = Command(log, *train, **faulty), []
+    driver, dead = Command(log, *words, **faulty), []
     for burst in bursts(N_KILLS, rng):
         reached = (checkpoints.steps(directory) or [0])[-1]
         driver.wait_for_step(killed, reached + 1)  # it has to come further between two bursts
@@ -57,7 +58,7 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
                 dead.append(driver)
                 while driver.all("RayTrainWorker"):  # two runs in one directory are another matter
                     time.sleep(0.1)
-                driver = Command(log, *train, **faulty)
+                driver = Command(log, *words, **faulty)
             print(f"{victim} killed after step {checkpoints.steps(directory)[-1]} of {killed.n_steps}", flush=True)
     with driver:
         assert driver.ended(600) == 0, driver.output
@@ -69,7 +70,7 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
     kept = {f"{prefix}{name}" for name in selection_log.committed(directory) for prefix in ("", "steps-")}
     assert set(storage.names(f"{directory}/selection")) == kept
 
-    learner.run_stage(quiet)
+    train.run_stage(quiet)
     same_log_and_weights(quiet, killed)
     assert selection_log.read_steps(directory).equals(selection_log.read_steps(quiet.path("quiet")))
     losses = [

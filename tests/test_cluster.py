@@ -23,11 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jest_core import config as run_files
-from jest_core.config import Run
-from pipelines import chain, checkpoints, comparison, selection_log, storage, submit
+from jest_core import run_file
+from jest_core.run_file import Run
+from pipelines import stages, submit
+from pipelines.base import checkpoints, storage
+from pipelines.reports import comparison
+from pipelines.training import selection_log
 from tests.conftest import POOL, free_port
-from tests.pipelines.test_reference_scores import make_reference
+from tests.pipelines.scores.test_reference_scores import make_reference
 from tests.websites import Website
 
 RUNS = Path(str(files("deploy") / "runs"))
@@ -87,8 +90,8 @@ class Laion:
 
     def run(self, name: str, *more: str) -> Run:
         overlay, *others = self.told(name, *more)
-        sizes = run_files.parse(Path(overlay[1:]).read_text(), overlay)
-        return run_files.load(RUN_FILE.read_text(), [sizes, *others])
+        sizes = run_file.parse(Path(overlay[1:]).read_text(), overlay)
+        return run_file.load(RUN_FILE.read_text(), [sizes, *others])
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +285,7 @@ def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes,
 
     # nothing is done twice by the same stages again, and a run that nobody disturbed says the same
     capsys.readouterr()
-    chain.run_stages(run, CHAIN)
+    stages.run_stages(run, CHAIN)
     again = capsys.readouterr().out
     assert again.count("already at") >= 4, again
     other = _train(laion.told("quiet", *SIZES), nodes.address)
@@ -300,7 +303,7 @@ def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes,
     assert not [text for text in (output, refused, again, other, jobs, *written) if secret in text]
 
     # a Ray that is here already is left alone
-    code = "import ray; from pipelines import cluster; cluster.connect(); print(len(ray.nodes()), 'node')"
+    code = "import ray; from pipelines.base import cluster; cluster.connect(); print(len(ray.nodes()), 'node')"
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
     assert alone.stdout == "1 node\n"
 

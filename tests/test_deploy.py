@@ -16,7 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipelines.chain import STAGES
+from pipelines.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERAY = ROOT / "deploy" / "kuberay"

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jest_core import config as run_files
-from pipelines import checkpoints, learner, selection_log
+from jest_core import run_file
+from pipelines.base import checkpoints
+from pipelines.training import selection_log, train
 
 N_NODES = 3
 BIN = Path(sys.executable).parent
@@ -125,7 +126,7 @@ def _wait(until: Callable[[], bool], train: subprocess.Popen[str]) -> None:
 def test_a_node_is_cut_off_for_a_while(make_scored_run, tmp_path, hosts: Hosts):
     address = _start_ray(hosts)
     sizes = ["training.n_learners=2", "training.examples_trained=1280", "training.checkpoint_every_steps=5"]
-    (tmp_path / "cut.yaml").write_text(run_files.dump(make_scored_run("cut", *sizes)))
+    (tmp_path / "cut.yaml").write_text(run_file.dump(make_scored_run("cut", *sizes)))
     command = [sys.executable, "-m", "pipelines", "train", str(tmp_path / "cut.yaml")]
     cut = hosts.start(0, *command, RAY_ADDRESS=address)
     _wait(lambda: len(_learners(hosts)) == 2, cut)
@@ -138,6 +139,6 @@ def test_a_node_is_cut_off_for_a_while(make_scored_run, tmp_path, hosts: Hosts):
     told, _ = cut.communicate(timeout=300)
     assert cut.returncode == 0, told
 
-    learner.run_stage(make_scored_run("quiet", *sizes))  # by the Ray of the session, which no network disturbs
+    train.run_stage(make_scored_run("quiet", *sizes))  # by the Ray of the session, which no network disturbs
     log = selection_log.read(str(tmp_path / "cut"))
     assert log.equals(selection_log.read(str(tmp_path / "quiet")))

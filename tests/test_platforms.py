@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import machine
+from pipelines.planning import calibrate
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [path for folder in ("jest_core", "pipelines") for path in (ROOT / folder).rglob("*.py")]
@@ -34,7 +34,7 @@ OF_PROCESSES = r"cpu_affinity|cpu_num|ionice|rlimit|io_counters|memory_maps|pss"
 OF_LIBC = r"mallopt|malloc_trim|prctl|mallinfo2?"
 PATHS = r"/(proc|sys|dev|run)/.+|fork"  # macOS can fork, and Python warns that its libraries do not bear it
 # each has another way beside it, which the start-up below takes
-WITH_A_FALLBACK = {"cluster.py: mallopt", "machine.py: '/proc/cpuinfo'"}
+WITH_A_FALLBACK = {"cluster.py: mallopt", "calibrate.py: '/proc/cpuinfo'"}
 
 START = """
 import importlib, json, re, sys, types
@@ -62,11 +62,12 @@ for folder in ("jest_core", "pipelines"):
     for path in sorted(Path(root, folder).rglob("*.py")):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         # kernels are Triton's, which is for Linux alone, and imported where a GPU computes
-        if name != "jest_core.kernels" and path.name != "__main__.py":
+        if name != "jest_core.selection.kernels" and path.name != "__main__.py":
             importlib.import_module(name)
 
 from typer.testing import CliRunner
-from pipelines import __main__, cluster
+from pipelines import __main__
+from pipelines.base import cluster
 
 assert cluster.n_cores() >= 1
 ctypes = sys.modules["ctypes"]
@@ -125,8 +126,8 @@ def test_such_a_call_is_seen(line):
 
 
 def test_a_processor_has_a_name_without_proc(monkeypatch):
-    monkeypatch.setattr(machine.Path, "exists", lambda self: False)
-    assert machine.cpu()
+    monkeypatch.setattr(calibrate.Path, "exists", lambda self: False)
+    assert calibrate.cpu()
 
 
 def find(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

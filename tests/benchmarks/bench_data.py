@@ -33,15 +33,17 @@ import typer
 import webdataset
 from PIL import Image
 
-from jest_core import config as run_files
-from jest_core import towers
-from jest_core.order import Order
-from jest_core.preprocess import normalise
-from pipelines import catalogue, cluster, super_batches
-from pipelines.drawings import pictures, rows, sources
-from pipelines.drawings.sources import EmojiNames
-from pipelines.prefetch import prefetch
-from pipelines.source import open_source
+from jest_core import run_file
+from jest_core.examples.order import Order
+from jest_core.examples.preprocess import normalise
+from jest_core.models import configurations
+from pipelines.base import cluster
+from pipelines.base.prefetch import prefetch
+from pipelines.data import catalogue
+from pipelines.paper.drawings import pictures, rows, sources
+from pipelines.paper.drawings.sources import EmojiNames
+from pipelines.stream import super_batches
+from pipelines.stream.source import open_source
 from tests.benchmarks.measure import console, machine, peak_bytes, table, threads
 
 MODEL, SIZE, SCORED_SIZE = "ViT-B-32", 224, 112
@@ -176,7 +178,7 @@ def _super_batches(shards: str, n: int, work: Path, method: str, decode: str) ->
     size = SCORED_SIZE if decode == "late" else "null"
     trained = n // 256 * 256 if method == "uniform" else n // 1280 * 256
     text = RUN.format(root=work, shards=shards, decode=decode, method=method, size=size, trained=trained)
-    run = run_files.load(text)
+    run = run_file.load(text)
     catalogue.run_stage(run)
     source = open_source(run)
     return prefetch(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
@@ -202,7 +204,7 @@ def jest_late(shards: str, n: int, work: Path) -> Iterator[int]:
     pool = ThreadPoolExecutor(2)
     for batch in _super_batches(shards, n, work, "joint", "late"):
         assert batch.pixels.shape[-1] == SCORED_SIZE
-        selected = super_batches.prepare(batch[torch.arange(0, len(batch), 5)].rows, towers.inputs(MODEL), pool)
+        selected = super_batches.prepare(batch[torch.arange(0, len(batch), 5)].rows, configurations.inputs(MODEL), pool)
         yield len(normalise(selected.pixels, MEAN, STD))
 
 

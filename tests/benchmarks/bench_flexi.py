@@ -14,11 +14,13 @@ import pyarrow as pa
 import torch
 import typer
 
-from jest_core import config, flops, optim, tables, towers
-from jest_core.config import Run
-from jest_core.examples import Examples
-from jest_core.train_step import Learner, train_step
-from jest_core.training_pass import TrainingPass
+from jest_core import flops, run_file, tables
+from jest_core.examples.super_batch import Examples
+from jest_core.models import configurations, towers
+from jest_core.run_file import Run
+from jest_core.training import optim
+from jest_core.training.forward import TrainingPass
+from jest_core.training.step import Learner, train_step
 from tests.benchmarks.measure import console, machine, peak_bytes, seconds, table, threads
 from tests.conftest import RUN
 
@@ -44,13 +46,13 @@ def run_of(name: str, model: str, sub_batch_size: int, micro_batch: int, precisi
         "training.n_refused_logged=0",
         *CONTESTANTS[name],
     ]
-    return config.load(RUN.format(root=".", name="x", shards="x"), overrides)
+    return run_file.load(RUN.format(root=".", name="x", shards="x"), overrides)
 
 
 def examples(n: int, pair: towers.Towers) -> Examples:
     """n random pictures and captions, with reference embeddings as wide as the learner's."""
     generator = torch.Generator().manual_seed(0)
-    size, width = pair.view.image_size, towers.width(pair.name)
+    size, width = pair.view.image_size, configurations.width(pair.name)
     columns = {name: np.zeros(n) for name in tables.EXAMPLE.names} | {"uid_low": np.arange(n)}
     columns |= {"image": np.array([b""] * n, object), "caption": np.array([""] * n, object)}
     rows = pa.table({field.name: pa.array(columns[field.name]).cast(field.type) for field in tables.EXAMPLE})

@@ -27,11 +27,13 @@ import pyarrow.parquet as pq
 import torch
 import typer
 
-from jest_core import config as run_files
-from jest_core import towers
-from pipelines import catalogue, checkpoints, cluster, reference_scores, score_cache, storage
-from pipelines.stopwatch import Stopwatch
-from pipelines.tars import TarShard, write_index
+from jest_core import run_file
+from jest_core.models import configurations, towers
+from pipelines.base import checkpoints, cluster, storage
+from pipelines.base.stopwatch import Stopwatch
+from pipelines.data import catalogue
+from pipelines.data.tars import TarShard, write_index
+from pipelines.scores import reference_scores, score_cache
 from tests.benchmarks.bench_data import FOLDER, PER_SHARD, _Watch, make_shards
 from tests.benchmarks.measure import console, machine, table, threads
 
@@ -67,7 +69,7 @@ def _rows(shards: list[Path], work: Path) -> Iterator[tuple[list[bytes], list[st
 def _decode(model: str, images: list[bytes], captions: list[str]) -> float:
     """Seconds a pair, on one of the cores that all do this."""
     torch.set_num_threads(1)
-    takes = towers.inputs(model)
+    takes = configurations.inputs(model)
     takes.view.batch(images[:20])
     began = time.perf_counter()
     takes.view.batch(images)
@@ -134,7 +136,7 @@ def clip_retrieval(model: str, shards: list[Path], batch: int, work: Path) -> di
 def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
     """The stage as users run it."""
     listed = "::".join(map(str, shards))
-    run = run_files.load(RUN.format(root=work, shards=listed, model=model, batch=batch))
+    run = run_file.load(RUN.format(root=work, shards=listed, model=model, batch=batch))
     pair = towers.create(model, seed=0)
     checkpoints.write(run.path("reference"), 1, {"state_dict": pair.model.state_dict()})
     catalogue.run_stage(run)
@@ -185,7 +187,7 @@ def growth(work: Path, n_shards: int) -> tuple[int, int]:
 
 
 def score_all(folder: str) -> None:
-    run = run_files.load(RUN.format(root=folder, shards="shards/*.parquet", model="jest-tiny", batch=256))
+    run = run_file.load(RUN.format(root=folder, shards="shards/*.parquet", model="jest-tiny", batch=256))
     checkpoints.write(run.path("reference"), 1, {"state_dict": towers.create("jest-tiny", seed=0).model.state_dict()})
     catalogue.run_stage(run)
     watch = _Watch()
@@ -237,7 +239,7 @@ def main(shards: Path = FOLDER / "shards", raw: Path = FOLDER / "raw", only: str
             [name, f"{f['rate']:.1f}", f"{f['rate'] / floor['rate']:.2f}", f"{f['peak'] / 1e6:,.0f} MB"]
             for name, f in found.items()
         ]
-        size = towers.inputs(model).view.image_size
+        size = configurations.inputs(model).view.image_size
         table(
             f"{model} at {size} pixels, {n:,} JPEGs of 512 pixels, batches of {batch}",
             ["", "pairs a second", "of what the cores allow", "peak memory"],

@@ -18,7 +18,7 @@ import typer
 from torch import Tensor
 
 from jest_core import noise
-from jest_core.selection import Embeddings, Selection, batch_score, gibbs_select, select
+from jest_core.selection.algorithm import Embeddings, Selection, batch_score, gibbs_select, select
 from tests.benchmarks.measure import console, machine, peak_bytes, seconds, table, threads
 from tests.synthetic import structured_models, uids
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from pipelines import checkpoints
+from pipelines.base import checkpoints
 from tests.benchmarks.measure import console, machine, table
 
 JEST = [sys.executable, "-m", "pipelines"]

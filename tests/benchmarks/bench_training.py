@@ -30,13 +30,16 @@ from unittest import mock
 import torch
 import typer
 
-from jest_core import config, towers
-from jest_core.config import Run
-from jest_core.examples import Examples
-from jest_core.preprocess import normalise
-from pipelines import catalogue, cluster, learner, pace, selection_log
-from pipelines import machine as machines
-from pipelines.drawings.place import place
+from jest_core import run_file
+from jest_core.examples.preprocess import normalise
+from jest_core.examples.super_batch import Examples
+from jest_core.models import towers
+from jest_core.run_file import Run
+from pipelines.base import cluster
+from pipelines.data import catalogue
+from pipelines.paper.drawings.place import place
+from pipelines.planning import calibrate as machines
+from pipelines.training import bottleneck, selection_log, train
 from tests.benchmarks.bench_flexi import examples
 from tests.benchmarks.measure import console, machine, resident_bytes, table, threads
 
@@ -47,7 +50,7 @@ _CHECKPOINTS = 20  # steps between two
 
 def loop_run(root: str, model: str, b: int, n_steps: int) -> Run:
     """A uniform run of so many steps over the small tier, of which only the catalogue is read."""
-    return config.load(
+    return run_file.load(
         JOINT.read_text(),
         [
             f"root={root}",
@@ -73,8 +76,8 @@ def of_jest(root: str, model: str, b: int, n_steps: int) -> list[float]:
         def stream(*_: Any, first_step: int, **__: Any) -> Iterator[Examples]:
             return iter([held] * (n_steps - first_step))
 
-        with mock.patch("pipelines.sub_batches.stream", stream):
-            learner.run_stage(run, in_process=True)
+        with mock.patch("pipelines.training.sub_batches.stream", stream):
+            train.run_stage(run, in_process=True)
         lines = selection_log.read_metrics(f"{scratch}/loop")
     return [line["train/batch_time"] + line["jest/checkpoint_time"] for line in lines]
 
@@ -157,13 +160,13 @@ def prepare(root: str) -> None:
     place("small", root)
     few = ["--set", f"root={root}", "--set", "training.examples_trained=2560"]
     reference = str(JOINT.parent / "reference.yaml")  # type: ignore[attr-defined]
-    for command, run_file in (("catalogue", reference), ("train", reference), ("catalogue", str(JOINT))):
-        jest(command, run_file, *few)
+    for command, path in (("catalogue", reference), ("train", reference), ("catalogue", str(JOINT))):
+        jest(command, path, *few)
     jest("reference-scores", str(JOINT), *few)
 
 
 def bench_step(lines: list[dict[str, Any]]) -> None:
-    found = pace.shares(lines[1:])
+    found = bottleneck.shares(lines[1:])
     beside = sum(share for part, share in found.items() if part not in ("score", "reference", "train", "agreement"))
     told = ", ".join(f"{part} {share:.1%}" for part, share in found.items() if share >= 0.0005)
     console.print(f"a JEST step, B = 1,280, b = 256: {told}; beside scoring and training: {beside:.1%}")
@@ -177,7 +180,7 @@ def bench_plan(root: str, repeats: int) -> None:
         common = [str(JOINT), "--set", f"root={root}", "--set", f"run_dir={name}", "--set", "evaluation=null"]
         jest("plan", *common, "--calibrate", file)
         measured.append(jest("train", *common))
-        run = config.load(JOINT.read_text(), [f"root={root}", f"run_dir={name}"])
+        run = run_file.load(JOINT.read_text(), [f"root={root}", f"run_dir={name}"])
         expected = machines.predict(run, machines.read(file))
         predicted.append(expected.total)
         steps_predicted.append(expected.steps_seconds)

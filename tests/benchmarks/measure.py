@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cluster import n_cores
-from pipelines.machine import cpu
+from pipelines.base.cluster import n_cores
+from pipelines.planning.calibrate import cpu
 
 console = Console(width=120)
 

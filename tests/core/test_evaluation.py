@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
-from jest_core import towers
 from jest_core.evaluation import (
     ClassNames,
     FewShot,
@@ -19,6 +18,7 @@ from jest_core.evaluation import (
     retrieval,
     text_embeddings,
 )
+from jest_core.models import configurations, towers
 
 
 def zero_shot(image, classes, labels):
@@ -149,7 +149,7 @@ def test_canonical_prompts_are_big_visions():
 def test_a_representation_is_what_the_projection_takes(name):
     if name.startswith("ViT"):
         model = open_clip.create_model(name, load_weights=False, output_dict=True).eval()
-        pair = towers.Towers(model, name, towers.inputs(name))
+        pair = towers.Towers(model, name, configurations.inputs(name))
     else:
         pair = towers.create(name, seed=0)
     size = pair.view.image_size

@@ -7,11 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jest_core import config, flops
-from jest_core.config import Model
-from jest_core.train_step import train_step
+from jest_core import flops, run_file
+from jest_core.run_file import Model
+from jest_core.training.step import train_step
 from tests.conftest import RUN
-from tests.core.test_train_step import make_learner, super_batch
+from tests.core.training.test_step import make_learner, super_batch
 
 
 class Counter(FlopCounterMode):
@@ -121,7 +121,7 @@ def first_layer(name: str, image_size: int) -> int:
 
 
 def test_selection_flops_are_those_of_its_matrix_products():
-    from tests.core.test_selection import model, pick
+    from tests.core.selection.test_algorithm import model, pick
 
     learner, reference = model(128, 8, 0), model(128, 6, 1)
     step = flops.training_flops(forward=1.0, sub_batch_size=32, super_batch_size=128, n_chunks=4, widths=(8, 6))
@@ -148,7 +148,7 @@ def test_loss_flops_are_those_of_its_matrix_products(loss: str):
 
 def test_a_run_file_decides_the_cost():
     def step(*overrides: str) -> flops.StepFlops:
-        return flops.step_flops(config.load(RUN.format(root=".", name="x", shards="x"), list(overrides)))
+        return flops.step_flops(run_file.load(RUN.format(root=".", name="x", shards="x"), list(overrides)))
 
     cached, online = step(), step("reference.online=true")
     assert cached.reference == 0.0

@@ -37,7 +37,7 @@ def test_an_error_is_the_status_of_the_process():
 
 def test_ray_does_not_start_by_itself():
     """Whatever module of ours comes first: a thread that reads for a run that was stopped would start another Ray."""
-    ask = "import pipelines.storage, ray._private.auto_init_hook as hook; print(hook.enable_auto_connect)"
+    ask = "import pipelines.base.storage, ray._private.auto_init_hook as hook; print(hook.enable_auto_connect)"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_AUTO_CONNECT"}
     out = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, env=environment)
     assert out.stdout == "False\n"

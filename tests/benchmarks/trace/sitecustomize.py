@@ -8,7 +8,7 @@ import sys
 import time
 
 SHOWN = {"torch", "torchvision", "timm", "open_clip", "ray", "ray.data", "ray.train", "pandas", "pydantic", "jest_core"}
-SHOWN |= {"pyarrow", "torch._dynamo", "wandb", "pipelines.loop", "pipelines.super_batches"}
+SHOWN |= {"pyarrow", "torch._dynamo", "wandb", "pipelines.training.loop", "pipelines.stream.super_batches"}
 TRACE = os.environ.get("JEST_TRACE")
 
 

@@ -1,0 +1,82 @@
+"""A run file's text -> Run, with the overrides of a command line; and back."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from jest_core.run_file import consistency
+from jest_core.run_file.paths import join
+from jest_core.run_file.schema import Run
+
+
+def load(text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, source: str = "run file") -> Run:
+    """Parse a run file's YAML text. Raises ValueError naming field, value, remedy.
+
+    overrides: each `a.b=c`, c as YAML, or a mapping nested as a run file is; the later win.
+    """
+    values = parse(text, source)
+    for override in overrides or []:
+        if isinstance(override, str):
+            _override(values, override)
+        else:
+            values = merged(values, deepcopy(override))
+    try:
+        run = Run.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{source}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
+    run = run.model_copy(update={"root": join("", run.root)})  # workers have other working directories
+    if problems := consistency.problems(run):
+        raise ValueError(f"{source}:\n" + "\n".join(f"  {line}" for line in problems))
+    return run
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """YAML text as keys and values. Raises ValueError where it is something else."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} is not a mapping of keys to values")
+    return values
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """values with changes, part by part; a list or a value is replaced whole."""
+    out = dict(values)
+    for key, change in changes.items():
+        old = out.get(key)
+        out[key] = merged(old, change) if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+    return out
+
+
+def dump(run: Run) -> str:
+    """The resolved run file: every value, the defaults too."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ValueError(f"--set {override!r} has no '='; write --set selection.n_chunks=8")
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise ValueError(f"--set {override!r}: {parent!r} is not a part of the run file")
+    place[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    field = ".".join(str(x) for x in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"  {field} is not a key of a run file; remove it, or correct its spelling"
+    if error["type"] == "missing":
+        return f"  {field} is missing; a run file is complete"
+    return f"  {field} = {error['input']!r}: {error['msg']}"

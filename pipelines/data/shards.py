@@ -1,0 +1,145 @@
+"""Image shards -> rows: what all layouts have in common; column names and drifting types in one place.
+
+Rows come in row groups; images stay encoded.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+# What jest calls a column <- what the ecosystem calls it, first match wins; data.columns of a run file comes before
+ALIASES = {
+    "uid": ("uid",),
+    "id": ("SAMPLE_ID", "id", "key"),
+    "url": ("url", "URL", "image_url"),
+    "caption": ("txt", "caption", "TEXT", "text", "top_caption", "alt_texts", "texts", "captions"),
+    "image": ("jpg", "jpeg", "png", "webp", "image"),
+    "status": ("status",),
+    "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
+    "nsfw": ("NSFW", "nsfw"),
+    "watermark": ("pwatermark", "watermark_score"),
+    "similarity": ("similarity", "clip_l14_similarity_score", "clip_similarity_vitl14", "alignment"),
+    "aesthetic": ("aesthetic", "AESTHETIC_SCORE", "aesthetic_score_laion_v2"),
+    "language": ("LANGUAGE", "language", "lang"),
+    "width": ("original_width", "WIDTH", "width"),
+    "height": ("original_height", "HEIGHT", "height"),
+    "hash": ("hash", "md5", "sha256", "sha512", "image_phash"),
+}
+
+
+class Shard(ABC):
+    """One shard, open for reading; columns are asked for by jest's names.
+
+    columns: jest's name -> the shard's, where the aliases do not know it.
+    """
+
+    path: str
+    columns: Mapping[str, str]
+    names: set[str]  # of the shard's own columns
+    row_group_sizes: list[int]
+
+    @abstractmethod
+    def table(self, row_group: int, columns: list[str]) -> pa.Table:
+        """Columns of a row group, by the shard's own names and of its own types."""
+
+    @abstractmethod
+    def images(self, row_group: int) -> pa.Array:
+        """Encoded images of a row group, large_binary; null where there is none."""
+
+    def actual(self, name: str) -> str | None:
+        """The shard's own name of a column, or None where it has none."""
+        if name in self.columns:
+            return self.columns[name] if self.columns[name] in self.names else None
+        return next((alias for alias in ALIASES.get(name, (name,)) if alias in self.names), None)
+
+    def read(self, row_group: int, name: str) -> pa.ChunkedArray:
+        """A column of a row group by jest's name. Raises ValueError where the shard lacks it."""
+        actual = self.actual(name)
+        if actual is None:
+            wanted = [self.columns[name]] if name in self.columns else ALIASES.get(name, (name,))
+            raise ValueError(
+                f"{self.path} has no column {' or '.join(wanted)}; it has {', '.join(sorted(self.names))}: "
+                f"name the right one in data.columns, as {{{name}: ...}}"
+            )
+        return self.table(row_group, [actual])[actual]
+
+    def numbers(self, row_group: int, name: str) -> NDArray[np.float64]:
+        """A column as float64, whatever numeric type this part of a data set has it in; NaN where it is missing."""
+        column = self.read(row_group, name)
+        try:
+            return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self.path}, column {self.actual(name)}: {error}") from error
+
+    def strings(self, row_group: int, name: str) -> list[str]:
+        """A column as text: of a list the first that is not empty; the empty string where it is missing."""
+        return [clean(value) for value in _bytes_where_text(self.read(row_group, name)).to_pylist()]
+
+    def captions(self, row_group: int) -> list[str]:
+        """The texts that the examples are trained with."""
+        return self.strings(row_group, "caption")
+
+    def uids(self, row_group: int) -> list[str]:
+        """uids of a row group: the shard's own, or derived (`derive_uid`) from the caption and what names the picture:
+        its URL, else its id, else its own bytes. Raises ValueError where a uid is there and has not 32 hex digits."""
+        own = self.strings(row_group, "uid") if self.actual("uid") is not None else []
+        if bad := [u for u in own if u and not _is_uid(u)]:
+            raise ValueError(
+                f"{self.path}, row group {row_group}: uid {bad[0][:80]!r} does not have 32 hex digits; name the column "
+                "that does in data.columns, or an absent one to derive uids"
+            )
+        if own and all(own):
+            return [u.lower() for u in own]
+        derived = self._derived_uids(row_group)
+        return [u.lower() or d for u, d in zip(own, derived, strict=True)] if own else derived
+
+    def _derived_uids(self, row_group: int) -> list[str]:
+        naming = next((name for name in ("url", "id") if self.actual(name) is not None), None)
+        named_by: list[Any] = self.images(row_group).to_pylist() if naming is None else self.strings(row_group, naming)
+        return [derive_uid(name or b"", text) for name, text in zip(named_by, self.captions(row_group), strict=True)]
+
+
+def clean(value: bytes | str | list[Any] | None) -> str:
+    """Text of any origin as text: bytes that are no UTF-8 are replaced, NULs are left out."""
+    if isinstance(value, list):
+        return next((text for item in value if (text := clean(item)).strip()), "")
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+    return text.replace("\0", "")
+
+
+def derive_uid(name: str | bytes, caption: str) -> str:
+    """The uid of a pair that comes without one: BLAKE2b of 128 bits over its name (the URL, if any), 0x1F, its caption.
+
+    In hex. Text is taken as UTF-8.
+    """
+    data = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data + b"\x1f" + caption.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def part_name(shard: int) -> str:
+    """The name of a shard's part file in a catalogue or a score cache."""
+    return f"{shard:05d}.parquet"
+
+
+def _bytes_where_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Strings as bytes: what a file calls a string need not be UTF-8, and decoding is ours."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column.cast(pa.large_binary())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return column.cast(pa.large_list(pa.large_binary())) if _is_text(kind.value_type) else column
+    return column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_uid(value: str) -> bool:
+    return len(value) == 32 and all(c in "0123456789abcdefABCDEF" for c in value)

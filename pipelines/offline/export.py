@@ -1,0 +1,122 @@
+"""The export stage: what a run kept, selected or embedded, in the formats of other tools."""
+
+import io
+import math
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+from numpy.typing import NDArray
+
+from jest_core import run_file
+from jest_core.run_file import Run
+from pipelines.base import blocks, cluster, progress, storage
+from pipelines.data import uid_lists
+from pipelines.data.catalogue import held_catalogue, open_catalogue
+from pipelines.scores import score_cache
+
+STAGE = "export"
+What = Literal["catalogue", "selection", "subset", "scores"]
+_FILE_ROWS = 1_000_000  # of a clip-retrieval file
+
+
+def run_stage(run: Run, what: What, output: str, *, distinct: bool = False) -> None:
+    """Write uids to a .npy (DataComp's subset file) or a .parquet, or embeddings to a folder as clip-retrieval does.
+
+    what: the kept rows of the catalogue, the committed selection log of the run, what `jest select` selected, or the
+    score cache. A uid is listed as often as it was kept or selected; distinct: once.
+    """
+    output = run_file.join("", output)
+    if what == "scores":
+        _export_scores(run, output)
+        return
+    if not output.endswith((".npy", ".parquet")):
+        raise ValueError(f"{output} ends neither in .npy (a DataComp subset) nor in .parquet (a list of uids)")
+    if what == "subset" and run.subset is None:
+        raise ValueError("the run file has no `subset` part: nothing was selected offline")
+    subset = run.subset.directory if run.subset else ""
+    directory = run.path({"catalogue": run.data.catalogue, "selection": run.run_dir, "subset": subset}[what])
+    uids = uid_lists.read(directory)
+    if distinct:
+        uids = np.unique(uids, axis=0)
+    if output.endswith(".npy"):
+        storage.write_bytes(output, uid_lists.to_npy(uids))
+    else:
+        storage.write_table(output, uid_lists.to_table(uids))
+    progress.say(STAGE, f"{len(uids):,} uids of {directory} to {output}")
+
+
+def _export_scores(run: Run, output: str) -> None:
+    """The score cache as clip-retrieval lays embeddings out: image and text arrays, and metadata, row by row."""
+    if run.reference is None:
+        raise ValueError("the run file has no `reference` part: it has no score cache")
+    directory = run.path(run.reference.scores)
+    score_cache.refuse_other(score_cache.opened(directory), open_catalogue(run.path(run.data.catalogue)), directory)
+    groups = storage.open_parquet(f"{directory}/row_groups.parquet").read()
+    files = plan(groups["shard"].to_numpy().astype(np.int64), groups["ok"].to_numpy(), _FILE_ROWS)
+    cluster.connect()
+    cluster.data_context()
+    digits = int(math.log10(max(1, len(files)))) + 1
+    items = [{"name": f"{i:0{digits}d}", "shards": shards.tolist()} for i, shards in enumerate(files)]
+    stage = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        partial(_export_file, run_text=run_file.dump(run), output=output)
+    )
+    n_rows = 0
+    with progress.bar(STAGE, len(items), "files") as advance:
+        for row in stage.iter_rows():
+            n_rows += row["rows"]
+            advance(1)
+    progress.say(STAGE, f"{n_rows:,} pairs in {len(items):,} files of embeddings to {output}")
+
+
+def plan(shards: NDArray[np.int64], ok: NDArray[np.int64], file_rows: int) -> list[NDArray[np.int64]]:
+    """The shards of each file: neighbours, as many as come to file_rows; shards stay whole."""
+    totals = np.bincount(shards, weights=ok).astype(np.int64)
+    numbers = np.flatnonzero(totals)
+    file = (np.cumsum(totals[numbers]) - totals[numbers]) // file_rows
+    return [numbers[file == i] for i in np.unique(file)]
+
+
+@storage.retried
+def _export_file(item: dict[str, Any], run_text: str, output: str) -> dict[str, Any]:
+    run = run_file.load(run_text)
+    assert run.reference is not None
+    catalogue = held_catalogue(run.path(run.data.catalogue))
+    columns = ["row", "status", "image_embedding", "text_embedding", "cosine"]
+    image, text, metadata = [], [], []
+    for number in item["shards"]:
+        place = catalogue.place(number)
+        shard = place.open(run.data.columns)
+        for group in range(len(shard.row_group_sizes)):
+            uids, _ = place.aligned(shard, group)
+            cached = score_cache.read(run.path(run.reference.scores), place, group, uids, columns)
+            ok = pc.equal(cached["status"], "ok")
+            captions = pa.chunked_array([pa.array(shard.captions(group), pa.string())])
+            cached = cached.append_column("caption", captions).filter(ok)
+            image.append(blocks.unpack(cached["image_embedding"]))
+            text.append(blocks.unpack(cached["text_embedding"]))
+            paths = [f"{place.path}#{row}" for row in cached["row"].to_pylist()]
+            metadata.append(
+                pa.table(
+                    {
+                        "image_path": pa.array(paths, pa.string()),
+                        "caption": cached["caption"],
+                        "uid": cached["uid"],
+                        "similarity": cached["cosine"],
+                    }
+                )
+            )
+    name, table = item["name"], pa.concat_tables(metadata)
+    storage.write_bytes(f"{output}/img_emb/img_emb_{name}.npy", _npy(np.concatenate(image)))
+    storage.write_bytes(f"{output}/text_emb/text_emb_{name}.npy", _npy(np.concatenate(text)))
+    storage.write_table(f"{output}/metadata/metadata_{name}.parquet", table)
+    return {"rows": len(table)}
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()

@@ -1,0 +1,7 @@
+"""The demonstration, and the paper's figures at a small scale. Nothing else imports this package.
+
+drawings   the demonstration's data, built out of published packages
+figures    what the runs gave -> charts, tables, a page, a README
+reproduce  `jest reproduce`: the paper's figures, each a few runs
+demo       `jest demo`: every stage in order
+"""

@@ -1,0 +1,7 @@
+"""python -m pipelines.paper.drawings --tier small --out deploy/data/small"""
+
+import typer
+
+from pipelines.paper.drawings.build import main
+
+typer.run(main)

@@ -1,0 +1,136 @@
+"""Bytes that a run holds in memory, reads, and writes, from its run file and its catalogue."""
+
+from dataclasses import dataclass
+
+from botocore.exceptions import BotoCoreError
+
+from jest_core import flops
+from jest_core.models import outlines
+from jest_core.run_file import Run
+from pipelines.base import progress, storage
+from pipelines.data.catalogue import open_catalogue
+
+_ENCODED_BYTES = 25_000  # of a picture, where no catalogue tells: a JPEG of 512 pixels
+_WINDOWS_HELD = 4  # two of each stream, while the next two are read
+_BYTES_A_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments
+_CACHED_BYTES = 64  # of a pair in a score cache, beside its embeddings
+# As measured in the reproduction: 42 to 46 bytes an example in the runs that score, 1,116 to 1,119 a line
+_LOGGED_BYTES = 46  # of an example in the selection log
+_METRICS_BYTES = 1_120  # of a line of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Of the run's catalogue."""
+
+    n_slots: int  # of an epoch
+    n_rows: int  # of its shards, those too that are dropped: they are read with the others of their row group
+    n_row_groups: int
+    mean_bytes: float  # of a row, in its shard
+
+
+def pairs(run: Run) -> Pairs | None:
+    """None where the catalogue is not made, or its storage cannot be reached from here."""
+    directory = run.path(run.data.catalogue)
+    try:
+        if not storage.exists(f"{directory}/{storage.MANIFEST}"):
+            raise FileNotFoundError("it is not made yet")
+        found = open_catalogue(directory)
+        shards = found.shards
+        n_rows = sum(shards["rows"].to_pylist())
+        n_bytes, n_groups = sum(shards["bytes"].to_pylist()), len(found.row_groups)
+        return Pairs(found.order(run).n_rows, n_rows, n_groups, n_bytes / max(1, n_rows))
+    except (OSError, BotoCoreError) as error:
+        progress.say("plan", f"without the catalogue {directory}: {error}")
+        return None
+
+
+def encoded_bytes(known: Pairs | None) -> float:
+    """Of a picture, as it travels."""
+    return known.mean_bytes if known else _ENCODED_BYTES
+
+
+def held_bytes(run: Run, known: Pairs | None) -> float:
+    """Of an example in a window or a super-batch: encoded, and its pixels at the size that is held."""
+    size = outlines.image_size(run.model.name)
+    held = run.selection.score_image_size or size if run.data.decode == "late" else size
+    return encoded_bytes(known) + 3 * held**2
+
+
+def window_bytes(run: Run, known: Pairs | None) -> float:
+    """Of Ray's object stores together, while the run trains. Windows are whole row groups, and no more than there are
+    slots; where several learners share a stream, each holds its windows."""
+    rows, most = float(run.data.window_rows), float(run.n_steps * run.super_batch_size)
+    if known is not None and known.n_row_groups:
+        rows, most = max(rows, known.n_slots / known.n_row_groups), min(most, float(known.n_slots))
+    streams = max(run.data.n_streams, run.training.n_learners)
+    return min(streams * rows * _WINDOWS_HELD, most * streams / run.data.n_streams) * held_bytes(run, known)
+
+
+def super_batch_bytes(run: Run, known: Pairs | None) -> float:
+    """Of each learner's host: this super-batch and two to come."""
+    return 3 * run.super_batch_size // run.training.n_learners * held_bytes(run, known)
+
+
+def embedding_bytes(run: Run) -> float:
+    """Of each learner's device: the super-batch's embeddings by the learner and the reference, float32."""
+    if run.selection.method == "uniform":
+        return 0.0
+    return run.super_batch_size // run.training.n_learners * sum(_widths(run)) * 8
+
+
+def state_bytes(run: Run) -> float:
+    """Of each learner's device: weights, gradients (once more, to be exchanged, where there are several learners),
+    AdamW's moments; of sharded weights its share of these, what it holds whole of weights and gradients, and on the
+    first learner the whole weights once more where it evaluates within the loop."""
+    training = run.training
+    if training.shard_weights and training.n_learners > 1:
+        gathered = outlines.n_gathered(run.model.name, run.model.context_length)
+        n, evaluates = flops.n_parameters(run.model), run.evaluation is not None and run.evaluation.every_steps > 0
+        return n * _BYTES_A_PARAMETER / training.n_learners + 8 * gathered + 4 * n * evaluates
+    return flops.n_parameters(run.model) * (_BYTES_A_PARAMETER + 4 * (run.training.n_learners > 1))
+
+
+def reference_bytes(run: Run) -> float:
+    """Of each learner's device: the reference, where it scores online."""
+    if run.reference is None or not run.uses_reference or run.reads_scores:
+        return 0.0
+    return 4 * flops.n_parameters(run.reference.model)
+
+
+def checkpoint_bytes(run: Run) -> float:
+    """Of one: weights and AdamW's moments."""
+    return flops.n_parameters(run.model) * 12
+
+
+def cache_bytes(run: Run, n_pairs: float) -> float:
+    """Of the score cache of so many pairs, before compression: two float16 embeddings and what comes with them."""
+    assert run.reference is not None
+    return n_pairs * (4 * outlines.width(run.reference.model.name) + _CACHED_BYTES)
+
+
+def read_bytes(run: Run, known: Pairs | None) -> dict[str, float]:
+    """By all steps: the row groups of every super-batch, dropped rows included, and their cached scores."""
+    n_seen = run.n_steps * run.super_batch_size * (known.n_rows / max(1, known.n_slots) if known else 1.0)
+    found = {"shards, while training": n_seen * encoded_bytes(known)}
+    if run.reads_scores:
+        found["score cache, while training"] = cache_bytes(run, n_seen)
+    return found
+
+
+def written_bytes(run: Run) -> dict[str, float]:
+    """By all steps: every checkpoint, those too that are removed again, the selection log, and metrics.jsonl, which is
+    written whole at each checkpoint."""
+    training = run.training
+    n_checkpoints = -(-run.n_steps // training.checkpoint_every_steps)
+    logged = run.sub_batch_size + training.n_refused_logged * (run.selection.method != "uniform")
+    return {
+        f"{n_checkpoints:,} checkpoints": n_checkpoints * checkpoint_bytes(run),
+        "selection log": run.n_steps * logged * _LOGGED_BYTES,
+        "metrics": (n_checkpoints + 1) / 2 * run.n_steps * _METRICS_BYTES,
+    }
+
+
+def _widths(run: Run) -> list[int]:
+    models = [run.model, *([run.reference.model] if run.uses_reference and run.reference is not None else [])]
+    return [outlines.width(model.name) for model in models]

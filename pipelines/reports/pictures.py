@@ -1,0 +1,70 @@
+"""What pages are made of: thumbnails of examples, and charts as HTML."""
+
+import base64
+import html as escaped
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from PIL import Image
+
+from jest_core.run_file import Run
+from pipelines.data.catalogue import Catalogue
+from pipelines.data.shards import Shard
+
+COLOURS = (
+    "#4269d0",
+    "#efb118",
+    "#ff725c",
+    "#6cc5b0",
+    "#3ca951",
+    "#ff8ab7",
+    "#a463f2",
+    "#97bbf5",
+    "#9c6b4e",
+    "#9498a0",
+)
+_UNSAFE = 0.5  # of LAION's and DataComp's scores, from where on a picture is blurred
+
+
+def tiles(
+    run: Run, catalogue: Catalogue, rows: Sequence[tuple[int, int]], notes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Thumbnail, caption, note and unsafety of rows (shard, row of the shard); each row group is read once."""
+    out: list[dict[str, Any]] = [{} for _ in rows]
+    for (number, group), wanted in catalogue.by_row_group(rows).items():
+        shard = catalogue.place(number).open(run.data.columns)
+        images, captions, unsafe = shard.images(group), shard.captions(group), _unsafe(shard, group)
+        for row, i in wanted:
+            image = thumbnail(images[row].as_py())
+            out[i] = {"image": image, "caption": captions[row], "score": notes[i], "unsafe": unsafe[row]}
+    return out
+
+
+def _unsafe(shard: Shard, group: int) -> list[bool]:
+    """Which rows a score or a label calls unsafe; none where there is neither."""
+    flagged = [False] * shard.row_group_sizes[group]
+    if shard.actual("unsafe"):
+        flagged = [bool(score >= _UNSAFE) for score in shard.numbers(group, "unsafe")]
+    if shard.actual("nsfw"):
+        labels = shard.strings(group, "nsfw")
+        flagged = [f or label.upper() in ("NSFW", "UNSURE") for f, label in zip(flagged, labels, strict=True)]
+    return flagged
+
+
+def thumbnail(data: bytes, side: int = 64) -> str:
+    """A data URL of a small picture, decoded and encoded again."""
+    with Image.open(io.BytesIO(data)) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((side, side))
+    sink = io.BytesIO()
+    picture.save(sink, "PNG")
+    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+
+
+def html(figure: go.Figure, description: str = "") -> str:
+    """A chart as HTML without its library; description: what it shows, for those who do not see it."""
+    figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 60, "b": 50})
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False})
+    return f'<div role="img" aria-label="{escaped.escape(description, quote=True)}">{drawn}</div>'

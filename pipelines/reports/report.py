@@ -1,0 +1,218 @@
+"""The report stage: run directories -> one page: what was gained at what cost, the curves, and what was drawn."""
+
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow as pa
+from jinja2 import Environment
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from jest_core import run_file
+from pipelines.base import progress, storage
+from pipelines.data.catalogue import open_catalogue
+from pipelines.reports import comparison, composition, pictures, study
+from pipelines.reports.comparison import Finished
+from pipelines.reports.composition import Shares
+from pipelines.training import selection_log
+
+_THUMBNAILS = 12  # in each row of the grids
+_MOMENTS = 4  # of training, of which thumbnails are shown
+_MATRIX = 64  # examples a side
+_SHOWN_COSTS = ("score", "reference", "select", "train", "loss", "optimizer", "agreement")
+_SHOWN_TIMES = ("wait", "score", "reference", "select", "exchange", "train", "log")
+
+
+def run_stage(run_dirs: list[str], output: str) -> None:
+    """Read the runs, print the table, and write the page, with the table as Markdown beside it."""
+    runs = [comparison.read_run(run_file.join("", directory)) for directory in run_dirs]
+    table = comparison.compare(runs)
+    progress.console.print(comparison.terminal(table))
+    output = run_file.join("", output)
+    storage.write_bytes(output, page(runs, table).encode())
+    storage.write_bytes(output.removesuffix(".html") + ".md", comparison.markdown(table).encode())
+    progress.say("report", f"written to {output}")
+
+
+def page(runs: list[Finished], table: comparison.Comparison) -> str:
+    """The whole page, without a need for the network."""
+    selecting = [run for run in runs if run.run.selection.method != "uniform"]
+    charts = [
+        ("Scores against examples, FLOPs and time", curves(runs), "Lines of each score over training, a line a run."),
+        ("Where the FLOPs and the time went", costs(runs), "Stacked bars of each run's FLOPs and seconds by part."),
+    ]
+    if selecting:
+        told = "Learnability of the super-batches and of the sub-batches over steps."
+        charts.append(
+            ("Learnability of what was offered and of what was selected", learnability_chart(selecting), told)
+        )
+    for run in selecting:
+        for found in composition.shares(run):
+            told = f"Share of each {found.column} among the selected over steps, with its share of what was offered."
+            charts.append((f"What {run.name} selected, by {found.column}", share_chart(found), told))
+    for run in selecting[:1]:
+        if run.run.reads_scores and run.run.selection.criterion == "learnability":
+            told = "Heat map: learner loss minus reference loss of every image with every caption of a batch."
+            charts.append((f"Learnability of the pairs of a batch, by {run.name}", matrix_chart(run), told))
+    template = Environment(autoescape=True).from_string((files("pipelines.reports") / "report.html.j2").read_text())
+    return template.render(
+        plotly=get_plotlyjs(),
+        verdict=comparison.verdict(runs),
+        note=comparison.NOTE,
+        columns=table.columns,
+        rows=table.rows,
+        charts=[(title, pictures.html(chart, told), told) for title, chart, told in charts],
+        grids=[(run.name, grids(run), repeated(run)) for run in selecting],
+    )
+
+
+def curves(runs: list[Finished]) -> go.Figure:
+    """One row a score, one column a cost axis, one line a run; references are left out."""
+    columns = comparison.scores(runs)
+    axes = ("examples trained", "examples seen", "TFLOPs", "seconds in steps")
+    figure = make_subplots(
+        rows=len(columns) or 1,
+        cols=len(axes),
+        subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(len(axes))] or None,
+        vertical_spacing=0.25 / max(1, len(columns)),
+    )
+    used = {run.run.path(run.run.reference.checkpoint or "") for run in runs if run.run.reference}
+    compared = [run for run in runs if run.directory not in used] or runs
+    for r, (key, metric, _) in enumerate(columns, 1):
+        for c, title in enumerate(axes, 1):
+            for i, run in enumerate(compared):
+                found = run.curve(key, metric)
+                figure.add_scatter(
+                    x=[_spent(run, line, title) for line, _ in found],
+                    y=[100 * value for _, value in found],
+                    name=run.name,
+                    legendgroup=run.name,
+                    showlegend=r == c == 1,
+                    line={"color": pictures.COLOURS[i % len(pictures.COLOURS)]},
+                    mode="lines+markers",
+                    row=r,
+                    col=c,
+                )
+            figure.update_xaxes(title_text=title, row=r, col=c)
+            figure.update_yaxes(title_text="%", rangemode="tozero", row=r, col=c)
+    figure.update_layout(
+        height=280 * max(1, len(columns)), legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top"}
+    )
+    return figure
+
+
+def _spent(run: Finished, line: dict[str, Any], what: str) -> float:
+    match what:
+        case "examples trained":
+            return float(line["samples_trained"])
+        case "examples seen":
+            return float(line["samples_seen"])
+        case "TFLOPs":
+            return float(line["step"] * run.manifest["flops_step"] / 1e12)
+        case _:
+            return run.seconds_at(line["step"])
+
+
+def costs(runs: list[Finished]) -> go.Figure:
+    """FLOPs and seconds of each run's steps, by part."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=["TFLOPs", "seconds"])
+    names = [run.name for run in runs]
+    for i, part in enumerate(dict.fromkeys([*_SHOWN_COSTS, *_SHOWN_TIMES])):
+        colour = pictures.COLOURS[i % len(pictures.COLOURS)]
+        flops = [run.manifest["steps"] * run.manifest.get(f"flops_{part}", 0.0) / 1e12 for run in runs]
+        seconds = [sum(line.get(f"jest/{part}_time", 0.0) for line in run.metrics) for run in runs]
+        for column, values in ((1, flops), (2, seconds)):
+            if any(values):
+                figure.add_bar(
+                    x=names,
+                    y=values,
+                    name=part,
+                    legendgroup=part,
+                    showlegend=column == 1 or not any(flops),
+                    marker_color=colour,
+                    row=1,
+                    col=column,
+                )
+    figure.update_layout(barmode="stack", height=420)
+    return figure
+
+
+def learnability_chart(runs: list[Finished]) -> go.Figure:
+    """Mean matched-pair score of the super-batch and of the sub-batch over steps."""
+    figure = go.Figure()
+    for i, run in enumerate(runs):
+        steps = selection_log.read_steps(run.directory)
+        for field, dash, label in (
+            ("sub_batch_matched_score", "solid", "selected"),
+            ("super_batch_matched_score", "dot", "offered"),
+        ):
+            line = {"color": pictures.COLOURS[i % len(pictures.COLOURS)], "dash": dash}
+            figure.add_scatter(
+                x=steps["step"].to_numpy(), y=steps[field].to_numpy(), name=f"{run.name}, {label}", line=line
+            )
+    figure.update_layout(height=420, xaxis_title="step", yaxis_title="nats per matched pair")
+    return figure
+
+
+def share_chart(found: Shares) -> go.Figure:
+    """Share of each value among the selected over time, with its share of what was offered as a dotted line."""
+    figure = go.Figure()
+    for i, (name, share) in enumerate(found.selected.items()):
+        colour = pictures.COLOURS[i % len(pictures.COLOURS)]
+        figure.add_scatter(
+            x=found.steps, y=[100 * s for s in share], name=name[:40], line={"color": colour}, legendgroup=name
+        )
+        figure.add_scatter(
+            x=[found.steps[0], found.steps[-1]],
+            y=[100 * found.offered[name]] * 2,
+            line={"color": colour, "dash": "dot"},
+            legendgroup=name,
+            showlegend=False,
+            mode="lines",
+        )
+    figure.update_layout(height=420, xaxis_title="step", yaxis_title="% of the selected (dotted: of the offered)")
+    return figure
+
+
+def matrix_chart(run: Finished) -> go.Figure:
+    """The learnability matrix of a few examples of the run's first super-batch, by its last checkpoint."""
+    matrix = study.matrix(run.run, _MATRIX)
+    limit = max(abs(value) for row in matrix for value in row) or 1.0
+    figure = go.Figure(go.Heatmap(z=matrix, zmin=-limit, zmax=limit, colorscale="RdBu", colorbar_title="nats"))
+    figure.update_layout(height=520, xaxis_title="caption", yaxis_title="image", yaxis_autorange="reversed")
+    return figure
+
+
+def grids(run: Finished) -> list[dict[str, Any]]:
+    """Thumbnails of selected and refused examples at a few of the logged steps, from the first to the last."""
+    steps = np.unique(run.picks["step"].to_numpy())
+    out = []
+    for step in dict.fromkeys(steps[np.linspace(0, len(steps) - 1, _MOMENTS).astype(int)].tolist()):
+        rows = run.picks.filter(pa.compute.equal(run.picks["step"], int(step))).to_pylist()
+        selected = sorted((row for row in rows if row["selected"]), key=_score, reverse=True)
+        spread = [selected[i] for i in np.linspace(0, len(selected) - 1, min(_THUMBNAILS, len(selected))).astype(int)]
+        refused = [r for r in rows if not r["selected"]][:_THUMBNAILS]
+        out.append({"step": int(step), "rows": [("selected", _tiles(run, spread)), ("refused", _tiles(run, refused))]})
+    return out
+
+
+def repeated(run: Finished) -> list[dict[str, Any]]:
+    """Thumbnails of what was selected most often."""
+    found = composition.repeats(run, _THUMBNAILS)
+    catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
+    notes = [f"{times} times" for _, _, times in found]
+    return pictures.tiles(run.run, catalogue, [(shard, row) for shard, row, _ in found], notes)
+
+
+def _score(row: dict[str, Any]) -> float:
+    """What a row's own pair scores, by the models that gave it a loss: one or both. NaN where none did."""
+    losses = (row["learner_loss"], -row["reference_loss"])
+    return sum(loss for loss in losses if loss == loss) if any(loss == loss for loss in losses) else float("nan")
+
+
+def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
+    notes = [f"{score:.1f}" if (score := _score(row)) == score else "" for row in rows]
+    return pictures.tiles(run.run, catalogue, [(row["shard"], row["row"]) for row in rows], notes)

@@ -1,0 +1,119 @@
+"""Catalogue + score cache -> each learner's share of the super-batches, in the order of jest_core.examples.order.
+
+Each learner runs one small Ray dataset of windows after the other (read_ahead), read and decoded by tasks anywhere on
+the cluster (rows) and delivered in sequence. The learner itself opens no shard.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from heapq import merge
+from operator import itemgetter
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from jest_core import run_file, tables
+from jest_core.examples.inputs import Inputs
+from jest_core.examples.order import Window
+from jest_core.examples.super_batch import Examples
+from jest_core.models import configurations
+from jest_core.run_file import Run
+from pipelines.base import blocks, cluster
+from pipelines.stream import windows
+from pipelines.stream.read_ahead import read_ahead
+from pipelines.stream.source import Source
+
+_WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
+
+
+def stream(
+    run: Run, source: Source, image_size: int, *, rank: int, n_learners: int, first_step: int
+) -> Iterator[Examples]:
+    """Learner `rank`'s share of super-batch first_step, first_step + 1, ... to the end of the run.
+
+    The place in the stream is the number of the super-batch: super-batch k takes rows k m .. (k + 1) m of every
+    canonical stream, m = B / n_streams. A learner holds B / n_learners consecutive slots. image_size: of the model; in
+    `late` mode pixels have selection.score_image_size instead.
+    """
+    m = run.super_batch_size // run.data.n_streams
+    share = run.super_batch_size // n_learners
+    low, high = rank * share, (rank + 1) * share
+    mine = range(low // m, -(-high // m))  # streams whose slots this learner holds, in part or whole
+    buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
+    skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
+    blocks_in = _windows(run, source, mine, first_step, m, n_learners)
+    if run.data.decode == "late":
+        image_size = run.selection.score_image_size or image_size
+    for _ in range(first_step, run.n_steps):
+        parts = []
+        for s in mine:
+            while sum(map(len, buffers[s])) < m:
+                window, block = next(blocks_in)
+                late = max(0, skip[window.stream] - window.first_row)
+                buffers[window.stream].append(block.slice(late))
+            parts.append(_pop(buffers[s], m))
+        table = pa.concat_tables(parts).slice(low - mine.start * m, share)
+        yield examples(table, image_size, run.reads_scores)
+
+
+def _windows(
+    run: Run, source: Source, streams: range, first_step: int, m: int, n_learners: int
+) -> Iterator[tuple[Window, pa.Table]]:
+    """Windows in the order in which super-batches first need them, each with its rows, through Ray Data."""
+    first, last = first_step * m, run.n_steps * m
+
+    def needed(s: int) -> Iterator[tuple[tuple[int, int], Window]]:
+        for window in source.order.windows(s, first):
+            if window.first_row >= last:
+                return
+            yield (max(window.first_row, first) // m, s), window
+
+    planned = (window for _, window in merge(*(needed(s) for s in streams), key=itemgetter(0)))
+
+    def item(window: Window) -> dict[str, Any]:
+        return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
+
+    takes = configurations.inputs_of(run.model)
+    if run.data.decode == "late":
+        assert run.selection.score_image_size is not None
+        takes = replace(takes, view=takes.view.smaller(run.selection.score_image_size))
+    settings = {"run_text": run_file.dump(run), "takes": takes}
+    n_ahead, n_cpus = _WINDOWS_AHEAD * len(streams), cluster.data_cpus(n_learners)
+    return read_ahead(planned, item, len, windows.of_window, n_ahead, n_cpus, **settings)
+
+
+def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:
+    """Decode and tokenise encoded rows: what came from another learner, and in `late` mode all that was selected."""
+    pixels, _ = inputs.view.batch(table["image"].to_pylist(), pool)
+    tokens = inputs.tokenizer(table["caption"].to_pylist())
+    return Examples(table, torch.from_numpy(pixels), torch.from_numpy(tokens))
+
+
+def examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples:
+    """What a learner holds of decoded rows."""
+    image, text = (
+        (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None)
+        for name in ("reference_image", "reference_text")
+    )
+    return Examples(
+        table.select(tables.EXAMPLE.names),
+        torch.from_numpy(blocks.unpack(table["pixels"]).reshape(-1, 3, image_size, image_size).copy()),
+        torch.from_numpy(blocks.unpack(table["tokens"]).copy()),
+        image,
+        text,
+    )
+
+
+def _pop(buffer: deque[pa.Table], n: int) -> pa.Table:
+    """The first n rows of a buffer of blocks."""
+    out = []
+    while n:
+        block = buffer.popleft()
+        out.append(block.slice(0, n))
+        if len(block) > n:
+            buffer.appendleft(block.slice(n))
+        n -= len(out[-1])
+    return pa.concat_tables(out)

@@ -1,0 +1,118 @@
+"""What the first learner tells of each step: a line of metrics.jsonl, which also goes to the trackers and the board."""
+
+import json
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+from jest_core import flops
+from jest_core.run_file import Run
+from jest_core.training.step import StepResult
+from pipelines.base import storage
+from pipelines.training import bottleneck
+from pipelines.training.heartbeat import Board
+from pipelines.training.trackers import Trackers
+
+_RECENT = 20  # steps that progress is told of
+
+
+class Journal:
+    """The lines of a run so far, and the seconds of its steps; a context manager, which closes the trackers.
+
+    done: what the checkpoint says that the run goes on from.
+    """
+
+    def __init__(self, run: Run, board: Board, done: dict[str, Any]) -> None:
+        self._run, self._board, self._costs = run, board, step_costs(run)
+        self._directory = run.path(run.run_dir)
+        self._lines: list[str] = []
+        if done["step"]:
+            told = storage.retried(storage.read_bytes)(f"{self._directory}/metrics.jsonl").decode()
+            self._lines = told.splitlines()[: done["step"]]
+        self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
+        self._trackers = Trackers(run, done["step"], board.tell)
+        self.seconds: float = done["seconds"]
+
+    def add(self, result: StepResult, step: int, times: dict[str, float]) -> None:
+        """A finished step; times: seconds by part, `batch` all of it."""
+        self.seconds += times["batch"]
+        line = metrics(self._run, result, step, self.seconds, times, self._costs)
+        self._lines.append(json.dumps(line))
+        self._recent.append(line)
+        self._trackers.log(step, line)
+        self._board.put(step, bottleneck.note(self._recent))
+
+    def add_evaluation(self, step: int, found: dict[str, float]) -> None:
+        """What an evaluation found after the last step, on that step's line."""
+        self._lines[-1] = json.dumps(json.loads(self._lines[-1]) | found)
+        self._trackers.log(step, found)
+
+    def text(self) -> bytes:
+        """metrics.jsonl as it is now."""
+        return ("\n".join(self._lines) + "\n").encode()
+
+    def write(self, text: bytes) -> None:
+        storage.write_bytes(f"{self._directory}/metrics.jsonl", text)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._trackers.close(failed=error is not None)
+
+
+def step_costs(run: Run) -> dict[str, float]:
+    """FLOPs of a step of this run, as executed, with the scoring forward reused, and by part."""
+    step = flops.step_flops(run)
+    return {
+        "flops_step": step.total,
+        "flops_step_with_reuse": step.total_with_reuse,
+        "flops_score": step.score,
+        "flops_reference": step.reference,
+        "flops_select": step.select,
+        "flops_train": step.train,
+        "flops_loss": step.loss,
+        "flops_optimizer": step.optimizer,
+        "flops_agreement": step.agreement,
+    }
+
+
+def metrics(
+    run: Run, result: StepResult, step: int, seconds: float, times: dict[str, float], costs: dict[str, float]
+) -> dict[str, Any]:
+    """One line of metrics.jsonl, in open_clip's names and jest's; `step` counts finished updates.
+
+    times: seconds of the step by part. `batch` is all of it; `checkpoint` is what the one before it took of the loop.
+    """
+    parts = dict(times)
+    batch = parts.pop("batch")
+    optimisation, summary = result.optimisation, result.summary
+    line = {
+        "step": step,
+        "train/loss": optimisation["loss"],
+        "train/lr": optimisation["learning_rate"],
+        "train/logit_scale": optimisation["logit_scale"],
+        "train/logit_bias": optimisation["logit_bias"],
+        "train/data_time": times["wait"],
+        "train/batch_time": batch,
+        "train/samples_per_second": run.sub_batch_size / batch,
+        "jest/gradient_norm": optimisation["gradient_norm"],
+        "jest/samples_seen": step * run.super_batch_size,
+        "jest/samples_trained": step * run.sub_batch_size,
+        "jest/flops": step * costs["flops_step"],
+        "jest/flops_score": step * costs["flops_score"],
+        "jest/flops_ref": step * costs["flops_reference"],
+        "jest/flops_train": step * costs["flops_train"],
+        "jest/filter_ratio": 1 - run.sub_batch_size / run.super_batch_size,
+        "jest/learnability_super_mean": summary["super_batch_matched_score"],
+        "jest/learnability_selected_mean": summary["sub_batch_matched_score"],
+        "jest/sub_batch_score": summary["sub_batch_score"],
+        "jest/bad_rows": summary["n_bad"],
+        "jest/duplicates_dropped": summary["n_duplicates"],
+        "jest/seconds": seconds,
+        **{f"jest/{name}": value for name, value in result.agreement.items()},
+        **{f"jest/{name}_time": value for name, value in parts.items()},
+    }
+    return {k: v for k, v in line.items() if v == v}  # NaN is no JSON: what was not computed is left out

@@ -1,0 +1,139 @@
+"""Selected sub-batches for a training loop of one's own: jest draws, logs and resumes; the loop does the rest.
+
+    sub_batches = SubBatches(run, model, optimizer)
+    for images, texts in sub_batches:
+        ...
+        sub_batches.checkpoint()
+
+deploy/own_loop.py is a whole one, for one process and for torchrun.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from jest_core import run_file
+from jest_core.examples.preprocess import normalise
+from jest_core.examples.super_batch import Examples
+from jest_core.models import configurations, outlines, towers
+from jest_core.models.towers import Towers
+from jest_core.run_file import Run
+from jest_core.training.draw import Selector, draw
+from pipelines.base import checkpoints, cluster, storage
+from pipelines.base.prefetch import prefetch
+from pipelines.scores import reference_scores
+from pipelines.stream import super_batches
+from pipelines.stream.source import Source, open_source
+from pipelines.training import replay
+from pipelines.training.selection_log import SelectionLog
+
+
+class SubBatches:
+    """This process's share of each selected sub-batch of a run, from where its newest checkpoint left off.
+
+    model: an open_clip model of the run's configuration (the module itself, not what DistributedDataParallel makes of
+    it), which scores with its weights as they are at each step. optimizer: of any kind; its state is checkpointed.
+    In a job of torchrun all processes select together. Each starts a Ray of its own to read with, unless RAY_ADDRESS
+    names one. The model's weights are the caller's to begin with: training.initial_checkpoint is not read.
+    """
+
+    def __init__(self, run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if run.training.low_resolution is not None:
+            raise ValueError("training.low_resolution needs `jest train`: a loop of your own trains at one resolution")
+        self.run, self.optimizer = run, optimizer
+        self.directory = run.path(run.run_dir)
+        self.group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if self.group else (0, 1)
+        self.pair = Towers(model, run.model.name, configurations.inputs_of(run.model))
+        towers.refuse_batch_norm(model)
+        outlines.refuse_resolutions(run)
+        if run.data.replay is not None:
+            replay.refuse(run)
+        source = open_source(run)
+        if self.rank == 0:
+            storage.begin(self.directory, "sub-batches", run.identity())
+            storage.write_bytes(f"{self.directory}/run.yaml", run_file.dump(run).encode())
+        done = checkpoints.resume(self.directory, self.pair, optimizer)
+        self.step: int = done["step"]  # in the loop, the number of updates with the one that is being made
+        self._log = SelectionLog(self.directory, done["log_parts"])
+        if self.rank == 0:
+            self._log.tidy()
+            checkpoints.tidy(self.directory)
+        decoders = ThreadPoolExecutor(max(1, cluster.n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        self._selector = selector(run, source, self.pair, self.group, decoders)
+        cluster.connect()
+        place = {"rank": self.rank, "n_learners": self.size, "first_step": self.step}
+        self._stream = prefetch(stream(run, source, self.pair, **place))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (b / n, 3, H, W) and tokens (b / n, L) of each step, on the model's device; n processes."""
+        for super_batch in self._stream:
+            drawn = draw(self._selector, super_batch, self.step)
+            (group,) = drawn.groups
+            pixels = group.examples.pixels.to(self.pair.device)
+            images = normalise(pixels, self.pair.inputs.mean, self.pair.inputs.std)
+            if self.rank == 0:
+                self._log.add(drawn.log)
+            self.step += 1
+            yield images, group.examples.tokens.to(self.pair.device)
+
+    def checkpoint(self) -> None:
+        """Write what was drawn and trained on so far: log, model and optimizer, as open_clip loads it.
+
+        Within the loop, after the update of the step. All processes may call it; the first writes.
+        """
+        if self.rank == 0:
+            done = {"step": self.step, "seconds": 0.0, "log_parts": self._log.commit(self._log.take())}
+            held = checkpoints.content(self.step, self.pair, self.optimizer)
+            checkpoints.write(self.directory, self.step, held | {"jest": done})
+            if self.step == self.run.n_steps:
+                storage.finish(self.directory, "sub-batches", self.run.identity(), steps=self.step)
+
+
+def stream(
+    run: Run, source: Source, pair: Towers, *, rank: int, n_learners: int, first_step: int
+) -> Iterator[Examples]:
+    """What a learner draws from: its share of the order's super-batches, or of the sub-batches that are replayed."""
+    size = pair.view.image_size
+    if run.data.replay is not None:
+        return replay.stream(run, size, rank=rank, n_learners=n_learners, first_step=first_step)
+    return super_batches.stream(run, source, size, rank=rank, n_learners=n_learners, first_step=first_step)
+
+
+def selector(run: Run, source: Source, pair: Towers, group: dist.ProcessGroup | None, decoders: Executor) -> Selector:
+    """What a learner selects with: the reference's cache, or the reference itself; decoders: threads."""
+    reference, prepare_reference, scale_and_bias = None, None, source.scale_and_bias
+    if run.uses_reference and not run.reads_scores:
+        assert run.reference is not None
+        reference = reference_scores.load_reference(run, run.reference)
+        reference.model.to(device=pair.device, memory_format=torch.channels_last)
+        scale_and_bias = _online_scale_and_bias(run, reference)
+        if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):
+            prepare_reference = partial(super_batches.prepare, inputs=reference.inputs, pool=decoders)
+    small = None
+    if run.data.decode == "late":
+        assert run.selection.score_image_size is not None
+        view = pair.view.smaller(run.selection.score_image_size)
+        small = partial(super_batches.prepare, inputs=replace(pair.inputs, view=view), pool=decoders)
+    prepare = partial(super_batches.prepare, inputs=pair.inputs, pool=decoders)
+    return Selector(run, pair, scale_and_bias, prepare, group, reference, prepare_reference, small)
+
+
+def _online_scale_and_bias(run: Run, reference: Towers) -> tuple[float, float]:
+    """The reference's own; of a softmax-trained one, the bias that the run file gives where it is needed."""
+    assert run.reference is not None
+    scale, bias = reference.scale_and_bias()
+    if reference.loss == "softmax" and run.selection.loss == "sigmoid":
+        if run.reference.logit_bias is None:
+            raise ValueError(
+                f"the reference {reference.name} has no logit_bias, which selection.loss sigmoid needs: give "
+                "reference.logit_bias, or let `jest reference-scores` find one (reference.online: false)"
+            )
+        bias = run.reference.logit_bias
+    return scale, bias

@@ -1,0 +1,75 @@
+import json
+import pickle
+from pathlib import Path
+
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jest_core.examples import tokenizer
+from jest_core.examples.tokenizer import ClipTokenizer
+from jest_core.models import configurations
+from jest_core.models.configurations import OpenClipTokenizer
+
+SHARDS = Path(__file__).parents[3] / "deploy/data/small/pool"
+
+OPEN_CLIP = open_clip.get_tokenizer("ViT-B-32")
+HARD = [
+    "",
+    "   ",
+    "A photo of a dog's  bowl,\tit'll be 2024's best!!! £5 &amp;amp; &lt;b&gt;",
+    "<start_of_text> within <END_OF_TEXT> a caption, and <|endoftext|>",
+    "schÃ¶n — naïve café 😀👩‍👩‍👧 日本語の説明 العربية हिन्दी",
+    "ŉ ﬁne İstanbul ſ's ǆ ß",
+    "x" * 500,
+    "zq" * 300,
+    "123 4567 a1b2",
+    "don't DON'T don’t",
+    "\x00\x1f\u200b\ufeff",
+    "word " * 200,
+]
+
+
+def test_hard_captions_are_tokenised_as_open_clip_does():
+    assert ClipTokenizer()(HARD).tolist() == OPEN_CLIP(HARD).tolist()
+    assert ClipTokenizer()("one caption").tolist() == OPEN_CLIP("one caption").tolist()
+    assert ClipTokenizer(8)(HARD).tolist() == OPEN_CLIP(HARD, context_length=8).tolist()
+
+
+def test_real_captions_are_tokenised_as_open_clip_does():
+    captions = [text for path in SHARDS.glob("*.parquet") for text in pq.read_table(path)["caption"].to_pylist()]
+    assert len(captions) > 1000
+    assert ClipTokenizer()(captions).tolist() == OPEN_CLIP(captions).tolist()
+
+
+@given(st.lists(st.text(max_size=80), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_tokenised_as_open_clip_does(captions: list[str]):
+    captions = [text.encode("utf-8", "ignore").decode() for text in captions]
+    assert ClipTokenizer()(captions).tolist() == OPEN_CLIP(captions).tolist()
+
+
+def test_the_vocabulary_is_open_clips():
+    _, ranks, numbers = tokenizer._vocabulary()
+    assert numbers == OPEN_CLIP.encoder
+    assert ranks == OPEN_CLIP.bpe_ranks
+
+
+def test_a_model_with_another_tokenizer_has_open_clips(tmp_path: Path):
+    assert configurations.inputs("ViT-B-32").tokenizer == ClipTokenizer(77, type(OPEN_CLIP).__name__)
+    config = open_clip.get_model_config("ViT-B-32")
+    config["text_cfg"] |= {"tokenizer_kwargs": {"clean": "canonicalize"}, "context_length": 12}
+    (tmp_path / "canonical-B-32.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    own = configurations.inputs("canonical-B-32").tokenizer
+    assert own == OpenClipTokenizer("canonical-B-32", 12, "SimpleTokenizer")
+    theirs = open_clip.get_tokenizer("canonical-B-32")
+    assert own(HARD).tolist() == theirs(HARD).tolist() != ClipTokenizer(12)(HARD).tolist()
+    assert pickle.loads(pickle.dumps(own)) == own
+    assert own("one caption").tolist() == own(["one caption"]).tolist()
+    with pytest.raises(ValueError, match="has a SimpleTokenizer here, and a HFTokenizer where the run started"):
+        OpenClipTokenizer("canonical-B-32", 12, "HFTokenizer")(HARD)
+    with pytest.raises(ValueError, match="'only-there' is no open_clip model"):
+        OpenClipTokenizer("only-there", 12, "SimpleTokenizer")(HARD)

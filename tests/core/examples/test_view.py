@@ -1,0 +1,127 @@
+import io
+import pickle
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.transform import image_transform
+from PIL import Image
+
+from jest_core.examples import view
+from jest_core.examples.preprocess import normalise
+from jest_core.examples.view import BadImage, View
+from jest_core.tables import SLOT_STATUS
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
+    sink = io.BytesIO()
+    picture.save(sink, kind)
+    return sink.getvalue()
+
+
+def picture(width: int = 50, height: int = 70) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@given(
+    width=st.integers(1, 150),
+    height=st.integers(1, 150),
+    size=st.sampled_from([32, 33, 48]),
+    mode=st.sampled_from(["shortest", "longest", "squash"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_it_is_open_clips_transform(width: int, height: int, size: int, mode: str, interpolation: str):
+    image, names = picture(width, height), {"resize_mode": mode, "interpolation": interpolation}
+    whole = image_transform(size, is_train=False, mean=MEAN, std=STD, **names)
+    own = View(size, **names)
+    try:
+        expected = whole(image)
+    except ValueError:  # of a picture so thin that nothing is left of it
+        with pytest.raises(BadImage, match="damaged"):
+            own(encode(image))
+        return
+    pixels, status = own.batch([encode(image)])
+    assert not status.any()
+    torch.testing.assert_close(normalise(torch.from_numpy(pixels), MEAN, STD)[0].contiguous(), expected)
+    steps = [step for step in whole.transforms[:-2] if not hasattr(step, "__name__")]
+    assert repr(own) == "; ".join(" ".join(repr(step).split()) for step in steps)  # by which score caches are known
+
+
+def test_a_margin_is_cut_off_after_open_clips_transform():
+    image = picture(90, 70)
+    whole = image_transform(37, is_train=False)
+    wide = image
+    for step in whole.transforms[:-2]:
+        wide = step(wide)
+    pixels = View(32, margin=0.875)(encode(image))
+    assert (pixels == np.asarray(wide).transpose(2, 0, 1)[:, 2:34, 2:34]).all()
+    assert repr(View(32, margin=0.875)).endswith("MaybeConvertMode(); CenterCrop(size=(32, 32))")
+
+
+def test_what_it_cannot_do_is_refused_before_a_picture_is():
+    with pytest.raises(ValueError, match="resize_mode is shortest, longest or squash, and not 'middle'"):
+        View(32, resize_mode="middle")
+    with pytest.raises(ValueError, match="interpolation is bicubic or bilinear, and not 'random'"):
+        View(32, interpolation="random")
+
+
+def test_it_travels_to_other_processes():
+    assert pickle.loads(pickle.dumps(View(32).smaller(16))) == View(16, reduced=True)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_formats_and_modes_decode(kind: str):
+    for mode in ("RGB", "L", "P"):
+        data = encode(picture().convert(mode).convert("RGB" if kind == "JPEG" else mode), kind)
+        assert View(16)(data).shape == (3, 16, 16)
+
+
+def test_bad_bytes_are_told_by_reason_and_never_raise(monkeypatch: pytest.MonkeyPatch):
+    good = encode(picture(), "JPEG")
+    cases = {
+        None: "missing",
+        b"": "missing",
+        b"not an image": "no_image",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n": "no_image",  # Pillow would run Ghostscript
+        good[: len(good) // 2]: "damaged",
+        b"\xff\xd8\xff" + bytes(50): "no_image",
+        encode(picture(), "TIFF"): "no_image",
+    }
+    with ThreadPoolExecutor(2) as pool:
+        for pixels, status in (View(16).batch([good, *cases]), View(16).batch([good, *cases], pool)):
+            assert [SLOT_STATUS[i] for i in status] == ["ok", *cases.values()]
+            assert not pixels[1:].any()
+    monkeypatch.setattr(view, "MAX_PIXELS", 1000)
+    with pytest.raises(BadImage, match="too_large"):  # a decompression bomb
+        View(16)(good)
+
+
+def test_a_name_that_lies_about_the_format_does_not_matter():
+    assert View(16)(encode(picture(), "PNG")).shape == (3, 16, 16)  # a .jpg that is a PNG: told by its bytes
+
+
+def test_a_bomb_of_few_bytes_costs_no_memory():
+    data = encode(Image.new("1", (12_000, 12_000)))  # 144 million pixels
+    assert len(data) < 200_000
+    tracemalloc.start()
+    with pytest.raises(BadImage, match="too_large"):
+        View(16)(data)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_the_reduced_view_is_nearly_the_whole_one():
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    data = encode(smooth.resize((512, 384), Image.Resampling.BICUBIC), "JPEG")
+    whole, reduced = View(64)(data).astype(float), View(64, reduced=True)(data).astype(float)
+    assert whole.shape == reduced.shape
+    assert np.abs(whole - reduced).mean() < 1.5  # of 255
+    sharp = encode(picture(30, 40), "JPEG")  # smaller than the view: nothing to reduce
+    assert (View(64)(sharp) == View(64, reduced=True)(sharp)).all()

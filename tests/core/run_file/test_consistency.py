@@ -1,0 +1,77 @@
+import re
+
+import pytest
+
+from jest_core import run_file
+from tests.core.run_file.test_load import TEXT
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("selection.n_chunks=5", "sub_batch_size 32 is not a multiple of selection.n_chunks 5"),
+        ("training.examples_trained=100", "use 96 or 128"),
+        ("training.n_learners=3", "not a multiple of training.n_learners 3"),
+        ("data.n_streams=5", "super-batch of 64 is not a multiple of data.n_streams 5"),
+        ("selection.filter_ratio=0.7", "not a multiple of data.n_streams"),
+        ("reference=null", "has no `reference` part"),
+        ("selection.filter_ratio=0", "selects everything: set selection.method uniform"),
+        ("data.decode=late", "set selection.score_image_size"),
+        ("training.low_resolution={share: 0.5}", "names no resolution; give its image_size or its patch_size"),
+        ("training.low_resolution={patch_size: 16, share: 0.01}", "less than one example"),
+        ("training.cooldown_steps=2", "a cosine ends at zero by itself"),
+    ],
+)
+def test_a_line_names_fields_values_and_a_remedy(override: str, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_file.load(TEXT, [override])
+
+
+def test_a_low_resolution_share_divides_over_the_learners():
+    both = ["training.low_resolution={patch_size: 16, share: 0.3}", "training.n_learners=4"]
+    with pytest.raises(ValueError, match=r"share 0\.3 of training\.sub_batch_size 32, 10 examples, .*n_learners 4"):
+        run_file.load(TEXT, both)
+    assert run_file.load(TEXT, both[:1]).n_low_resolution == 10
+
+
+@pytest.mark.parametrize("more", [[], ["training.keep_last_checkpoints=2", "training.checkpoint_every_steps=4"]])
+def test_checkpoints_that_are_kept_are_among_those_that_are_made(more):
+    with pytest.raises(ValueError, match="keep_checkpoint_every_steps 6 needs"):
+        run_file.load(TEXT, ["training.keep_checkpoint_every_steps=6", *more])
+
+
+def test_warm_up_and_cool_down_fit_into_the_run():
+    with pytest.raises(ValueError, match="cooldown_steps 99 are more than the 6 steps"):
+        run_file.load(TEXT, ["training.schedule=constant", "training.cooldown_steps=99"])
+
+
+def test_easy_reference_scores_are_not_compared():
+    with pytest.raises(ValueError, match="criterion easy uses none"):
+        run_file.load(TEXT, ["selection.criterion=easy", "selection.agreement_every_steps=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.shard_weights=true", "training.compile=true"], "training.shard_weights gathers weights"),
+        (["training.loss=softmax"], "set selection.loss to softmax too"),
+        (["data.replay=other"], "set selection.method to uniform and data.decode to eager"),
+        (["ingest={urls: x, shards: pool, encode_format: png, encode_quality: 90}"], "of png is its compression"),
+        (["ingest={urls: x, shards: elsewhere}"], "has nothing of ingest.shards elsewhere"),
+        (["data.weights=[1.0, 2.0]"], "data.weights has 2 numbers for 1 sources"),
+        (["evaluation={sets: [{name: a, shards: x, tasks: [y]}, {name: a, shards: x, tasks: [y]}]}"], "a name twice"),
+        (["training.initial_checkpoint=x", "model.pretrained=y"], "not with both"),
+        (["reference.model.pretrained=y"], "2 of them are given"),
+        (["reference.checkpoint=null"], "0 of them are given"),
+        (["reference.scorers=[{name: cosine, scorer: fasttext}]"], "the names cosine are taken"),
+    ],
+)
+def test_values_that_exclude_each_other(overrides: list[str], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_file.load(TEXT, overrides)
+
+
+def test_everything_that_is_wrong_is_told_at_once():
+    with pytest.raises(ValueError, match="n_chunks 5") as error:
+        run_file.load(TEXT, ["selection.n_chunks=5", "training.n_learners=3", "reference=null"])
+    assert len(str(error.value).splitlines()) == 1 + 4

@@ -1,0 +1,111 @@
+from collections.abc import Iterator
+from importlib.resources import files
+
+import pytest
+
+from jest_core import run_file
+from tests.conftest import RUN
+
+TEXT = RUN.format(root="/data", name="joint", shards="pool")
+
+
+def test_a_dumped_run_loads_as_itself():
+    run = run_file.load(TEXT)
+    assert run_file.load(run_file.dump(run)) == run
+
+
+def test_derived_sizes():
+    run = run_file.load(
+        TEXT,
+        [
+            "training.sub_batch_size=32768",
+            "selection.filter_ratio=0.8",
+            "training.examples_trained=65536",
+            "selection.n_chunks=16",
+        ],
+    )
+    assert (run.super_batch_size, run.sub_batch_size, run.n_steps) == (163840, 32768, 2)
+    assert run_file.load(TEXT, ["selection.method=uniform"]).super_batch_size == 32
+
+
+def test_paths_lie_under_root_unless_absolute_or_urls():
+    assert run_file.join("/a", "b/c") == "/a/b/c"
+    assert run_file.join("s3://bucket/a/", "b") == "s3://bucket/a/b"
+    assert run_file.join("/a", "s3://bucket/b") == "s3://bucket/b"
+    assert run_file.join("s3://bucket", "/b") == "/b"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("selection.n_chunk=8", "selection.n_chunk is not a key of a run file"),
+        ("aws_secret_access_key=x", "aws_secret_access_key is not a key of a run file"),
+        ("selection.filter_ratio=1.5", "selection.filter_ratio = 1.5"),
+        ("selection.method=jont", "selection.method = 'jont'"),
+        ("data.rules=[{rule: nonsense}]", "data.rules.0"),
+        ("training.low_resolution={patch_size: 16, share: 1.5}", "training.low_resolution.share = 1.5"),
+        ("seed", "has no '='"),
+    ],
+)
+def test_errors_name_field_value_and_remedy(override: str, message: str):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("[", r"\[")):
+        run_file.load(TEXT, [override])
+
+
+def test_missing_key_is_named():
+    with pytest.raises(ValueError, match="training is missing"):
+        run_file.load(
+            "\n".join(line for line in TEXT.splitlines() if not line.startswith(("training", "  "))) + "\ndata: {}"
+        )
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for d in (files("deploy") / "runs").iterdir() if d.is_dir() for p in d.iterdir()),
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
+def test_every_run_file_loads(path):
+    run_file.load(path.read_text(), source=str(path))
+
+
+def test_an_overlay_changes_what_it_names():
+    changes = {"training": {"sub_batch_size": 16, "augmentation": {"colour": 0.5}}, "model": {"name": "other"}}
+    whole = run_file.load(TEXT, [changes, "seed=3"])
+    values = run_file.load(TEXT).model_dump()
+    values["training"] |= {"sub_batch_size": 16, "augmentation": {"shift_pixels": 0, "colour": 0.5}}
+    values["model"]["name"], values["seed"] = "other", 3
+    assert whole.model_dump() == values
+    assert run_file.load(TEXT, [{"seed": 4}, "seed=3"]).seed == 3  # in their order
+    with pytest.raises(ValueError, match=r"training\.size is not a key"):
+        run_file.load(TEXT, [{"training": {"size": 3}}])
+
+
+def test_a_saved_run_can_be_changed_where_it_has_nothing():
+    saved = run_file.dump(run_file.load(TEXT))
+    told = "training.low_resolution.patch_size=16"
+    assert run_file.load(saved, [told]) == run_file.load(saved, [{"training": {"low_resolution": {"patch_size": 16}}}])
+
+
+SIZES = """
+ingest.rows_per_shard ingest.image_size ingest.n_tasks ingest.threads data.n_streams data.window_rows
+model.name reference.model.name reference.batch_size reference.n_actors reference.gpus_per_actor
+selection.score_patch_size selection.agreement_every_steps training.sub_batch_size training.examples_trained
+training.n_learners training.gpus_per_learner training.low_resolution.patch_size training.warmup_steps
+training.score_batch_size training.checkpoint_every_steps training.keep_checkpoint_every_steps evaluation.gpus
+"""
+
+
+def test_the_rehearsal_changes_sizes_only():
+    runs = files("deploy") / "runs"
+    changes = run_file.parse((runs / "rehearsal.yaml").read_text(), "rehearsal")
+    text = (runs / "laion2b" / "flexi.yaml").read_text()
+    before, after = run_file.load(text).model_dump(), run_file.load(text, [changes]).model_dump()
+    assert sorted(_differences(before, after)) == sorted(SIZES.split())
+
+
+def _differences(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in before.items():
+        if isinstance(value, dict) and isinstance(after[key], dict):
+            yield from _differences(value, after[key], f"{prefix}{key}.")
+        elif value != after[key]:
+            yield prefix + key

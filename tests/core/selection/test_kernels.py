@@ -1,0 +1,108 @@
+"""The Triton kernel in its interpreter; on a GPU the same tests run it compiled, in bfloat16 too."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+from jest_core.selection import kernels
+from tests.synthetic import structured_models
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
+
+
+def both(
+    n: int, n_taken: int, width: int, dtype: torch.dtype, scale: float, bias: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel's sums, and those of float64 products of the same embeddings."""
+    rows, taken = (m for m in structured_models(max(n, n_taken), width))
+    sides = [x.to(DEVICE, dtype) for x in (rows.image[:n], rows.text[:n], taken.image[:n_taken], taken.text[:n_taken])]
+    image, text, taken_image, taken_text = (x.double() for x in sides)
+    pairs = (image, taken_text), (text, taken_image)
+    expected = torch.stack([F.softplus(scale * a @ b.T + bias).sum(1) for a, b in pairs]).sum(0)
+    return kernels.cross_losses(*sides, scale, bias), expected
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("scale", "bias"), [(20.0, -8.0), (110.0, -12.0), (10.0, 30.0)])
+def test_sums_equal_those_of_float64(dtype: torch.dtype, scale: float, bias: float):
+    found, expected = both(37, 21, 40, dtype, scale, bias)
+    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-7)
+
+
+def test_sizes_that_no_tile_divides(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "_SPAN", 64)  # three spans
+    found, expected = both(130, 150, 33, torch.float32, 20.0, -8.0)
+    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-7)
+
+
+def test_embeddings_of_two_kinds_meet_in_float32():
+    model, _ = structured_models(20, 16)
+    sides = [x.to(DEVICE) for x in (model.image.half(), model.text, model.image, model.text.half())]
+    found = kernels.cross_losses(*sides, 20.0, -8.0)
+    expected = kernels.cross_losses(*(x.float() for x in sides), 20.0, -8.0)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_selection_on_the_gpu_uses_the_kernel_and_equals_the_cpu():
+    from jest_core.selection.algorithm import Embeddings, select
+    from tests.synthetic import uids
+
+    models = structured_models(2048, 64)
+    moved = [Embeddings(m.image.cuda(), m.text.cuda(), m.logit_scale, m.logit_bias) for m in models]
+    options = {"sub_batch_size": 512, "uids": uids(2048), "seed": 0, "step": 0}
+    cpu, gpu = select(*models, **options), select(*moved, **options)
+    same = len(set(cpu.indices.tolist()) & set(gpu.indices.tolist()))
+    assert same >= 0.99 * 512  # sums differ in their last bits, and with them a few draws
+    assert gpu.sub_batch_score == pytest.approx(cpu.sub_batch_score, rel=1e-3)
+
+
+COMPILE = """
+import json, sys
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from jest_core import kernels
+
+shared = []
+for capability, given, product in json.loads(sys.argv[1]):
+    short, product = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[given], getattr(tl, product)
+    constants = {
+        "PRODUCT": product, "ROWS": kernels._ROWS, "COLUMNS": kernels._COLUMNS, "SPAN": kernels._SPAN, "LOG2E": 1.4427,
+        "WIDTH": 32 if product == tl.float32 else 64,
+    }
+    signature = dict.fromkeys(("image", "text", "taken_image", "taken_text"), "*" + short)
+    signature |= {"out": "*fp32", "scale": "fp32", "bias": "fp32", "n_rows": "i32", "n_taken": "i32", "width": "i32"}
+    source = ASTSource(kernels._cross_losses, signature | dict.fromkeys(constants, "constexpr"), constants)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    assert made.asm["cubin"]
+    shared.append(made.metadata.shared)
+print(json.dumps(shared))
+"""
+SHARED = {80: 163_000, 90: 227_000}  # bytes of shared memory of an A100 and an H100
+PRODUCTS = [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32"), ("float32", "bfloat16")]
+
+
+@pytest.mark.slow
+def test_it_compiles_for_gpus_that_are_not_here(tmp_path):
+    """Down to machine code, with the shared memory that they have. One process for all: it imports as long as it
+    compiles."""
+    variants = [(capability, *pair) for capability in SHARED for pair in PRODUCTS]
+    ran = subprocess.run(
+        [sys.executable, "-c", COMPILE, json.dumps(variants)],
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    shared = json.loads(ran.stdout)
+    assert len(shared) == len(variants)
+    for (capability, given, product), n_bytes in zip(variants, shared, strict=True):
+        assert n_bytes <= SHARED[capability], (capability, given, product)

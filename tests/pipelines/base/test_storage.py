@@ -1,0 +1,99 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pytest
+
+from pipelines.base import storage
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    return str(tmp_path) if request.param == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+
+
+def test_bytes_tables_and_names_round_trip(folder: str):
+    assert storage.names(f"{folder}/none") == []
+    storage.write_bytes(f"{folder}/a/x.bin", b"123")
+    assert storage.read_bytes(f"{folder}/a/x.bin") == b"123"
+    table = pa.table({"k": list(range(10))})
+    storage.write_table(f"{folder}/a/y.parquet", table, [4, 0, 6])
+    file = storage.open_parquet(f"{folder}/a/y.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] in ([4, 6], [4, 0, 6])
+    assert file.read().equals(table)
+    assert storage.names(f"{folder}/a") == ["x.bin", "y.parquet"]
+    storage.remove(f"{folder}/a/x.bin")
+    assert not storage.exists(f"{folder}/a/x.bin")
+
+
+def test_globs_braces_and_lists_of_shards(folder: str):
+    for name in ("00000", "00001", "00002"):
+        storage.write_bytes(f"{folder}/{name}.parquet", b"x")
+    whole = [f"{folder}/{name}.parquet" for name in ("00000", "00001", "00002")]
+    assert storage.expand(["*.parquet"], folder) == whole
+    assert storage.expand(["{00000..00002}.parquet"], folder) == whole
+    assert storage.expand(["00002.parquet", "{00000..00001}.parquet"], folder) == [whole[2], *whole[:2]]
+    assert storage.expand([whole[0]], "/nowhere") == whole[:1]
+    assert storage.expand([folder], "/nowhere") == storage.expand([f"{folder}/"], "/nowhere") == whole
+    for name in ("b.tar", "a.tar", "a.parquet"):  # img2dataset leaves metadata beside its tars
+        storage.write_bytes(f"{folder}/tars/{name}", b"x")
+        storage.write_bytes(f"{folder}/datacomp/shards/{name}", b"x")
+    assert storage.expand(["tars"], folder) == [f"{folder}/tars/{name}.tar" for name in "ab"]
+    assert storage.expand(["datacomp"], folder) == [f"{folder}/datacomp/shards/{name}.tar" for name in "ab"]
+    with pytest.raises(FileNotFoundError, match=r"no shard at .*00003\.parquet"):
+        storage.expand(["{00000..00003}.parquet"], folder)
+
+
+def test_a_reader_sees_a_whole_local_file_or_none(tmp_path):
+    path, size = str(tmp_path / "file"), 1 << 20
+    storage.write_bytes(path, b"a" * size)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for letter in (b"a", b"b"):
+                storage.write_bytes(path, letter * size)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            data = storage.read_bytes(path)
+            assert len(data) == size
+            assert len(set(data)) == 1
+    finally:
+        stop.set()
+        writer.join()
+    assert storage.names(str(tmp_path)) == ["file"]
+
+
+def test_a_directory_of_another_configuration_is_refused_with_the_difference(tmp_path):
+    folder = str(tmp_path)
+    assert storage.begin(folder, "stage", {"a": 1, "b": 2}) is None
+    with pytest.raises(ValueError, match="a: there 1, here 3"):
+        storage.begin(folder, "stage", {"a": 3, "b": 2})
+    with pytest.raises(FileNotFoundError, match=r"no finished stage: do it"):
+        storage.finished(folder, "stage", "do it")
+    storage.finish(folder, "stage", {"a": 1, "b": 2}, n=5)
+    assert storage.begin(folder, "stage", {"a": 1, "b": 2})["n"] == 5
+    with pytest.raises(ValueError, match="'stage'"):
+        storage.begin(folder, "other", {"a": 1, "b": 2})
+
+
+def test_a_folder_is_removed_while_others_write_to_it_and_remove_it(tmp_path):
+    folder = f"{tmp_path}/fragments"
+
+    def remove(_) -> None:
+        for _ in range(300):
+            storage.remove_tree(folder)
+            time.sleep(0.001)
+
+    def write(writer: int) -> None:
+        for i in range(300):
+            storage.write_bytes(f"{folder}/{writer}/{i}.bin", b"x")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda job: job[0](job[1]), [(remove, 0), (write, 1), (remove, 2), (write, 3)]))
+    storage.remove_tree(folder)
+    assert not storage.exists(folder)

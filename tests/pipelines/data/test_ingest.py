@@ -1,0 +1,235 @@
+"""LAION's metadata, fetched from a web server that does all that web servers do."""
+
+import hashlib
+import io
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from urllib.error import URLError
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jest_core import run_file
+from pipelines.base import storage
+from pipelines.data import catalogue, fetch, ingest
+from pipelines.data.layouts import open_shard
+from pipelines.data.shards import derive_uid
+from tests import layouts
+from tests.commands import Command, command, finish, write
+from tests.websites import Website
+
+ODD = [
+    "missing",
+    "hang",
+    "drip",
+    "huge",
+    "endless",
+    "short/5",
+    "loop",
+    "page",
+    "file",
+    "noai/1",
+    "forbidden/2",
+    "flaky/3",
+    "flaky/4",
+]
+ODD_KINDS = {name.split("/")[0] for name in ODD}
+ERRORS = {
+    "HTTP Error 404: Not Found": 1,
+    "timed out": 1,
+    "slower than 5 seconds": 1,
+    "ended early": 1,
+    "larger than 1,000,000 bytes": 2,
+    "Image decoding error": 1,
+    "Use of image disallowed by X-Robots-Tag directive": 2,
+    "HTTP Error 503: Service Unavailable": 2,
+    "HTTP Error 302: Found - Redirection to url 'file:///etc/hostname' is not allowed": 1,
+    "HTTP Error 302: The HTTP server returned a redirect error that would lead to an ": 1,
+}
+
+
+@pytest.fixture
+def site() -> Iterator[Website]:
+    pictures = []
+    for pair in layouts.pairs():
+        Image.open(io.BytesIO(pair.image)).convert("RGB").save(sink := io.BytesIO(), "JPEG", quality=95)
+        pictures.append(sink.getvalue())
+    website = Website(pictures)
+    yield website
+    website.close()
+
+
+def metadata(folder: str, address: str) -> list[dict]:
+    """Two parts as LAION publishes them, of which one has sizes as floats; returns their rows."""
+    pairs, rows = layouts.pairs(), []
+    names = [f"ok/{i}" for i in range(30)] + [f"redirect/{i}" for i in range(30, 34)] + ODD
+    for i, name in enumerate(names):
+        rows.append(
+            {
+                "SAMPLE_ID": 1000 + i,
+                "URL": f"{address}/{name}",
+                "TEXT": pairs[i % len(pairs)].caption,
+                "HEIGHT": 64,
+                "WIDTH": 64,
+                "LICENSE": "?",
+                "NSFW": "NSFW" if i == 0 else "UNLIKELY",
+                "similarity": 0.1 if i == 1 else 0.31,
+            }
+        )
+    rows.append(rows[5] | {"SAMPLE_ID": 1, "URL": "file:///etc/hostname"})
+    for part, chosen in enumerate((rows[:20], rows[20:])):
+        table = pa.Table.from_pylist(chosen)
+        if part:
+            table = table.set_column(3, "HEIGHT", table["HEIGHT"].cast(pa.float64()))
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        storage.write_bytes(f"{folder}/laion/part-{part:05d}-c000.snappy.parquet", sink.getvalue())
+    storage.write_bytes(f"{folder}/deny.txt", f"{address}/ok/2\n".encode())
+    return rows
+
+
+SETTINGS = """{urls: "laion/*.parquet", shards: fetched, rows_per_shard: 12, image_size: 48, timeout_seconds: 3,
+ max_seconds: 5, max_bytes: 1000000, private_addresses: true, threads: 16, user_agent_token: jest, n_tasks: 2,
+ rules: [{rule: nsfw}, {rule: similarity, at_least: 0.28}, {rule: deny, file: deny.txt, by: url}]}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "output_format"), [("local", "webdataset"), ("s3", "parquet")])
+def test_lists_of_urls_become_shards(
+    ray_session, request, make_run, tmp_path, site: Website, where: str, output_format: str
+):
+    root = str(tmp_path) if where == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    rows = metadata(root, site.address)
+    suffix = "tar" if output_format == "webdataset" else "parquet"
+    shards = f"data.shards=fetched/*.{suffix}"
+    run = make_run("joint", f"ingest={SETTINGS}", f"ingest.output_format={output_format}", shards, root=root)
+    manifest = ingest.run_stage(run)
+    directory = f"{root}/fetched"
+    assert manifest["rows"] == {"kept": 44, "url": 1, "nsfw": 1, "similarity": 1, "deny": 1}
+    (first,) = manifest["passes"]
+    assert first["reasons"] == {"success": 31, **ERRORS}
+    assert not [path for path in site.asked if path in ("/ok/0", "/ok/1", "/ok/2")]
+
+    # what came can be catalogued, with its uids; what did not come says why
+    found = {}
+    for name in storage.names(directory, f".{suffix}"):
+        shard = open_shard(f"{directory}/{name}")
+        for group in range(len(shard.row_group_sizes)):
+            for uid, image in zip(shard.uids(group), shard.images(group).to_pylist(), strict=True):
+                if image is not None:
+                    found[uid] = max(Image.open(io.BytesIO(image)).size)
+    assert set(found.values()) == {48}
+    by_uid = {derive_uid(row["URL"], row["TEXT"]): row for row in rows}
+    assert {by_uid[uid]["SAMPLE_ID"] for uid in found} == {row["SAMPLE_ID"] for row in rows[3:34]}
+    kept = catalogue.run_stage(run).manifest
+    assert kept["counts"]["kept"] == 31
+    told = storage.open_parquet(f"{directory}/00000.parquet").read().to_pylist()
+    assert {"SAMPLE_ID", "NSFW", "similarity", "LICENSE", "uid", "sha256", "error_message"} <= told[0].keys()
+
+    # a second run asks for nothing; a shard that is not done is done again, alone
+    asked = site.asked.total()
+    assert ingest.run_stage(run)["passes"] == manifest["passes"]
+    assert site.asked.total() == asked
+    storage.remove(f"{directory}/00001_stats.json")
+    ingest.run_stage(run)
+    assert site.asked.total() - asked == 5  # the second list of the first part
+
+    # once more what failed: the server has recovered meanwhile for two, and who opted out is left alone
+    asked = Counter(site.asked)
+    again = ingest.run_stage(run, retry_failed=True)
+    assert [each["urls"] for each in again["passes"]] == [44, 10]
+    assert again["passes"][1]["reasons"]["success"] == 2
+    assert {path.split("/")[1] for path in site.asked - asked} == ODD_KINDS - {"noai", "forbidden", "page"}
+    assert again["shards"] == manifest["shards"] + 1
+    more = make_run("joint", f"ingest={SETTINGS}", shards, "data.catalogue=catalogue-again", root=root)
+    assert catalogue.run_stage(more).manifest["counts"]["kept"] == 33
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_kill_costs_the_shards_that_were_under_way(make_run, tmp_path, site: Website):
+    rows = [{"URL": f"{site.address}/ok/{i % 30}?{i}", "TEXT": f"picture {i}"} for i in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
+    settings = "{urls: urls.parquet, shards: fetched, rows_per_shard: 5, n_tasks: 2, private_addresses: true}"
+    slowly = "ingest.requests_per_host_per_second=10"
+    run = make_run("joint", f"ingest={settings}", slowly, "data.shards=fetched/*.tar")
+    directory, words = str(tmp_path / "fetched"), command("ingest", write(run, tmp_path))
+    with Command(tmp_path / "log", *words) as first:
+        first.wait_until(lambda: len(storage.names(directory, "_stats.json")) >= 3)
+        first.kill()
+    done = {name.removesuffix("_stats.json") for name in storage.names(directory, "_stats.json")}
+    assert 3 <= len(done) < 12
+    asked = Counter(site.asked)
+    finish(*words)
+    fetched = {5 * int(shard) + i for shard in done for i in range(5)}
+    again = [path for path in site.asked - asked if int(path.partition("?")[2]) in fetched]
+    assert not again  # what was done is not fetched again
+    shards = [open_shard(f"{directory}/{name}") for name in storage.names(directory, ".tar")]
+    uids = [uid for shard in shards for group in range(len(shard.row_group_sizes)) for uid in shard.uids(group)]
+    assert sorted(uids) == sorted(derive_uid(row["URL"], row["TEXT"]) for row in rows)
+
+
+def test_datacomps_hashes_are_checked_and_its_faces_blurred(ray_session, make_run, tmp_path, site: Website):
+    digest = hashlib.sha256(site.pictures[0]).hexdigest()
+    rows = [
+        {
+            "uid": f"{i:032x}",
+            "url": f"{site.address}/ok/0?{i}",
+            "text": "a drawing",
+            "sha256": told,
+            "face_bboxes": boxes,
+        }
+        for i, (told, boxes) in enumerate([(digest, []), (digest, [[0.1, 0.1, 0.9, 0.9]]), ("0" * 64, [])])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "datacomp.parquet")
+    part = (
+        "{urls: datacomp.parquet, shards: fetched, private_addresses: true, verify_hash: true, blur_boxes: face_bboxes}"
+    )
+    run = make_run("joint", f"ingest={part}", "ingest.output_format=parquet", "data.shards=fetched")
+    assert ingest.run_stage(run)["passes"][0]["reasons"] == {"success": 2, "hash mismatch": 1}
+    plain, blurred, other = pq.read_table(tmp_path / "fetched/00000.parquet").sort_by("uid").to_pylist()
+    assert [row["uid"] for row in (plain, blurred, other)] == [row["uid"] for row in rows]
+    assert plain["jpg"] != blurred["jpg"]
+    assert other["jpg"] is None
+
+
+def test_what_is_not_to_be_fetched_is_told(make_run, tmp_path, site: Website):
+    metadata(str(tmp_path), site.address)
+    with pytest.raises(ValueError, match="no `ingest` part"):
+        ingest.run_stage(make_run("joint"))
+    with pytest.raises(ValueError, match=r"data\.shards .* has nothing of ingest\.shards fetched"):
+        make_run("joint", f"ingest={SETTINGS}")
+    with pytest.raises(ValueError, match="`duplicate` is one of a catalogue"):
+        make_run("joint", "ingest={urls: x, shards: fetched, rules: [{rule: duplicate}]}", "data.shards=fetched")
+
+
+def _spec(**settings) -> run_file.Ingest:
+    return run_file.Ingest(urls="x", shards="y", **settings)
+
+
+def test_private_addresses_and_files_are_not_asked_for(site: Website, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "x.internal")
+    with fetch.bounded(_spec(), 1):
+        for url in (f"{site.address}/ok/0", f"http://localhost:{site.server.server_port}/ok/0"):
+            with pytest.raises(URLError, match="private network"):
+                urllib.request.urlopen(url, timeout=1)
+        with pytest.raises(URLError, match="unknown url type: file"):
+            urllib.request.urlopen("file:///etc/hostname", timeout=1)
+    assert not site.asked
+    with urllib.request.urlopen(f"{site.address}/ok/0", timeout=5) as answer:  # and no longer than that
+        assert answer.read() == site.pictures[0]
+
+
+def test_a_host_is_asked_no_more_often_than_allowed(site: Website):
+    spec = _spec(private_addresses=True, requests_per_host_per_second=20)
+    with fetch.bounded(spec, 2):  # each of two tasks may ask ten times a second
+        started = time.monotonic()
+        for i in range(4):
+            urllib.request.urlopen(f"{site.address}/ok/{i}", timeout=5).close()
+        assert time.monotonic() - started > 0.3

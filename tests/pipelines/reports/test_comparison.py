@@ -1,0 +1,48 @@
+"""Numbers of the comparison, against runs whose numbers are known."""
+
+import pytest
+
+from pipelines.reports import comparison
+from pipelines.reports.comparison import Finished
+
+
+def finished(make_run, name: str, score: float, teraflops: float, *overrides: str) -> Finished:
+    manifest = {
+        "steps": 10,
+        "examples_trained": 320,
+        "examples_seen": 640,
+        "flops_step": teraflops * 1e11,
+        "flops_step_with_reuse": teraflops * 0.9e11,
+        "seconds": 5.0,
+    }
+    results = [
+        {"key": "a/zero_shot", "step": step, "metrics": {"acc1": value, "main_metric": value}}
+        for step, value in ((5, 0.1), (10, score))
+    ]
+    run = Finished(f"runs/{name}", make_run(name, *overrides), manifest, results)
+    run.__dict__["metrics"] = [{"jest/seconds": 0.5 * (i + 1)} for i in range(10)]
+    return run
+
+
+def test_a_table_has_the_last_scores_and_the_costs_with_seeds_put_together(make_run):
+    runs = [
+        finished(make_run, "uniform", 0.5, 3.0, "selection.method=uniform"),
+        finished(make_run, "joint-seed0", 0.6, 7.0),
+        finished(make_run, "joint-seed1", 0.7, 7.0),
+    ]
+    table = comparison.compare(runs)
+    assert table.columns == ["uniform", "joint, 2 seeds"]
+    rows = dict(table.rows)
+    assert rows["a/zero_shot @1"] == ["50.0", "65.0 (60.0 to 70.0)"]
+    assert rows["examples trained"] == ["320", "320"]
+    assert rows["examples seen"] == ["640", "640"]
+    assert rows["TFLOPs"] == ["3.00", "7.00"]
+    assert rows["TFLOPs, scoring reused"] == ["2.70", "6.30"]
+    assert rows["TFLOPs, with the reference's"] == ["3.00", ""]  # the reference is none of these runs
+    assert rows["wall-clock of the steps, s"] == ["5", "5"]
+    assert runs[0].teraflops == pytest.approx(3.0)
+
+    (told,) = comparison.verdict(runs)
+    assert told.startswith("joint reached a mean score of 65.0 % with 320 examples trained, 7.0 TFLOPs")
+    assert "Against uniform, at equal examples: +15.0 points, for 2.33 times the FLOPs, 1.00 times the exa" in told
+    assert "at equal FLOPs" not in told  # none is near
