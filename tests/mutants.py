@@ -447,6 +447,16 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
+        "pipelines/training/run_directory.py",
+        "pipelines/training/test_run_directory.py::test_a_budget_may_change_before_the_cool_down",
+        longer_after_its_cool_down=("if reached > same_until:", "if reached > run.n_steps:"),
+    )
+    yield from of(
+        "jest_core/run_file/identity.py",
+        "core/run_file/test_identity.py::test_an_earlier_version_had_more_circumstances_and_fewer_fields",
+        new_field_refuses_older_runs=("return identity(Run.model_validate(values))", "return saved"),
+    )
+    yield from of(
         "pipelines/training/replay.py",
         "pipelines/training/test_replay.py::test_a_replay_that_goes_on_reads_its_own_steps_alone",
         a_replay_starts_again=(

@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from jest_core.run_file.parts import Circumstance, Part
 from jest_core.run_file.paths import sources
-from jest_core.run_file.rules import BASIC_FILTER, Part, Rule, ScoreRule
+from jest_core.run_file.rules import BASIC_FILTER, Rule, ScoreRule
 
 
 class Data(Part):
@@ -19,7 +20,7 @@ class Data(Part):
     rules: list[Rule]  # applied in this order; the first that drops a row is named in the audit
     n_streams: PositiveInt  # canonical streams of the order; not the number of learners
     window_rows: PositiveInt  # rows of a stream that are read and shuffled together
-    max_bad_share: float = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
+    max_bad_share: Circumstance[float] = Field(default=0.01, ge=0, le=1)  # of a shard's rows that may not decode
     decode: Literal["eager", "late"] = "eager"  # late: all at selection.score_image_size, the selected at the model's
     replay: str | None = None  # run directory: train on what it selected, step by step, and score nothing
     mask_duplicates: Literal["none", "uid", "image"] = "none"  # of equal slots of a super-batch, only one is selectable

@@ -2,13 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
-
-class Part(BaseModel):
-    """A mapping of a run file: complete, and without keys that nobody knows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from jest_core.run_file.parts import Part
 
 
 class StatusRule(Part):
@@ -28,7 +24,7 @@ class NsfwRule(Part):
     """Keep rows whose NSFW label (LAION: UNLIKELY, UNSURE, NSFW) is one of these; unlabelled rows are dropped."""
 
     rule: Literal["nsfw"]
-    keep: list[str] = ["UNLIKELY"]
+    keep: list[str] = Field(default=["UNLIKELY"])
 
 
 class WatermarkRule(Part):
@@ -69,7 +65,7 @@ class LanguageRule(Part):
     """Keep rows in one of these languages: as a column names them, or as fastText's model tells from the caption."""
 
     rule: Literal["language"]
-    keep: list[str] = ["en"]
+    keep: list[str] = Field(default=["en"])
     detect: bool = False  # by fastText's lid.176 (pip install jest[language]) instead of a column
     model_file: str | None = None  # a local lid.176.bin; else the compressed model that comes with the package
 

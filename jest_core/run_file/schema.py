@@ -9,8 +9,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision, Schedule, Tracker
 from jest_core.run_file.data import Data, Evaluation, Ingest
+from jest_core.run_file.parts import Circumstance, Part
 from jest_core.run_file.paths import join
-from jest_core.run_file.rules import Part
 
 
 class Model(Part):
@@ -58,11 +58,13 @@ class Reference(Part):
     score_patch_size: PositiveInt | None = None  # of a ViT; its own if not given
     features: Features | None = None  # what to make the scores of, instead of embedding the pictures
     scorers: list[Scorer] = Field(default=[])
-    batch_size: PositiveInt = 256
+    batch_size: Circumstance[PositiveInt] = 256
     precision: ForwardPrecision = "fp32"
-    compile: bool = False  # torch.compile of both towers
-    n_actors: PositiveInt | None = None  # as many as there are GPUs for, or cores; none on a small machine without
-    gpus_per_actor: NonNegativeFloat = 0
+    compile: Circumstance[bool] = False  # torch.compile of both towers
+    n_actors: Circumstance[PositiveInt | None] = (
+        None  # as many as there are GPUs for, or cores; none on a small machine without
+    )
+    gpus_per_actor: Circumstance[NonNegativeFloat] = 0
     logit_bias: float | None = None  # for sigmoid scores by a softmax-trained model, which has none
 
 
@@ -78,7 +80,9 @@ class Selection(Part):
     score_image_size: PositiveInt | None = None  # pixels a side at which the learner scores; the model's if not given
     score_patch_size: PositiveInt | None = None  # of a ViT, as it scores; its own if not given
     score_precision: ForwardPrecision = "fp32"  # of the learner's forward pass as it scores
-    agreement_every_steps: NonNegativeInt = 0  # compare with scoring at full resolution as often as that; 0 = never
+    agreement_every_steps: Circumstance[NonNegativeInt] = (
+        0  # compare with scoring at full resolution as often as that; 0 = never
+    )
 
 
 class Subset(Part):
@@ -109,9 +113,9 @@ class Training(Part):
     sub_batch_size: PositiveInt  # b, all learners together
     initial_checkpoint: str | None = None  # file or run directory with the weights that the learner starts with
     examples_trained: PositiveInt  # the budget; examples seen are 1 / (1 - filter_ratio) times as many
-    n_learners: PositiveInt = 1
-    gpus_per_learner: NonNegativeFloat = 0
-    shard_weights: bool = False  # learners hold a share each of weights, gradients and moments (FSDP2)
+    n_learners: Circumstance[PositiveInt] = 1
+    gpus_per_learner: Circumstance[NonNegativeFloat] = 0
+    shard_weights: Circumstance[bool] = False  # learners hold a share each of weights, gradients and moments (FSDP2)
     loss: Loss = "sigmoid"  # softmax: of a model without logit_bias
     learning_rate: PositiveFloat
     schedule: Schedule = "cosine"
@@ -126,57 +130,42 @@ class Training(Part):
     augmentation: Augmentation = Augmentation()
     low_resolution: LowResolution | None = None
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights, loss and update are float32
-    compile: bool = False  # torch.compile of both towers, for scoring and training
-    micro_batch_size: PositiveInt | None = None  # a learner's examples that hold activations at once; all if not given
-    activation_checkpointing: bool = False  # hold the activations of one layer at a time
-    score_batch_size: PositiveInt = 256  # micro-batch of the scoring pass
-    loss_tile: PositiveInt = 1024  # rows of logits held at once
-    checkpoint_every_steps: PositiveInt
-    checkpoint_every_minutes: PositiveFloat | None = None  # as well
-    keep_last_checkpoints: PositiveInt | None = None  # all if not given
-    keep_checkpoint_every_steps: PositiveInt | None = None  # of those that would go, keep the steps that this divides
-    hang_minutes: PositiveFloat = 60  # without a step of learners in processes of their own, after which the run ends
-    max_loss: PositiveFloat | None = None  # nats; above it, as at NaN, the run stops
-    report_to: list[Tracker] = Field(default=[])  # beside metrics.jsonl and Ray's own Prometheus endpoint
+    compile: Circumstance[bool] = False  # torch.compile of both towers, for scoring and training
+    micro_batch_size: Circumstance[PositiveInt | None] = (
+        None  # a learner's examples that hold activations at once; all if not given
+    )
+    activation_checkpointing: Circumstance[bool] = False  # hold the activations of one layer at a time
+    score_batch_size: Circumstance[PositiveInt] = 256  # micro-batch of the scoring pass
+    loss_tile: Circumstance[PositiveInt] = 1024  # rows of logits held at once
+    checkpoint_every_steps: Circumstance[PositiveInt]
+    checkpoint_every_minutes: Circumstance[PositiveFloat | None] = None  # as well
+    keep_last_checkpoints: Circumstance[PositiveInt | None] = None  # all if not given
+    keep_checkpoint_every_steps: Circumstance[PositiveInt | None] = (
+        None  # of those that would go, keep the steps that this divides
+    )
+    hang_minutes: Circumstance[PositiveFloat] = (
+        60  # without a step of learners in processes of their own, after which the run ends
+    )
+    max_loss: Circumstance[PositiveFloat | None] = None  # nats; above it, as at NaN, the run stops
+    report_to: Circumstance[list[Tracker]] = Field(default=[])  # beside metrics.jsonl and Ray's own Prometheus endpoint
     n_refused_logged: NonNegativeInt = 16  # refused examples sampled into the log at each step
-    max_failures: int = Field(default=3, ge=-1)  # learner restarts by Ray Train; -1 = no limit
-
-
-# What may change between a run and its resume: where and how it runs, not what it computes
-_CIRCUMSTANCES = {
-    "n_learners",
-    "gpus_per_learner",
-    "shard_weights",
-    "max_failures",
-    "max_loss",
-    "hang_minutes",
-    "report_to",
-    "checkpoint_every_steps",
-    "checkpoint_every_minutes",
-    "keep_last_checkpoints",
-    "keep_checkpoint_every_steps",
-    "score_batch_size",
-    "loss_tile",
-    "micro_batch_size",
-    "activation_checkpointing",
-    "compile",
-}
+    max_failures: Circumstance[int] = Field(default=3, ge=-1)  # learner restarts by Ray Train; -1 = no limit
 
 
 class Run(Part):
     """One run: what `jest STAGE RUN.yaml` reads, and what it saves, resolved, as run.yaml in run_dir."""
 
-    root: str = "."
-    run_dir: str
+    root: Circumstance[str] = "."
+    run_dir: Circumstance[str]
     seed: NonNegativeInt
-    ingest: Ingest | None = None
+    ingest: Circumstance[Ingest | None] = None
     data: Data
     model: Model
     reference: Reference | None = None
     selection: Selection
     training: Training
-    evaluation: Evaluation | None = None
-    subset: Subset | None = None
+    evaluation: Circumstance[Evaluation | None] = None
+    subset: Circumstance[Subset | None] = None
 
     @property
     def sub_batch_size(self) -> int:
@@ -217,12 +206,3 @@ class Run(Part):
     def path(self, value: str) -> str:
         """A path of the run file as an absolute path or a URL."""
         return join(self.root, value)
-
-    def identity(self) -> dict[str, Any]:
-        """The values that make a run this run, flat, so that a difference can be named: not where and how it runs."""
-        flat = {}
-        for part, values in self.model_dump(mode="json", exclude={"ingest", "evaluation", "root", "run_dir"}).items():
-            for key, value in values.items() if isinstance(values, dict) else [("", values)]:
-                if not (part == "training" and key in _CIRCUMSTANCES):
-                    flat[f"{part}.{key}".rstrip(".")] = value
-        return flat

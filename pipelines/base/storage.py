@@ -224,27 +224,49 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-@retried
-def begin(directory: str, stage: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Claim a stage's output directory: its finished manifest where one with this configuration is there, else None.
+Config = dict[str, Any]
 
+
+def refuse_other(
+    directory: str,
+    stage: str,
+    config: Config,
+    *,
+    today: Callable[[Config], Config] = dict,
+    extends: Callable[[Config, list[str]], bool] = lambda old, differing: False,
+) -> Config | None:
+    """The manifest of a stage's output directory, None where nothing has begun there; writes nothing.
+
+    today: a configuration that an earlier version wrote, in the fields of this one. extends: whether what was begun
+    with that configuration may go on with this one, which differs in those fields.
     Raises ValueError, naming the difference, where the directory was begun with another configuration.
     """
     path = f"{directory}/{MANIFEST}"
-    if exists(path):
-        manifest: dict[str, Any] = read_json(path)
-        old = manifest["config"]
-        differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
-        if manifest["stage"] != stage or differing:
-            detail = "; ".join(f"{k}: there {_short(old.get(k))}, here {_short(config.get(k))}" for k in differing)
-            raise ValueError(
-                f"{directory} was made by {manifest['stage']!r} with another configuration ({detail}); choose "
-                "another directory, or remove it"
-            )
-        if manifest["complete"]:
-            return manifest
-    else:
-        write_json(path, {"stage": stage, "complete": False, "config": config})
+    if not exists(path):
+        return None
+    manifest: Config = read_json(path)
+    old = today(manifest["config"])
+    differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
+    if manifest["stage"] != stage or (differing and not extends(old, differing)):
+        detail = "; ".join(f"{k}: there {_short(old.get(k))}, here {_short(config.get(k))}" for k in differing)
+        raise ValueError(
+            f"{directory} was made by {manifest['stage']!r} with another configuration ({detail}); choose "
+            "another directory, or remove it"
+        )
+    return manifest | {"complete": manifest["complete"] and not differing}
+
+
+@retried
+def begin(directory: str, stage: str, config: Config, **changes: Any) -> Config | None:
+    """Claim a stage's output directory: its finished manifest where one with this configuration is there, else None.
+
+    changes: those of `refuse_other`, which refuses what has another configuration.
+    """
+    manifest = refuse_other(directory, stage, config, **changes)
+    if manifest is not None and manifest["complete"]:
+        return manifest
+    if manifest is None or manifest["config"] != config:
+        write_json(f"{directory}/{MANIFEST}", {"stage": stage, "complete": False, "config": config})
     return None
 
 

@@ -19,6 +19,7 @@ from pipelines.evaluation import sets
 from pipelines.planning import sizes
 from pipelines.planning.sizes import Pairs
 from pipelines.stream.source import open_source
+from pipelines.training import run_directory
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _run_directory(run: Run) -> str:
     directory = run.path(run.run_dir)
     if not storage.exists(f"{directory}/{storage.MANIFEST}"):
         return "new"
-    storage.begin(directory, "train", run.identity())  # of a directory that was begun: compares, and writes nothing
+    run_directory.refuse_other(run)
     return f"goes on after step {(checkpoints.steps(directory) or [0])[-1]:,}"
 
 

@@ -1,5 +1,6 @@
 """Super-batches -> checkpoints, the selection log and metrics.
 
+run_directory  whether a run may begin in its directory, go on there, or be made longer
 selection_log  what was drawn at each step, committed with checkpoints
 replay         a run's selection log -> each learner's share of its sub-batches
 sub_batches    the selected sub-batches, for our learner and for a loop of one's own

@@ -30,7 +30,7 @@ from pipelines.base.prefetch import prefetch
 from pipelines.scores import reference_scores
 from pipelines.stream import super_batches
 from pipelines.stream.source import Source, open_source
-from pipelines.training import replay
+from pipelines.training import replay, run_directory
 from pipelines.training.selection_log import SelectionLog
 
 
@@ -57,7 +57,7 @@ class SubBatches:
             replay.refuse(run)
         source = open_source(run)
         if self.rank == 0:
-            storage.begin(self.directory, "sub-batches", run.identity())
+            run_directory.claim(run, "sub-batches")
             storage.write_bytes(f"{self.directory}/run.yaml", run_file.dump(run).encode())
         done = checkpoints.resume(self.directory, self.pair, optimizer)
         self.step: int = done["step"]  # in the loop, the number of updates with the one that is being made
@@ -93,7 +93,7 @@ class SubBatches:
             held = checkpoints.content(self.step, self.pair, self.optimizer)
             checkpoints.write(self.directory, self.step, held | {"jest": done})
             if self.step == self.run.n_steps:
-                storage.finish(self.directory, "sub-batches", self.run.identity(), steps=self.step)
+                storage.finish(self.directory, "sub-batches", run_file.identity(self.run), steps=self.step)
 
 
 def stream(

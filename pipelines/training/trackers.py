@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
-from jest_core import choices
+from jest_core import choices, run_file
 from jest_core.run_file import Run
 from pipelines.base import storage
 
@@ -176,7 +176,7 @@ class _WandB:
             id=known["wandb"],
             name=PurePosixPath(run.run_dir).name,
             resume="allow",
-            config=run.identity(),
+            config=run_file.identity(run),
             dir=tempfile.mkdtemp(prefix="jest-wandb-") if "://" in directory else directory,
         )
 
@@ -200,7 +200,7 @@ class _MLflow:
             experiment = found.experiment_id if found else self._client.create_experiment(name)
             created = self._client.create_run(experiment, run_name=PurePosixPath(run.run_dir).name)
             known["mlflow"] = created.info.run_id
-            for key, value in run.identity().items():
+            for key, value in run_file.identity(run).items():
                 self._client.log_param(known["mlflow"], key, str(value)[:500])
         self._id = known["mlflow"]
         self._client.update_run(self._id, "RUNNING")

@@ -18,7 +18,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 from pipelines.base import cluster, progress, storage
 from pipelines.stream.source import Source, open_source
-from pipelines.training import bottleneck
+from pipelines.training import bottleneck, run_directory
 from pipelines.training.heartbeat import Board, Progress, every, sigterm_noted
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
     if in_process and not alone:
         raise ValueError("in_process trains with one learner, and without a GPU of its own")
     in_process = alone and cluster.is_local() if in_process is None else in_process
-    directory, config = run.path(run.run_dir), run.identity()
+    directory = run.path(run.run_dir)
     source = open_source(run)  # first, so that a run without its inputs claims no directory
     if run.data.replay is not None:
         from pipelines.training import replay
 
         replay.refuse(run)
-    if (manifest := storage.begin(directory, "train", config)) is not None:
+    if (manifest := run_directory.claim(run)) is not None:
         progress.say(
             label,
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
@@ -67,7 +67,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
         "seconds": seconds,
         **costs,
     }
-    manifest = storage.finish(directory, "train", config, **result)
+    manifest = storage.finish(directory, "train", run_file.identity(run), **result)
     progress.say(label, bottleneck.limit(selection_log.read_metrics(directory)))
     progress.say(
         label,

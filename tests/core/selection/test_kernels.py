@@ -69,7 +69,7 @@ import json, sys
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from jest_core import kernels
+from jest_core.selection import kernels
 
 shared = []
 for capability, given, product in json.loads(sys.argv[1]):

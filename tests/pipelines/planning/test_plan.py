@@ -155,7 +155,7 @@ def test_a_plan_with_a_failing_check_fails(make_scored_run: MakeRun):
 
 def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):
     run = make_scored_run("joint")
-    storage.begin(run.path("joint"), "train", run.identity())
+    storage.begin(run.path("joint"), "train", run_file.identity(run))
     assert not failing(run)
     assert (
         "training.learning_rate: there 0.001, here 0.5"
