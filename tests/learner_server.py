@@ -13,9 +13,12 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 torch.set_num_threads(1)  # before there are more: threads do not survive a fork
 with install_import_hook("jest_core", "beartype.beartype"):
-    from tests.core import test_losses, test_selection, test_sharding, test_train_step  # noqa: F401
+    from tests.core import test_losses  # noqa: F401
+    from tests.core.models import test_sharding  # noqa: F401
+    from tests.core.selection import test_algorithm  # noqa: F401
+    from tests.core.training import test_step
 
     with suppress(Exception):  # the tests say what is wrong
-        test_train_step.two_steps(0, 1, None, [0, test_train_step.B], [])
+        test_step.two_steps(0, 1, None, [0, test_step.B], [])
 gc.freeze()
 gc.enable()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -33,6 +34,7 @@ def run_learners(function: Callable[..., Any], size: int, *arguments: Any) -> li
 
 
 def _run(rank: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    assert "tests.learner_server" in sys.modules, "the fork server passes over an import that fails: import it by hand"
     threading.Thread(target=_end_with_the_tests, daemon=True).start()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)

@@ -11,8 +11,8 @@ SOURCES = [*sorted((ROOT / "jest_core").rglob("*.py")), *sorted((ROOT / "pipelin
 METHOD = [path for path in SOURCES if path.is_relative_to(ROOT / "jest_core")]
 PACKAGES = sorted({path.parent for path in SOURCES} - {ROOT / "pipelines" / "paper" / "drawings"})
 MAX_README_LINES = 150
-# test_load.py is of the whole run file: data, paths and schema too; the tests of their users are those of the others
-UNTESTED_ALONE = {"__init__", "choices", "collectives", "super_batch", "configurations", "data", "paths", "schema"}
+UNTESTED_ALONE = {"__init__", "choices", "collectives", "super_batch", "configurations"}  # the tests of their users are
+UNTESTED_ALONE |= {"data", "parts", "paths", "schema"}  # test_load.py is of the whole run file
 
 
 def name_of(path: Path) -> str:
