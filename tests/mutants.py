@@ -449,7 +449,7 @@ def _mutants() -> Iterator[Mutant]:
     yield from of(
         "pipelines/training/run_directory.py",
         "pipelines/training/test_run_directory.py::test_a_budget_may_change_before_the_cool_down",
-        longer_after_its_cool_down=("if reached > same_until:", "if reached > run.n_steps:"),
+        longer_after_its_cool_down=("if reached <= same_until:", "if reached <= run.n_steps:"),
     )
     yield from of(
         "jest_core/run_file/identity.py",

@@ -34,7 +34,9 @@ def run_learners(function: Callable[..., Any], size: int, *arguments: Any) -> li
 
 
 def _run(rank: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
-    assert "tests.learner_server" in sys.modules, "the fork server passes over an import that fails: import it by hand"
+    assert "tests.learner_server" in sys.modules, (
+        "the fork server could not import it: is this the root of the checkout?"
+    )
     threading.Thread(target=_end_with_the_tests, daemon=True).start()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)

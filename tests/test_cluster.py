@@ -38,7 +38,7 @@ RUN_FILE = RUNS / "laion2b" / "flexi.yaml"
 CHAIN = ["ingest", "catalogue", "reference-scores", "train", "evaluate", "report"]
 
 
-# Beside the rehearsal's: steps enough for a stop and a loss. Each learner would compile a minute: test_learner.py does
+# Beside the rehearsal's: steps enough for a stop and a loss. Each learner would compile a minute: test_train.py does
 SIZES = [
     "training.compile=false",
     "training.examples_trained=1920",
@@ -241,17 +241,17 @@ def _lose_a_node_in_training(directory: str, reached: int, job: subprocess.Popen
 @pytest.mark.endurance
 @pytest.mark.timeout(1200)
 def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes, laion: Laion, capsys):
-    """One run by three jobs: stopped, refused with another budget, and going on while a node is lost; then its like
-    without a job, undisturbed. All in one, as each job and each learner costs seconds to start."""
+    """One run by three jobs: stopped, refused with another learning rate, and going on while a node is lost; then its
+    like without a job, undisturbed. All in one, as each job and each learner costs seconds to start."""
     dashboard, run, quiet = nodes.dashboard, laion.run("chain", *SIZES), laion.run("quiet", *SIZES)
     directory, told = run.path(run.run_dir), laion.told("chain", *SIZES)
     reached = _stop_in_training(run, told, dashboard)
     assert 0 < reached < run.n_steps
 
-    failed = _submit(dashboard, ["train"], [*told, "training.examples_trained=9600"])
+    failed = _submit(dashboard, ["train"], [*told, "training.learning_rate=0.5"])
     refused, _ = failed.communicate(timeout=200)
     assert failed.returncode == 1
-    assert "training.examples_trained" in refused  # another budget is another run
+    assert "training.learning_rate" in refused  # another learning rate is another run
 
     job = _submit(dashboard, CHAIN, told)
     lost = _lose_a_node_in_training(directory, reached, job)

@@ -39,3 +39,11 @@ def test_every_document_can_be_reached_from_the_readme():
             if path not in reached and path.exists():
                 todo.append(path)
     assert set((ROOT / "deploy" / "docs").glob("*.md")) <= reached
+
+
+def test_the_python_of_the_readme_runs(capsys):
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "tensor([" in capsys.readouterr().out

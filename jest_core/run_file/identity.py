@@ -29,7 +29,8 @@ def in_todays_fields(saved: Identity, run: Run) -> Identity:
 
     run: lends the circumstances, which a saved identity lacks.
     """
-    values = run.model_dump(mode="json")
+    dumped = run.model_dump(mode="json")
+    values = _circumstances(run, dumped)
     parts: dict[str, Any] = {}
     for key, value in saved.items():
         part, _, field = key.partition(".")
@@ -38,7 +39,7 @@ def in_todays_fields(saved: Identity, run: Run) -> Identity:
         else:
             parts[part] = value
     for part, fields in parts.items():
-        lent = _circumstances(getattr(run, part, None), values.get(part))
+        lent = _circumstances(getattr(run, part, None), dumped.get(part))
         values[part] = lent | fields if isinstance(fields, dict) else fields
     try:
         return identity(Run.model_validate(values))

@@ -80,9 +80,7 @@ class Selection(Part):
     score_image_size: PositiveInt | None = None  # pixels a side at which the learner scores; the model's if not given
     score_patch_size: PositiveInt | None = None  # of a ViT, as it scores; its own if not given
     score_precision: ForwardPrecision = "fp32"  # of the learner's forward pass as it scores
-    agreement_every_steps: Circumstance[NonNegativeInt] = (
-        0  # compare with scoring at full resolution as often as that; 0 = never
-    )
+    agreement_every_steps: NonNegativeInt = 0  # compare with scoring at full resolution as often as that; 0 = never
 
 
 class Subset(Part):

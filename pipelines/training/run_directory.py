@@ -15,40 +15,50 @@ def claim(run: Run, stage: str = "train") -> dict[str, Any] | None:
 
     Raises ValueError, naming what differs and the way on, where the directory belongs to another run.
     """
-    return storage.begin(run.path(run.run_dir), stage, run_file.identity(run), **_changes(run))
+    return storage.begin(run.path(run.run_dir), stage, run_file.identity(run), **_changes(run, stage))
 
 
-def refuse_other(run: Run, stage: str = "train") -> None:
-    """Raise as `claim` would, and write nothing."""
-    storage.refuse_other(run.path(run.run_dir), stage, run_file.identity(run), **_changes(run))
+def refuse_other(run: Run, stage: str = "train") -> dict[str, Any] | None:
+    """Raise as `claim` would, and write nothing; the manifest that is there, None of a new directory."""
+    return storage.refuse_other(run.path(run.run_dir), stage, run_file.identity(run), **_changes(run, stage))
 
 
-def _changes(run: Run) -> dict[str, Any]:
-    return {"today": partial(run_file.in_todays_fields, run=run), "extends": partial(_extends, run)}
+def _changes(run: Run, stage: str) -> dict[str, Any]:
+    return {"today": partial(run_file.in_todays_fields, run=run), "extends": partial(_extends, run, stage)}
 
 
-def _extends(run: Run, old: run_file.Identity, differing: list[str]) -> bool:
+def _extends(run: Run, stage: str, old: run_file.Identity, differing: list[str]) -> bool:
     """Whether only the budget differs, and all steps so far are those of the new one too.
 
     They are where the learning rate does not depend on the budget: up to the cool-down of the schedules rsqrt and
-    constant. Raises ValueError, with the way on, where that is over.
+    constant. A loop of one's own (stage `sub-batches`) has a schedule of its own. Raises ValueError, with the way on,
+    where that is over.
     """
     if not set(differing) <= _BUDGET:
         return False
     training, directory = run.training, run.path(run.run_dir)
-    old_steps = old["training.examples_trained"] // run.sub_batch_size
-    budgets = f"{directory} was begun with {old_steps:,} steps, and this run file has {run.n_steps:,}"
-    if training.schedule == "cosine":
-        raise ValueError(
-            f"{budgets}: with training.schedule cosine every learning rate depends on that number; choose another "
-            "directory, and start from this run's weights with training.initial_checkpoint"
-        )
     reached = (checkpoints.steps(directory) or [0])[-1]
-    same_until = min(old_steps - old["training.cooldown_steps"], run.n_steps - training.cooldown_steps)
-    if reached > same_until:
-        raise ValueError(
-            f"{budgets}; it has a checkpoint after step {reached:,}, and their learning rates are the same up to step "
-            f"{same_until:,} only, where the cool-down or the end of one of them is: remove the checkpoints after that "
-            "step to go on from there, or choose another directory"
+    old_steps = old["training.examples_trained"] // run.sub_batch_size
+    new = run_file.identity(run)
+    changes = "; ".join(f"{key}: there {old[key]:,}, here {new[key]:,}" for key in differing)
+    if reached > run.n_steps:
+        raise ValueError(f"{directory} has a checkpoint after step {reached:,}, which is past the budget ({changes})")
+    if stage != "train":
+        return True
+    same_until = 0
+    if training.schedule != "cosine":
+        same_until = min(
+            _full_rate(old_steps, old["training.cooldown_steps"]), _full_rate(run.n_steps, training.cooldown_steps)
         )
-    return True
+    if reached <= same_until:
+        return True
+    raise ValueError(
+        f"{directory} has a checkpoint after step {reached:,}, and with another budget ({changes}) the learning rates "
+        f"of training.schedule {training.schedule} are the same up to step {same_until:,} only: choose another "
+        "directory, and start it from a checkpoint of this one by training.initial_checkpoint"
+    )
+
+
+def _full_rate(n_steps: int, cooldown_steps: int) -> int:
+    """How many of the first steps no cool-down makes slower: at its first the factor is still 1."""
+    return n_steps - max(0, cooldown_steps - 1)

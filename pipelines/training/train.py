@@ -45,7 +45,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
         from pipelines.training import replay
 
         replay.refuse(run)
-    if (manifest := run_directory.claim(run)) is not None:
+    if (manifest := run_directory.refuse_other(run)) is not None and manifest["complete"]:
         progress.say(
             label,
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
@@ -58,6 +58,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
         from pipelines.training import selection_log
 
         costs = _look_over(run, source, directory, label)
+    run_directory.claim(run)  # once nothing is left that refuses it: one that was finished is not, from here on
     _fit(run, directory, label, in_process=in_process)
     seconds = checkpoints.read(directory)["jest"]["seconds"]
     result = {

@@ -2,7 +2,7 @@
 
 Icon sets, emoji and clip art travel through package registries, which many closed networks can reach when they cannot
 reach image hosts. `fetch` takes a tier's packages with the registries' ordinary clients; the readers below return what
-the packages say (icon bodies, CLDR names by language, clip-art titles) and choose nothing: `drawings.py` does that.
+the packages say (icon bodies, CLDR names by language, clip-art titles) and choose nothing: `build.py` does that.
 """
 
 import hashlib

@@ -12,7 +12,6 @@ CHANGES = {  # of each kind of field that may change while a run goes on
     "reference.batch_size": 64,
     "reference.compile": True,
     "data.max_bad_share": 0.5,
-    "selection.agreement_every_steps": 10,
     "training.n_learners": 2,
     "training.score_batch_size": 8,
     "training.checkpoint_every_steps": 3,
@@ -33,7 +32,6 @@ CIRCUMSTANCES = {
     "reference.compile",
     "reference.n_actors",
     "reference.gpus_per_actor",
-    "selection.agreement_every_steps",
     "training.n_learners",
     "training.gpus_per_learner",
     "training.shard_weights",
@@ -84,6 +82,13 @@ def test_an_earlier_version_had_more_circumstances_and_fewer_fields():
     earlier["reference.model"] = {"name": saved["reference.model"]["name"]}
     earlier |= {"reference.n_actors": 5, "data.max_bad_share": 0.2, "subset": None}
     assert run_file.in_todays_fields(earlier, run) == saved
+
+
+def test_a_part_that_an_earlier_version_did_not_know_has_its_default():
+    saved = run_file.identity(run_file.load(TEXT))
+    earlier = {key: value for key, value in saved.items() if not key.startswith("reference.")}
+    read = run_file.in_todays_fields(earlier, run_file.load(TEXT))
+    assert read == earlier | {"reference": None}
 
 
 def test_what_this_version_cannot_read_is_compared_as_it_is():

@@ -15,9 +15,10 @@ def begun(make_run):
     """begun(step, "training.schedule=constant", ...): a run whose newest checkpoint is that one; its contents are not
     looked at."""
 
-    def make(step: int, *overrides: str):
+    def make(step: int, *overrides: str, stage: str = "train"):
         run = make_run("begun", *overrides)
-        run_directory.claim(run)
+        storage.remove_tree(run.path("begun"))
+        run_directory.claim(run, stage)
         storage.write_bytes(checkpoints.path_of(run.path("begun"), step), b"")
         return lambda *more: run_file.load(run_file.dump(run), list(more))
 
@@ -33,7 +34,7 @@ def test_a_run_that_is_made_longer_is_the_one_that_was_longer_from_the_start(mak
     extended = run_file.load(run_file.dump(short), ["training.examples_trained=192"])
     assert train.run_stage(extended, in_process=True)["steps"] == 6
     same_log_and_weights(extended, longer)
-    with pytest.raises(ValueError, match="remove the checkpoints after that step"):
+    with pytest.raises(ValueError, match="checkpoint after step 6, which is past the budget"):
         train.run_stage(short, in_process=True)
 
 
@@ -48,19 +49,22 @@ def test_another_learning_rate_is_another_run(begun):
 
 
 def test_a_cosine_cannot_be_made_longer(begun):
-    with pytest.raises(ValueError, match=r"6 steps, and this run file has 12: with training\.schedule cosine"):
-        run_directory.claim(begun(2)("training.examples_trained=384"))
+    longer = "training.examples_trained=384"
+    with pytest.raises(ValueError, match=r"examples_trained: there 192, here 384.* cosine are the same up to step 0"):
+        run_directory.claim(begun(2)(longer))
+    # of a loop of one's own, whose schedule is the caller's
+    assert run_directory.claim(begun(2, stage="sub-batches")(longer), "sub-batches") is None
 
 
 @pytest.mark.parametrize(
     ("step", "more", "until"),
     [
-        (4, ["training.examples_trained=384"], None),  # the cool-down of 2 begins after step 4 of 6
-        (5, ["training.examples_trained=384"], 4),
-        (4, ["training.cooldown_steps=1"], None),
-        (4, ["training.cooldown_steps=4"], 2),
-        (2, ["training.examples_trained=128"], None),  # ends earlier: its cool-down begins now
-        (4, ["training.examples_trained=128"], 2),
+        (5, ["training.examples_trained=384"], None),  # of the cool-down's two steps the first is at full rate
+        (6, ["training.examples_trained=384"], 5),
+        (5, ["training.cooldown_steps=1"], None),
+        (5, ["training.cooldown_steps=4"], 3),
+        (3, ["training.examples_trained=128"], None),  # ends earlier: its cool-down begins now
+        (4, ["training.examples_trained=128"], 3),
     ],
 )
 def test_a_budget_may_change_before_the_cool_down(begun, step: int, more: list[str], until: int | None):
@@ -78,3 +82,8 @@ def test_asking_writes_nothing(begun):
     before = storage.manifest(run().path("begun"))
     run_directory.refuse_other(run("training.examples_trained=384"))
     assert storage.manifest(run().path("begun")) == before
+
+
+def test_before_the_first_checkpoint_any_budget_will_do(make_run):
+    run_directory.claim(make_run("begun"))
+    assert run_directory.claim(make_run("begun", "training.examples_trained=384")) is None
