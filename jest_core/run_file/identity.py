@@ -27,7 +27,7 @@ def in_todays_fields(saved: Identity, run: Run) -> Identity:
     """An identity that an earlier version saved, in the fields of this one: what it did not know has its default, and
     what is a circumstance now is left out. As it is where this version cannot read it.
 
-    run: lends the circumstances, which a saved identity lacks.
+    run: where the circumstances come from, which a saved identity lacks.
     """
     dumped = run.model_dump(mode="json")
     values = _circumstances(run, dumped)
@@ -39,8 +39,8 @@ def in_todays_fields(saved: Identity, run: Run) -> Identity:
         else:
             parts[part] = value
     for part, fields in parts.items():
-        lent = _circumstances(getattr(run, part, None), dumped.get(part))
-        values[part] = lent | fields if isinstance(fields, dict) else fields
+        circumstances = _circumstances(getattr(run, part, None), dumped.get(part))
+        values[part] = circumstances | fields if isinstance(fields, dict) else fields
     try:
         return identity(Run.model_validate(values))
     except ValidationError:
