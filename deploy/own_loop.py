@@ -6,10 +6,10 @@ from pathlib import Path
 
 import open_clip
 import torch
+from jest_pipelines.training.sub_batches import SubBatches
 from open_clip.loss import SigLipLoss
 
 from jest_core import run_file
-from pipelines.training.sub_batches import SubBatches
 
 run = run_file.load(Path(sys.argv[1]).read_text())
 n = int(os.environ.get("WORLD_SIZE", "1"))

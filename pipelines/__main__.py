@@ -122,9 +122,9 @@ def plan(
         raise ValueError("--calibrate measures the rates that --machine reads: give one of them")
     if price is not None and not (calibrate or machine):
         raise ValueError("--price needs hours, and those need rates: give --calibrate or --machine too")
-    from pipelines.base import storage
-    from pipelines.planning import calibrate as machines
-    from pipelines.planning import plan as stage
+    from .base import storage
+    from .planning import calibrate as machines
+    from .planning import plan as stage
 
     if calibrate:
         measured = machines.measure(run)
@@ -143,7 +143,7 @@ def ingest(
 ) -> None:
     """Fetch the pictures that lists of URLs name into shards, with img2dataset."""
     run = _load(run_file, overrides)
-    from pipelines.data import ingest as stage
+    from .data import ingest as stage
 
     stage.run_stage(run, retry_failed=retry_failed)
 
@@ -152,7 +152,7 @@ def ingest(
 def catalogue(run_file: RunFile, overrides: Overrides = None) -> None:
     """Record which rows of the shards are kept, and which rule dropped each of the others."""
     run = _load(run_file, overrides)
-    from pipelines.data import catalogue as stage
+    from .data import catalogue as stage
 
     stage.run_stage(run)
 
@@ -167,10 +167,10 @@ def reference_scores(
 ) -> None:
     """Embed every kept pair once with the reference, and cache the embeddings beside the shards."""
     run = _load(run_file, overrides)
-    from pipelines.data import needs
+    from .data import needs
 
     needs.reference_scores(run)
-    from pipelines.scores import reference_scores as stage
+    from .scores import reference_scores as stage
 
     stage.verify(run) if verify else stage.run_stage(run)
 
@@ -187,7 +187,7 @@ def thresholds(
 ) -> None:
     """A page to choose a threshold by: the scores' distribution, and what each threshold just keeps and just drops."""
     run = _load(run_file, overrides)
-    from pipelines.reports import thresholds as stage
+    from .reports import thresholds as stage
 
     stage.run_stage(run, column, truth or None, output)
 
@@ -196,7 +196,7 @@ def thresholds(
 def select(run_file: RunFile, overrides: Overrides = None) -> None:
     """Select from the whole catalogue offline, by fixed learner and reference: a static subset."""
     run = _load(run_file, overrides)
-    from pipelines.offline import select as stage
+    from .offline import select as stage
 
     stage.run_stage(run)
 
@@ -218,7 +218,7 @@ def export(
 ) -> None:
     """Write what a run kept, selected or embedded in the formats of other tools."""
     run = _load(run_file, overrides)
-    from pipelines.offline import export as stage
+    from .offline import export as stage
 
     stage.run_stage(run, what.value, output, distinct=distinct)
 
@@ -235,7 +235,7 @@ def train(
     """Train the run's model; goes on from its newest checkpoint. A reference is trained with method `uniform`."""
     chosen = [f"data.replay={replay}", "selection.method=uniform", "data.decode=eager"] if replay else []
     run = _load(run_file, [*(overrides or []), *chosen])
-    from pipelines.training import train as stage
+    from .training import train as stage
 
     stage.run_stage(run)
 
@@ -250,10 +250,10 @@ def evaluate(
 ) -> None:
     """Zero-shot, few-shot and retrieval scores of every checkpoint of the run."""
     run = _load(run_file, overrides)
-    from pipelines.data import needs
+    from .data import needs
 
     needs.evaluate(run)
-    from pipelines.evaluation import evaluate as stage
+    from .evaluation import evaluate as stage
 
     stage.run_stage(run, watch=watch)
 
@@ -267,7 +267,7 @@ def stages(
 ) -> None:
     """Run stages one after the other, from ingest to report; each does what is missing of it."""
     run = _load(Path(what[-1]), overrides)
-    from pipelines.stages import run_stages
+    from .stages import run_stages
 
     run_stages(run, what[:-1])
 
@@ -292,7 +292,7 @@ def submit(
     """Run stages as one job of a Ray cluster; the exit status is the job's."""
     if sum(map(bool, (what, status, logs, stop))) != 1:
         raise ValueError("give stages and a run file, or one of --status, --logs and --stop")
-    from pipelines import submit as stage
+    from . import submit as stage
 
     if status:
         stage.status(status, address)
@@ -317,11 +317,12 @@ def report(
 ) -> None:
     """Compare runs on one page: curves, what was selected, and what it cost."""
     from jest_core import run_file
-    from pipelines.data import needs
+
+    from .data import needs
 
     for directory in run_dirs:
         needs.report(run_file.join("", directory))
-    from pipelines.reports import report as stage
+    from .reports import report as stage
 
     stage.run_stage(run_dirs, output)
 
@@ -337,7 +338,7 @@ def demo(
     n_learners: Annotated[int, typer.Option(min=1, help="Learners of each run.")] = 1,
 ) -> None:
     """The main job on this machine: reference, score cache, uniform, independent and joint selection, report."""
-    from pipelines.paper import demo as stage
+    from .paper import demo as stage
 
     stage.run_stage(data=data, root=root, smoke=smoke, seeds=seeds, n_learners=n_learners)
 
@@ -360,7 +361,7 @@ def reproduce(
     ] = "",
 ) -> None:
     """The paper's figures and tables at the scale of this machine; goes on with the runs that are not done."""
-    from pipelines.paper import reproduce as stage
+    from .paper import reproduce as stage
 
     stage.run_stage(figures or [], root=root, seeds=seeds, smoke=smoke, publish=publish)
 
@@ -371,8 +372,8 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line; an error is one clear line and exit status 1. Nothing that a command starts here outlives
     it, however it ends."""
-    from pipelines import errors
-    from pipelines.base import cluster
+    from . import errors
+    from .base import cluster
 
     if "--traceback" in sys.argv[2:]:  # behind the command too
         sys.argv.remove("--traceback")

@@ -11,8 +11,9 @@ from typing import Any
 
 from jest_core.run_file import Run
 from jest_core.run_file.rules import ScoreRule
-from pipelines.base import storage
-from pipelines.training import train
+
+from .base import storage
+from .training import train
 
 STAGES = {  # in their order; the module of each, and what that imports once it is needed
     "ingest": ("data.ingest",),
@@ -30,14 +31,14 @@ def run_stages(run: Run, stages: list[str]) -> None:
     refuse_stages(stages)
     # before the first: by the last, in hours, the code may be another, or the job's copy of it gone
     for module in (module for stage in stages for module in STAGES[stage]):
-        importlib.import_module(f"pipelines.{module}")
+        importlib.import_module(f".{module}", __package__)
     for stage in stages:
         run_stage(stage, run)
 
 
 def run_stage(stage: str, run: Run) -> Any:
     """One of STAGES, whose module is imported when its turn has come."""
-    module: Any = importlib.import_module(f"pipelines.{STAGES[stage][0]}")
+    module: Any = importlib.import_module(f".{STAGES[stage][0]}", __package__)
     directory = run.path(run.run_dir)
     return module.run_stage([directory], f"{directory}/report.html") if stage == "report" else module.run_stage(run)
 

@@ -23,12 +23,13 @@ from tenacity import (
     wait_fixed,
 )
 
+import jest_core
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import progress
-from pipelines.stages import refuse_stages
 
-_PACKAGES = ("jest_core", "pipelines")
+from .base import progress
+from .stages import refuse_stages
+
 _POLL_SECONDS = 2.0
 # A cluster that has just started answers so, each time after ten seconds of its own
 _when_ready = retry(
@@ -57,12 +58,12 @@ def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *,
                 f"job {job.submission_id} works on {directory}: follow it with --logs, or end it with --stop"
             )
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(__file__).resolve().parent.parent
-        for package in _PACKAGES:
-            shutil.copytree(root / package, f"{folder}/{package}", ignore=shutil.ignore_patterns("__pycache__"))
+        for name, package in (("jest_core", Path(jest_core.__file__)), ("jest_pipelines", Path(__file__))):
+            code = package.resolve().parent
+            shutil.copytree(code, f"{folder}/{name}", ignore=shutil.ignore_patterns("__pycache__"))
         Path(folder, "run.yaml").write_text(run_file.dump(run))
         job = _when_ready(client.submit_job)(
-            entrypoint=shlex.join(["python", "-m", "pipelines", "stages", *stages, "run.yaml"]),
+            entrypoint=shlex.join(["python", "-m", "jest_pipelines", "stages", *stages, "run.yaml"]),
             runtime_env={"working_dir": folder, "env_vars": env},
             metadata={"jest": directory, "stages": " ".join(stages)},
         )

@@ -37,7 +37,7 @@ from jest_core.run_file import Run
 from pipelines.base import cluster
 
 N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # of pytest-xdist, which share this machine
-POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
+POOL = Path(str(files("jest_deploy") / "data" / "small" / "pool"))
 
 
 @pytest.fixture

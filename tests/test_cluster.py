@@ -33,7 +33,7 @@ from tests.conftest import POOL, free_port
 from tests.pipelines.scores.test_reference_scores import make_reference
 from tests.websites import Website
 
-RUNS = Path(str(files("deploy") / "runs"))
+RUNS = Path(str(files("jest_deploy") / "runs"))
 RUN_FILE = RUNS / "laion2b" / "flexi.yaml"
 CHAIN = ["ingest", "catalogue", "reference-scores", "train", "evaluate", "report"]
 

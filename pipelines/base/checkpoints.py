@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.base import storage
+from . import storage
 
 if TYPE_CHECKING:  # how far a run is, is asked without
     import torch

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
-from pipelines.base import cluster
+from . import cluster
 
 _PATIENCE = 5.0  # seconds that the thread gets to end
 Item = TypeVar("Item")

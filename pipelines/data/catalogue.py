@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
-from pipelines.base import cluster, progress, storage
-from pipelines.data import rules
-from pipelines.data.layouts import open_shard
-from pipelines.data.shards import Shard, part_name
-from pipelines.data.tars import write_index
+
+from ..base import cluster, progress, storage
+from . import rules
+from .layouts import open_shard
+from .shards import Shard, part_name
+from .tars import write_index
 
 if TYPE_CHECKING:
     from jest_core.examples.order import Order

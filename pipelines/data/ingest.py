@@ -22,10 +22,11 @@ import ray
 
 from jest_core import run_file
 from jest_core.run_file import Ingest, Run
-from pipelines.base import cluster, progress, storage
-from pipelines.data import fetch, rules
-from pipelines.data.layouts import open_shard
-from pipelines.data.shards import ALIASES, Shard
+
+from ..base import cluster, progress, storage
+from . import fetch, rules
+from .layouts import open_shard
+from .shards import ALIASES, Shard
 
 STAGE = "ingest"
 _OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # in img2dataset's words

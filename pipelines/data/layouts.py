@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from pipelines.data.parquet import ParquetShard
-from pipelines.data.shards import Shard
-from pipelines.data.tars import TarShard
+from .parquet import ParquetShard
+from .shards import Shard
+from .tars import TarShard
 
 
 def open_shard(path: str, columns: Mapping[str, str] | None = None, index: str | None = None) -> Shard:

@@ -1,8 +1,9 @@
 """What a stage needs of the run file and of the stages before it, as far as it is told without PyTorch and Ray."""
 
 from jest_core.run_file import Run
-from pipelines.base import storage
-from pipelines.data.catalogue import Catalogue, open_catalogue
+
+from ..base import storage
+from .catalogue import Catalogue, open_catalogue
 
 
 def reference_scores(run: Run) -> Catalogue:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.base import storage
-from pipelines.data.shards import Shard
+from ..base import storage
+from .shards import Shard
 
 
 class ParquetShard(Shard):

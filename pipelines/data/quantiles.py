@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.base import storage
+from ..base import storage
 
 _HALF = 1 << 16
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from jest_core import run_file, tables
 from jest_core.examples.inputs import Inputs
 from jest_core.run_file import Run
-from pipelines.base import blocks, storage
-from pipelines.data.catalogue import held_catalogue
-from pipelines.data.shards import Shard
+
+from ..base import blocks, storage
+from .catalogue import held_catalogue
+from .shards import Shard
 
 
 def decoded(table: pa.Table, takes: Inputs) -> pa.Table:

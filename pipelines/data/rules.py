@@ -26,10 +26,11 @@ from jest_core.run_file.rules import (
     UnsafeRule,
     WatermarkRule,
 )
-from pipelines.base import storage
-from pipelines.data import uid_lists
-from pipelines.data.quantiles import thresholds
-from pipelines.data.shards import Shard, clean, part_name
+
+from ..base import storage
+from . import uid_lists
+from .quantiles import thresholds
+from .shards import Shard, clean, part_name
 
 Multiplicity = NDArray[np.int32]  # of each row: how often an epoch it comes; 0 where a rule drops it
 List = NDArray[np.uint64]  # (n,) sorted hashes of a deny-list, or (2, n) halves of the sorted uids of a subset

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.base import storage
-from pipelines.data.shards import Shard, clean
+from ..base import storage
+from .shards import Shard, clean
 
 INDEX = pa.schema(
     [

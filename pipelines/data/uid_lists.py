@@ -9,7 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jest_core import tables
-from pipelines.base import storage
+
+from ..base import storage
 
 Uids = NDArray[np.uint64]  # (n, 2): the halves of each
 NPY = np.dtype("u8,u8")  # DataComp's: one field a half
@@ -26,7 +27,7 @@ def read(directory: str) -> Uids:
     if manifest["stage"] == "select" and manifest["complete"]:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "selected", _where)
     if manifest["stage"] in ("train", "sub-batches"):
-        from pipelines.base import checkpoints  # and with it PyTorch, which no other list needs
+        from ..base import checkpoints  # and with it PyTorch, which no other list needs
 
         if not checkpoints.steps(directory):
             raise FileNotFoundError(f"{directory} holds a run that has not come to a checkpoint: nothing to list")

@@ -31,10 +31,11 @@ from jest_core.examples.view import View
 from jest_core.models import towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Pictures, Run
-from pipelines.base import checkpoints, cluster, progress, storage
-from pipelines.data import needs
-from pipelines.evaluation import sets
-from pipelines.evaluation.sets import Example
+
+from ..base import checkpoints, cluster, progress, storage
+from ..data import needs
+from . import sets
+from .sets import Example
 
 RESULTS = "eval_results.jsonl"
 Line = dict[str, Any]  # of eval_results.jsonl

@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from jest_core import run_file
 from jest_core.run_file import Pictures, Run
-from pipelines.base import storage
-from pipelines.data.layouts import open_shard
-from pipelines.data.shards import Shard, clean
+
+from ..base import storage
+from ..data.layouts import open_shard
+from ..data.shards import Shard, clean
 
 if TYPE_CHECKING:
     from jest_core.evaluation import ClassNames

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import blocks, cluster, progress, storage
-from pipelines.data import uid_lists
-from pipelines.data.catalogue import held_catalogue, open_catalogue
-from pipelines.scores import score_cache
+
+from ..base import blocks, cluster, progress, storage
+from ..data import uid_lists
+from ..data.catalogue import held_catalogue, open_catalogue
+from ..scores import score_cache
 
 STAGE = "export"
 What = Literal["catalogue", "selection", "subset", "scores"]

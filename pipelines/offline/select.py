@@ -19,9 +19,10 @@ from jest_core import run_file, tables
 from jest_core.run_file import Run
 from jest_core.selection import algorithm
 from jest_core.selection.learnability import Embeddings, matched_losses
-from pipelines.base import blocks, cluster, progress, storage
-from pipelines.data.catalogue import Catalogue, held_catalogue, open_catalogue
-from pipelines.scores import reference_scores, score_cache
+
+from ..base import blocks, cluster, progress, storage
+from ..data.catalogue import Catalogue, held_catalogue, open_catalogue
+from ..scores import reference_scores, score_cache
 
 STAGE = "select"
 _COLUMNS = ["status", "image_embedding", "text_embedding"]

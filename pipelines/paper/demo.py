@@ -4,10 +4,11 @@ from importlib.resources import files
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import progress
-from pipelines.paper.drawings.place import TIERS, place
-from pipelines.reports import report
-from pipelines.stages import Chain
+
+from ..base import progress
+from ..reports import report
+from ..stages import Chain
+from .drawings.place import TIERS, place
 
 REFERENCES = ("reference", "raw-reference")
 
@@ -48,7 +49,7 @@ def run_stage(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int)
 
 def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict[str, Run]:
     """The demonstration's run files by name; references first, then in the order of the table."""
-    folder = files("deploy") / "runs" / f"demo-{data}"
+    folder = files("jest_deploy") / "runs" / f"demo-{data}"
     names = [p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")]
     order = [
         "reference",

@@ -10,8 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from pipelines.reports import pictures
-from pipelines.reports.comparison import cell
+from ..reports import pictures
+from ..reports.comparison import cell
 
 Results = Mapping[str, Any]
 Scores = Mapping[str, Sequence[str]]  # label -> key and metric of eval_results.jsonl
@@ -83,7 +83,7 @@ def page(specs: Mapping[str, Any], results: Results, scores: Scores) -> str:
         drawn = chart(spec, results, scores, figure=name)
         told = table(spec, results, scores) if runs_of(spec) else []
         parts.append((name, spec["title"], pictures.html(drawn) if drawn is not None else "", told))
-    template = Environment(autoescape=True).from_string((files("pipelines.paper") / "reproduction.html.j2").read_text())
+    template = Environment(autoescape=True).from_string((files(__package__) / "reproduction.html.j2").read_text())
     return template.render(plotly=get_plotlyjs(), parts=parts)
 
 

@@ -16,13 +16,14 @@ import yaml
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import progress, storage
-from pipelines.paper import figures
-from pipelines.paper.drawings.place import place
-from pipelines.reports import comparison, study
-from pipelines.stages import Chain
 
-FOLDER = files("deploy") / "reproduction"
+from ..base import progress, storage
+from ..reports import comparison, study
+from ..stages import Chain
+from . import figures
+from .drawings.place import place
+
+FOLDER = files("jest_deploy") / "reproduction"
 RESULTS = "results.json"
 _SMALLER = 16  # sub-batches of a smoke run
 

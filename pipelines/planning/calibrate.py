@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from jest_core import flops, run_file
 from jest_core.run_file import Run
-from pipelines.base import cluster, storage
-from pipelines.training import selection_log, train
+
+from ..base import cluster, storage
+from ..training import selection_log, train
 
 _WARM_UP = 3  # steps that are not measured: the first starts the readers, and kernels are chosen in it
 _MEASURED = 30  # at least

@@ -10,11 +10,12 @@ from jest_core import flops
 from jest_core.flops import StepFlops
 from jest_core.models import outlines
 from jest_core.run_file import LowResolution, Reference, Run
-from pipelines.base import progress
-from pipelines.planning import preflight, sizes
-from pipelines.planning.calibrate import Machine, predict
-from pipelines.planning.preflight import Check
-from pipelines.planning.sizes import Pairs
+
+from ..base import progress
+from . import preflight, sizes
+from .calibrate import Machine, predict
+from .preflight import Check
+from .sizes import Pairs
 
 
 def run_stage(

@@ -10,16 +10,17 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 from jest_core import run_file
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DenyRule, DuplicateRule, ScoreRule, SubsetRule
-from pipelines.base import checkpoints, cluster, storage
-from pipelines.data import rules
-from pipelines.data.catalogue import open_catalogue
-from pipelines.data.layouts import open_shard
-from pipelines.data.shards import Shard
-from pipelines.evaluation import sets
-from pipelines.planning import sizes
-from pipelines.planning.sizes import Pairs
-from pipelines.stream.source import open_source
-from pipelines.training import run_directory
+
+from ..base import checkpoints, cluster, storage
+from ..data import rules
+from ..data.catalogue import open_catalogue
+from ..data.layouts import open_shard
+from ..data.shards import Shard
+from ..evaluation import sets
+from ..stream.source import open_source
+from ..training import run_directory
+from . import sizes
+from .sizes import Pairs
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _scores(run: Run) -> str:
 
 
 def _replay(run: Run) -> str:
-    from pipelines.training import replay
+    from ..training import replay
 
     replay.refuse(run)
     return f"{run.data.replay} has the steps of this run"

@@ -7,8 +7,9 @@ from botocore.exceptions import BotoCoreError
 from jest_core import flops
 from jest_core.models import outlines
 from jest_core.run_file import Run
-from pipelines.base import progress, storage
-from pipelines.data.catalogue import open_catalogue
+
+from ..base import progress, storage
+from ..data.catalogue import open_catalogue
 
 _ENCODED_BYTES = 25_000  # of a picture, where no catalogue tells: a JPEG of 512 pixels
 _WINDOWS_HELD = 4  # two of each stream, while the next two are read

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from jest_core import flops, run_file
 from jest_core.run_file import Run
-from pipelines.base import storage
-from pipelines.data import needs
-from pipelines.evaluation import evaluate
-from pipelines.training import selection_log
+
+from ..base import storage
+from ..data import needs
+from ..evaluation import evaluate
+from ..training import selection_log
 
 NOTE = (
     "Scores in %. FLOPs as executed, and with the scoring forward of the selected examples counted as reused (the "

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.catalogue import Catalogue, open_catalogue
-from pipelines.reports.comparison import Finished
+from ..data.catalogue import Catalogue, open_catalogue
+from .comparison import Finished
 
 COLUMNS = ("kind", "noise", "language", "source", "nsfw")  # those that the shards have are shown
 _SAMPLE = 5_000  # logged rows that are looked up, of the selected and of the refused each

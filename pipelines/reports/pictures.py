@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from jest_core.run_file import Run
-from pipelines.data.catalogue import Catalogue
-from pipelines.data.shards import Shard
+
+from ..data.catalogue import Catalogue
+from ..data.shards import Shard
 
 COLOURS = (
     "#4269d0",

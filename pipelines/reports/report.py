@@ -11,12 +11,13 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from jest_core import run_file
-from pipelines.base import progress, storage
-from pipelines.data.catalogue import open_catalogue
-from pipelines.reports import comparison, composition, pictures, study
-from pipelines.reports.comparison import Finished
-from pipelines.reports.composition import Shares
-from pipelines.training import selection_log
+
+from ..base import progress, storage
+from ..data.catalogue import open_catalogue
+from ..training import selection_log
+from . import comparison, composition, pictures, study
+from .comparison import Finished
+from .composition import Shares
 
 _THUMBNAILS = 12  # in each row of the grids
 _MOMENTS = 4  # of training, of which thumbnails are shown
@@ -56,7 +57,7 @@ def page(runs: list[Finished], table: comparison.Comparison) -> str:
         if run.run.reads_scores and run.run.selection.criterion == "learnability":
             told = "Heat map: learner loss minus reference loss of every image with every caption of a batch."
             charts.append((f"Learnability of the pairs of a batch, by {run.name}", matrix_chart(run), told))
-    template = Environment(autoescape=True).from_string((files("pipelines.reports") / "report.html.j2").read_text())
+    template = Environment(autoescape=True).from_string((files(__package__) / "report.html.j2").read_text())
     return template.render(
         plotly=get_plotlyjs(),
         verdict=comparison.verdict(runs),

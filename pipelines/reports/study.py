@@ -15,9 +15,10 @@ from jest_core.run_file import Run
 from jest_core.selection.algorithm import gibbs_select, select
 from jest_core.selection.anatomy import dissect
 from jest_core.selection.learnability import Embeddings, batch_score, pair_scores
-from pipelines.base import checkpoints, cluster, progress
-from pipelines.stream import super_batches
-from pipelines.stream.source import open_source
+
+from ..base import checkpoints, cluster, progress
+from ..stream import super_batches
+from ..stream.source import open_source
 
 _CHUNKS = (1, 2, 4, 8, 16, 32)
 _METHODS: tuple[Method, ...] = ("joint", "independent")

@@ -13,11 +13,12 @@ from plotly.offline import get_plotlyjs
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import cluster, progress, storage
-from pipelines.data.catalogue import Catalogue, open_catalogue
-from pipelines.data.quantiles import thresholds
-from pipelines.reports import pictures
-from pipelines.scores import score_cache
+
+from ..base import cluster, progress, storage
+from ..data.catalogue import Catalogue, open_catalogue
+from ..data.quantiles import thresholds
+from ..scores import score_cache
+from . import pictures
 
 STAGE = "thresholds"
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)  # kept
@@ -56,7 +57,7 @@ def run_stage(run: Run, column: str, truth: str | None, output: str) -> None:
                 f"the best {share:.0%} by {column} (at least {limit:.3f}): {precision:.1%} clean against "
                 f"{sample.clean.mean():.1%} of all, {recall:.1%} of the clean kept",
             )
-    template = Environment(autoescape=True).from_string((files("pipelines.reports") / "thresholds.html.j2").read_text())
+    template = Environment(autoescape=True).from_string((files(__package__) / "thresholds.html.j2").read_text())
     page = template.render(
         plotly=get_plotlyjs(),
         column=column,

@@ -8,9 +8,10 @@ import torch
 
 from jest_core.losses import calibrated_bias
 from jest_core.run_file import Run
-from pipelines.base import blocks, progress, storage
-from pipelines.data.catalogue import Catalogue
-from pipelines.scores import score_cache
+
+from ..base import blocks, progress, storage
+from ..data.catalogue import Catalogue
+from . import score_cache
 
 
 def finish(run: Run, directory: str, catalogue: Catalogue, config: dict[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from torch.nn.functional import normalize
 from jest_core import tables
 from jest_core.run_file import Features, Reference, Run
 from jest_core.selection.learnability import Embeddings, matched_losses
-from pipelines.base import blocks, cluster, progress, storage
-from pipelines.data.catalogue import Catalogue, held_catalogue
-from pipelines.data.shards import clean
-from pipelines.scores import calibration, score_cache
+
+from ..base import blocks, cluster, progress, storage
+from ..data.catalogue import Catalogue, held_catalogue
+from ..data.shards import clean
+from . import calibration, score_cache
 
 _LABEL = score_cache.STAGE
 

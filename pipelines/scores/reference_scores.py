@@ -29,12 +29,13 @@ from jest_core.models.scorers import Batch
 from jest_core.models.towers import Towers
 from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
-from pipelines.base import blocks, checkpoints, cluster, progress, storage
-from pipelines.base.stopwatch import Stopwatch
-from pipelines.data import needs
-from pipelines.data.catalogue import Catalogue, open_catalogue
-from pipelines.data.rows import kept, of_row_group
-from pipelines.scores import calibration, imported, score_cache
+
+from ..base import blocks, checkpoints, cluster, progress, storage
+from ..base.stopwatch import Stopwatch
+from ..data import needs
+from ..data.catalogue import Catalogue, open_catalogue
+from ..data.rows import kept, of_row_group
+from . import calibration, imported, score_cache
 
 _ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between two machines
 _FEW_CORES = 4  # on which this process embeds: an actor each would import PyTorch first, which takes seconds

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from jest_core import tables
 from jest_core.run_file import Run
-from pipelines.base import blocks, cluster, storage
-from pipelines.data.catalogue import Catalogue, Place, held_catalogue
-from pipelines.data.shards import part_name
+
+from ..base import blocks, cluster, storage
+from ..data.catalogue import Catalogue, Place, held_catalogue
+from ..data.shards import part_name
 
 STAGE = "reference-scores"
 _AT_ONCE = 32  # parts that are written at the same time on a cluster, and footers that are read

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from pipelines.base import cluster
+from ..base import cluster
 
 T = TypeVar("T")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from jest_core.run_file import Run
 from jest_core.run_file.rules import ScoreRule
-from pipelines.data.catalogue import Catalogue, open_catalogue
-from pipelines.scores import score_cache
+
+from ..data.catalogue import Catalogue, open_catalogue
+from ..scores import score_cache
 
 if TYPE_CHECKING:
     from jest_core.examples.order import Order

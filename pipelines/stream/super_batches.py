@@ -21,10 +21,11 @@ from jest_core.examples.order import Window
 from jest_core.examples.super_batch import Examples
 from jest_core.models import configurations
 from jest_core.run_file import Run
-from pipelines.base import blocks, cluster
-from pipelines.stream import windows
-from pipelines.stream.read_ahead import read_ahead
-from pipelines.stream.source import Source
+
+from ..base import blocks, cluster
+from . import windows
+from .read_ahead import read_ahead
+from .source import Source
 
 _WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
 

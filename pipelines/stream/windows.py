@@ -11,10 +11,11 @@ from jest_core import run_file
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Piece
 from jest_core.run_file import Run
-from pipelines.base import storage
-from pipelines.data.catalogue import Place
-from pipelines.data.rows import decoded, encoded
-from pipelines.scores import score_cache
+
+from ..base import storage
+from ..data.catalogue import Place
+from ..data.rows import decoded, encoded
+from ..scores import score_cache
 
 
 def of_window(batch: dict[str, np.ndarray], run_text: str, takes: Inputs) -> pa.Table:

@@ -22,13 +22,14 @@ from jest_core.selection.algorithm import Diverged
 from jest_core.training import optim
 from jest_core.training.forward import TrainingPass
 from jest_core.training.step import Learner, StepResult, train_step
-from pipelines.base import checkpoints, cluster, storage
-from pipelines.base.prefetch import prefetch
-from pipelines.evaluation import evaluate
-from pipelines.stream.source import Source, open_source
-from pipelines.training import selection_log, sub_batches
-from pipelines.training.heartbeat import EVALUATES, Board
-from pipelines.training.metrics import Journal
+
+from ..base import checkpoints, cluster, storage
+from ..base.prefetch import prefetch
+from ..evaluation import evaluate
+from ..stream.source import Source, open_source
+from . import selection_log, sub_batches
+from .heartbeat import EVALUATES, Board
+from .metrics import Journal
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 from jest_core import flops
 from jest_core.run_file import Run
 from jest_core.training.step import StepResult
-from pipelines.base import storage
-from pipelines.training import bottleneck
-from pipelines.training.heartbeat import Board
-from pipelines.training.trackers import Trackers
+
+from ..base import storage
+from . import bottleneck
+from .heartbeat import Board
+from .trackers import Trackers
 
 _RECENT = 20  # steps that progress is told of
 

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from jest_core import run_file
 from jest_core.examples.inputs import Inputs
 from jest_core.run_file import Run
-from pipelines.base import cluster, storage
-from pipelines.data.catalogue import Place, held_catalogue
-from pipelines.data.rows import decoded, encoded
-from pipelines.stream.read_ahead import read_ahead
-from pipelines.training import selection_log
+
+from ..base import cluster, storage
+from ..data.catalogue import Place, held_catalogue
+from ..data.rows import decoded, encoded
+from ..stream.read_ahead import read_ahead
+from . import selection_log
 
 if TYPE_CHECKING:
     from jest_core.examples.super_batch import Examples
@@ -61,7 +62,8 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
     from jest_core.models import (  # here: the tasks, whose functions are in this module, do without PyTorch
         configurations,
     )
-    from pipelines.stream import super_batches
+
+    from ..stream import super_batches
 
     share = run.sub_batch_size // n_learners
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import checkpoints, storage
+
+from ..base import checkpoints, storage
 
 _BUDGET = {"training.examples_trained", "training.cooldown_steps"}
 

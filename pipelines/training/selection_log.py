@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from jest_core import tables
-from pipelines.base import checkpoints, storage
+
+from ..base import checkpoints, storage
 
 if TYPE_CHECKING:
     from jest_core.training.step_log import StepLog

@@ -25,13 +25,14 @@ from jest_core.models import configurations, outlines, towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import Run
 from jest_core.training.draw import Selector, draw
-from pipelines.base import checkpoints, cluster, storage
-from pipelines.base.prefetch import prefetch
-from pipelines.scores import reference_scores
-from pipelines.stream import super_batches
-from pipelines.stream.source import Source, open_source
-from pipelines.training import replay, run_directory
-from pipelines.training.selection_log import SelectionLog
+
+from ..base import checkpoints, cluster, storage
+from ..base.prefetch import prefetch
+from ..scores import reference_scores
+from ..stream import super_batches
+from ..stream.source import Source, open_source
+from . import replay, run_directory
+from .selection_log import SelectionLog
 
 
 class SubBatches:

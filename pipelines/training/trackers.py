@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from jest_core import choices, run_file
 from jest_core.run_file import Run
-from pipelines.base import storage
+
+from ..base import storage
 
 _UPLOAD_SECONDS, _UPLOAD_BYTES = 60.0, 8 << 20
 _REPEAT_SECONDS = 1.0  # Ray exports gauges once in 10 s, and at most once a second

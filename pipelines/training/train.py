@@ -12,14 +12,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import cluster, progress, storage
-from pipelines.stream.source import Source, open_source
-from pipelines.training import bottleneck, run_directory
-from pipelines.training.heartbeat import Board, Progress, every, sigterm_noted
+
+from ..base import cluster, progress, storage
+from ..stream.source import Source, open_source
+from . import bottleneck, run_directory
+from .heartbeat import Board, Progress, every, sigterm_noted
 
 if TYPE_CHECKING:
     from jest_core.models.towers import Towers
@@ -42,7 +44,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
     directory = run.path(run.run_dir)
     source = open_source(run)  # first, so that a run without its inputs claims no directory
     if run.data.replay is not None:
-        from pipelines.training import replay
+        from . import replay
 
         replay.refuse(run)
     if (manifest := run_directory.refuse_other(run)) is not None and manifest["complete"]:
@@ -52,10 +54,10 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
         )
         return manifest
     # workers of Ray Train have readers of their own
-    readers = "pipelines.stream.windows" if in_process else None
-    with cluster.connected_meanwhile("pipelines.training.loop", readers=readers):
-        from pipelines.base import checkpoints
-        from pipelines.training import selection_log
+    readers = resolve_name("..stream.windows", __package__) if in_process else None
+    with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):
+        from ..base import checkpoints
+        from . import selection_log
 
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # once nothing is left that refuses it: one that was finished is not, from here on
@@ -81,9 +83,10 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
 def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str, float]:
     """Refuse what the model cannot do, write run.yaml, say what will be trained; returns the cost of a step."""
     from jest_core.models import outlines, towers
-    from pipelines.base import checkpoints
-    from pipelines.training import loop
-    from pipelines.training.metrics import step_costs
+
+    from ..base import checkpoints
+    from . import loop
+    from .metrics import step_costs
 
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
@@ -125,8 +128,8 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
 
 def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
     """Have the learners train, and show the board meanwhile; an error of the learners is raised here."""
-    from pipelines.base import checkpoints
-    from pipelines.training import loop
+    from ..base import checkpoints
+    from . import loop
 
     board, failure = Board(in_process=in_process), []
     over = threading.Event()  # is_alive() may err: up to Python 3.12 a join that Ctrl-C ends marks the thread as ended
@@ -223,8 +226,8 @@ def learn_as_worker(settings: dict[str, Any]) -> None:
     """One of training.n_learners, in a worker of Ray Train; settings: the run, as text, and the board."""
     import ray.train.torch
 
-    cluster.import_large("pipelines.training.loop")
-    from pipelines.training import loop
+    cluster.import_large(f"{__package__}.loop")
+    from . import loop
 
     context = ray.train.get_context()
     place = loop.Place(

@@ -37,7 +37,7 @@ from pipelines.scores import reference_scores, score_cache
 from tests.benchmarks.bench_data import FOLDER, PER_SHARD, _Watch, make_shards
 from tests.benchmarks.measure import console, machine, table, threads
 
-POOL = Path(str(files("deploy") / "data" / "small" / "pool"))
+POOL = Path(str(files("jest_deploy") / "data" / "small" / "pool"))
 MODELS = {"ViT-B-32": (2_000, 64), "jest-drawings": (20_000, 256)}  # model -> pairs, batch
 RUN = """
 root: {root}

@@ -43,7 +43,7 @@ from pipelines.training import bottleneck, selection_log, train
 from tests.benchmarks.bench_flexi import examples
 from tests.benchmarks.measure import console, machine, resident_bytes, table, threads
 
-JOINT = files("deploy") / "runs" / "demo-small" / "joint.yaml"
+JOINT = files("jest_deploy") / "runs" / "demo-small" / "joint.yaml"
 _WARM_UP = 3
 _CHECKPOINTS = 20  # steps between two
 

@@ -2,6 +2,6 @@
 
 import typer
 
-from pipelines.paper.drawings.build import main
+from .build import main
 
 typer.run(main)

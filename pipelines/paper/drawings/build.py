@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from pipelines.paper.drawings import sources as packages
-from pipelines.paper.drawings.pictures import IMAGE_SIZE, Picture, batches, import_resvg, near_copies, render_rows
-from pipelines.paper.drawings.rows import Row, cut_to_plan, list_rows
-from pipelines.paper.drawings.sources import EmojiNames, IconSet, as_words
+from . import sources as packages
+from .pictures import IMAGE_SIZE, Picture, batches, import_resvg, near_copies, render_rows
+from .rows import Row, cut_to_plan, list_rows
+from .sources import EmojiNames, IconSet, as_words
 
 # Order and types of img2dataset 1.47.0: additional columns, caption, url, its own columns, then the encoded image.
 SCHEMA = pa.schema(

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.paper.drawings import sources as packages
-from pipelines.paper.drawings.rows import Row
-from pipelines.paper.drawings.sources import uniform
+from . import sources as packages
+from .rows import Row
+from .sources import uniform
 
 IMAGE_SIZE = 64
 THUMBNAIL_SIZE = 12

@@ -4,7 +4,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from pipelines.base import progress, storage
+from ...base import progress, storage
 
 TIERS = ("small", "medium")
 
@@ -15,9 +15,9 @@ def place(tier: str, root: str) -> None:
     if storage.exists(f"{target}/{storage.MANIFEST}"):
         return
     if tier == "small":
-        _copy_tree(Path(str(files("deploy") / "data" / "small")), target)
+        _copy_tree(Path(str(files("jest_deploy") / "data" / "small")), target)
         return
-    from pipelines.paper.drawings.build import build
+    from .build import build
 
     progress.say("drawings", f"builds the {tier} tier from npm packages: about 300 MB to fetch, 2 to 5 minutes")
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.paper.drawings import sources as packages
-from pipelines.paper.drawings.sources import EmojiName, EmojiNames, IconSet, as_words, stable_hash, uniform
+from . import sources as packages
+from .sources import EmojiName, EmojiNames, IconSet, as_words, stable_hash, uniform
 
 NOVEL_FRACTION = 0.15  # of the emoji concepts, which the curated set never shows: only the pool can teach them
 

@@ -17,10 +17,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-SOURCES_FILE = Path(__file__).resolve().parents[3] / "deploy" / "data" / "sources.json"
+SOURCES_FILE = files("jest_deploy") / "data" / "sources.json"
 ALL_SETS_DIR = "iconify-json"  # the package that holds every icon set; single sets lie in iconify-<prefix>
 MAX_SVG_BYTES = 1_500_000  # a handful of traced posters take seconds each to draw and are gone at 64 pixels anyway
 

@@ -61,7 +61,7 @@ def test_missing_key_is_named():
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for d in (files("deploy") / "runs").iterdir() if d.is_dir() for p in d.iterdir()),
+    sorted(p for d in (files("jest_deploy") / "runs").iterdir() if d.is_dir() for p in d.iterdir()),
     ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_every_run_file_loads(path):
@@ -96,7 +96,7 @@ training.score_batch_size training.checkpoint_every_steps training.keep_checkpoi
 
 
 def test_the_rehearsal_changes_sizes_only():
-    runs = files("deploy") / "runs"
+    runs = files("jest_deploy") / "runs"
     changes = run_file.parse((runs / "rehearsal.yaml").read_text(), "rehearsal")
     text = (runs / "laion2b" / "flexi.yaml").read_text()
     before, after = run_file.load(text).model_dump(), run_file.load(text, [changes]).model_dump()

@@ -10,7 +10,7 @@ import pytest
 from jest_core.examples.view import View
 from pipelines.paper.drawings import build
 
-SMALL = Path(str(files("deploy") / "data" / "small"))
+SMALL = Path(str(files("jest_deploy") / "data" / "small"))
 ALLOWED = {
     "MIT",
     "Apache-2.0",

@@ -13,7 +13,7 @@ from pipelines.training import selection_log, train
 from tests.conftest import MakeRun
 from tests.pipelines.test_main import jest
 
-LAION = files("deploy") / "runs" / "laion2b"
+LAION = files("jest_deploy") / "runs" / "laion2b"
 
 
 def test_the_papers_ratios_come_out_of_the_laion_run_file():

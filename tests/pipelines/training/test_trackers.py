@@ -116,7 +116,7 @@ def scraped() -> str:
 
 
 def test_the_panels_of_the_dashboard_show_metrics_that_exist(make_scored_run):
-    text = (files("deploy") / "grafana" / "jest.json").read_text()
+    text = (files("jest_deploy") / "grafana" / "jest.json").read_text()
     expressions = [target["expr"] for panel in json.loads(text)["panels"] for target in panel.get("targets", [])]
     wanted = {name for expr in expressions for name in re.findall(r"\bray_\w+", expr)}
     assert len(wanted) > 10
