@@ -12,7 +12,7 @@ reports     finished runs -> tables and pages
 stages      stages one after the other, and runs that build on each other
 submit      stages as one job of a Ray cluster
 paper       the demonstration and the paper's figures
-__main__    the command line; errors: what its user reads of an error
+commands    the command line; __main__: `jest`; errors: the line that ends a command
 
 An installed jest has this package as `jest_pipelines`, a name that no other project takes. Imports of each other are
 relative, so that the same files work as `pipelines` in a checkout.

@@ -6,6 +6,9 @@ import sys
 import tempfile
 import traceback
 
+# What a learner raises when another one has failed, and its collective finds nobody
+_LOST_ANOTHER = re.compile(r"(?i)gloo|nccl|DistBackendError|connection (closed|reset)|broken pipe")
+
 
 def report(error: Exception) -> None:
     """One line on stderr, the last one. The traceback comes before it where JEST_TRACEBACK asks for it; else that of an
@@ -16,6 +19,8 @@ def report(error: Exception) -> None:
     if _is_expected(error):
         raised = getattr(error, "cause", error)  # what a Ray task raised, without the stack of its worker
         why = f"\n  {_reason(error.__cause__)}" if error.__cause__ and raised is error else ""
+        if type(raised).__name__ == "UserCodeException":  # of a task of Ray Data, whose error it has as text alone
+            raised = re.sub(r"^(ValueError|\w*\.?OSError|RuntimeError|FileNotFoundError): ", "", _reason(error))
         print(f"jest: {raised}{why}", file=sys.stderr)
         return
     line = f"jest: unexpected {type(error).__name__}: {error}"
@@ -39,10 +44,14 @@ def _is_expected(error: Exception) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What is at the root of an error of the learners, which Ray passes on as text: the first line that names an error
-    that is not Ray's own, else the last line."""
+    """The error of the code that failed on a worker, which Ray passes on as text."""
     failures = getattr(error, "worker_failures", {})  # of Ray Train: rank -> what that learner raised
-    text = "\n".join(str(e) for e in [*failures.values(), error])
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    reasons = [_last_error(str(failure)) for failure in [*failures.values(), error]]
+    return next((reason for reason in reasons if not _LOST_ANOTHER.search(reason)), reasons[0])
+
+
+def _last_error(trace: str) -> str:
+    """The last line that names an error which is not one of Ray's, as those are raised from it; else the last line."""
+    lines = [line.strip() for line in trace.splitlines() if line.strip()] or ["no message"]
     named = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
-    return named[0] if named else lines[-1]
+    return named[-1] if named else lines[-1]

@@ -5,50 +5,65 @@ starts from, its reference's, and the score cache. Which run of the chain makes 
 there is not made again.
 """
 
-import importlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from jest_core.run_file import Run
 from jest_core.run_file.rules import ScoreRule
 
 from .base import storage
+from .base.stage_table import STAGES, Stage
 from .training import train
 
-STAGES = {  # in their order; the module of each, and what that imports once it is needed
-    "ingest": ("data.ingest",),
-    "catalogue": ("data.catalogue",),
-    "reference-scores": ("scores.reference_scores",),
-    "select": ("offline.select",),
-    "train": ("training.train", "training.loop"),
-    "evaluate": ("evaluation.evaluate",),
-    "report": ("reports.report",),
-}
+
+def run_stages(run: Run, names: Sequence[str]) -> None:
+    """Run stages one after the other. Each does what is missing of it, so that the same call again goes on where the
+    last one stopped.
+
+    Raises, before the first starts, ValueError where one of them has nothing to do for this run file, and
+    FileNotFoundError where one would have nothing to start from.
+    """
+    stages = named(names)
+    refuse(run, stages)
+    for position, stage in enumerate(stages):
+        _refuse_without_input(run, stage, names[:position])
+    # all modules before the first stage: hours later the files of the code may have changed, or the job's copy be gone
+    functions = [stage.load() for stage in stages]
+    for function in functions:
+        function(run)
 
 
-def run_stages(run: Run, stages: list[str]) -> None:
-    """Each does what is missing of it, so that the same stages again go on where they stopped."""
-    refuse_stages(stages)
-    # before the first: by the last, in hours, the code may be another, or the job's copy of it gone
-    for module in (module for stage in stages for module in STAGES[stage]):
-        importlib.import_module(f".{module}", __package__)
+def run_stage(name: str, run: Run, **options: object) -> object:
+    """One stage, with options of its own; its modules are imported now. Raises as `run_stages` does."""
+    stage = STAGES[name]
+    stage.refuse(run)
+    if not options.get("watch"):  # which waits for the checkpoints of a run that trains
+        _refuse_without_input(run, stage)
+    return stage.load()(run, **options)
+
+
+def named(names: Sequence[str]) -> list[Stage]:
+    """The stages of these names. Raises ValueError for a name that is no stage's, or for none at all."""
+    if unknown := [name for name in names if name not in STAGES]:
+        raise ValueError(f"{', '.join(unknown)}: no such stage; the stages are {' '.join(STAGES)}")
+    if not names:
+        raise ValueError(f"name at least one stage of {' '.join(STAGES)}")
+    return [STAGES[name] for name in names]
+
+
+def refuse(run: Run, stages: Sequence[Stage]) -> None:
+    """Raises ValueError where one of the stages has nothing to do for this run file."""
     for stage in stages:
-        run_stage(stage, run)
+        stage.refuse(run)
 
 
-def run_stage(stage: str, run: Run) -> Any:
-    """One of STAGES, whose module is imported when its turn has come."""
-    module: Any = importlib.import_module(f".{STAGES[stage][0]}", __package__)
-    directory = run.path(run.run_dir)
-    return module.run_stage([directory], f"{directory}/report.html") if stage == "report" else module.run_stage(run)
-
-
-def refuse_stages(stages: list[str]) -> None:
-    """Raises ValueError where there are none, or one that is not known."""
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        told = f"{', '.join(unknown)}: no stage" if unknown else "no stage named"
-        raise ValueError(f"{told}; there are {' '.join(STAGES)}")
+def _refuse_without_input(run: Run, stage: Stage, before: Sequence[str] = ()) -> None:
+    """before: stages that will have run."""
+    for needed in stage.after(run):
+        if needed not in before and not STAGES[needed].can_be_used(run):
+            directory = STAGES[needed].directory(run)
+            raise FileNotFoundError(
+                f"`jest {stage.name}` needs {directory}, which is not there or not finished: run `jest {needed}` first"
+            )
 
 
 class Chain:
@@ -69,7 +84,7 @@ class Chain:
             self._made_by(run.reference.checkpoint)
         if run.reads_scores:
             self._scores(run)
-        train.run_stage(run, run.run_dir.rsplit("/", 1)[-1])
+        train.run_stage(run, label=run.run_dir.rsplit("/", 1)[-1])
         if run.evaluation is not None:
             run_stage("evaluate", run)
         self.finished.add(directory)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 
 from .base import progress
-from .stages import refuse_stages
+from .stages import named, refuse
 
 _POLL_SECONDS = 2.0
 # A cluster that has just started answers so, each time after ten seconds of its own
@@ -45,7 +46,7 @@ _patiently = retry(
 _SECRET = re.compile("(^|_)(KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS?)(_ID)?$", re.IGNORECASE)
 
 
-def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *, detach: bool = False) -> None:
+def submit(run: Run, stages: list[str], address: str, env: dict[str, str], *, detach: bool = False) -> None:
     """Submit the stages, show the job's log, and end as it does: RuntimeError where it fails or is stopped.
 
     Refuses a second job on a run directory that another job works on.
@@ -74,8 +75,16 @@ def run_stage(run: Run, stages: list[str], address: str, env: dict[str, str], *,
         follow(job, address)
 
 
+def variables(words: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, ... -> variables of a job's environment. Raises ValueError where one has no `=`."""
+    pairs = [word.partition("=") for word in words]
+    if bad := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"--env {bad[0]!r} has no '=': give NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
 def status(job: str, address: str) -> str:
-    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; told with what the cluster says of it."""
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; printed with the message of the cluster."""
     info = _client(address).get_job_info(job)
     progress.say("submit", f"job {job}: {info.status.value}. {info.message or ''}")
     return str(info.status.value)
@@ -99,8 +108,8 @@ def follow(job: str, address: str) -> None:
         progress.say("submit", f"job {job} goes on; jest submit --logs {job} --address {address} follows it again")
         raise
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
-        client.get_job_status(job)  # there is none of that name: say so
-        progress.say("submit", f"the log of job {job} broke off ({error}); waiting for its end")
+        client.get_job_status(job)  # raises where there is no job of that name
+        progress.warn("submit", f"the log of job {job} broke off ({error}); waiting for its end")
     _wait(client, job)
     info = client.get_job_info(job)
     if info.status.value != "SUCCEEDED":
@@ -112,6 +121,7 @@ def follow(job: str, address: str) -> None:
 
 
 def _wait(client: Any, job: str) -> None:
+    """Until the job has ended."""
     while not _patiently(client.get_job_status)(job).is_terminal():
         time.sleep(_POLL_SECONDS)
 
@@ -122,14 +132,14 @@ async def _tail(client: Any, job: str) -> None:
 
 
 def _refuse(run: Run, stages: list[str], env: dict[str, str]) -> None:
-    refuse_stages(stages)
+    refuse(run, named(stages))
     if secrets := [name for name in env if _SECRET.search(name)]:
         raise ValueError(
             f"--env {', '.join(secrets)}: whoever may look at the cluster can read a job's variables; credentials "
             "belong into the environment of its nodes"
         )
     if "://" not in run.root:
-        progress.say("submit", f"root {run.root} is a path: every node of the cluster has to see the same files there")
+        progress.warn("submit", f"root {run.root} is a path: every node of the cluster has to see the same files there")
 
 
 def _client(address: str) -> Any:

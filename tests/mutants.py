@@ -400,7 +400,7 @@ def _mutants() -> Iterator[Mutant]:
     )
     yield from of(
         "pipelines/submit.py",
-        "test_cluster.py::test_what_cannot_be_submitted_is_told_at_once",
+        "test_cluster.py::test_what_cannot_be_submitted_is_refused_at_once",
         secrets_in_a_jobs_variables=(
             "if secrets := [name for name in env if _SECRET.search(name)]:",
             "if secrets := [name for name in env if _SECRET.match(name)]:",

@@ -212,7 +212,7 @@ def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
         time.sleep(0.5)
     assert submit.status(job, dashboard) == "RUNNING"
     with pytest.raises(ValueError, match=f"job {job} works on"):
-        submit.run_stage(run, ["train"], dashboard, {})
+        submit.submit(run, ["train"], dashboard, {})
     _wait_for_a_checkpoint(directory, job, dashboard)
     submit.stop(job, dashboard)
     assert f"job {job}: STOPPED" in _asked(dashboard, "--status", job)
@@ -308,11 +308,11 @@ def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes,
     assert alone.stdout == "1 node\n"
 
 
-def test_what_cannot_be_submitted_is_told_at_once(make_run):
+def test_what_cannot_be_submitted_is_refused_at_once(make_run):
     run = make_run("joint")
-    with pytest.raises(ValueError, match="evaluates: no stage; there are ingest catalogue"):
-        submit.run_stage(run, ["evaluates"], "http://127.0.0.1:1", {})
+    with pytest.raises(ValueError, match="evaluates: no such stage; the stages are ingest catalogue"):
+        submit.submit(run, ["evaluates"], "http://127.0.0.1:1", {})
     with pytest.raises(ValueError, match=r"--env AWS_SECRET_ACCESS_KEY: .* credentials belong into the environment"):
-        submit.run_stage(run, ["train"], "http://127.0.0.1:1", {"AWS_SECRET_ACCESS_KEY": "x"})
+        submit.submit(run, ["train"], "http://127.0.0.1:1", {"AWS_SECRET_ACCESS_KEY": "x"})
     with pytest.raises(ConnectionError):
-        submit.run_stage(run, ["train"], "http://127.0.0.1:1", {"WANDB_MODE": "offline"})
+        submit.submit(run, ["train"], "http://127.0.0.1:1", {"WANDB_MODE": "offline"})

@@ -41,5 +41,5 @@ def test_a_run_of_an_earlier_version_is_read_made_longer_and_reported(s3, ray_se
     assert selection_log.read_steps(directory)["step"].to_pylist() == list(range(8))
     assert [line["step"] for line in selection_log.read_metrics(directory)] == list(range(1, 9))
 
-    report.run_stage([directory], str(tmp_path / "report.html"))
+    report.write_report([directory], str(tmp_path / "report.html"))
     assert "learnability" in (tmp_path / "report.html").read_text()

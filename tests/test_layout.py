@@ -1,7 +1,11 @@
 """The house: packages in the order of the flow, imports in one direction, and documents that name all of them."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ SOURCES = [*sorted((ROOT / "jest_core").rglob("*.py")), *sorted((ROOT / "pipelin
 METHOD = [path for path in SOURCES if path.is_relative_to(ROOT / "jest_core")]
 PACKAGES = sorted({path.parent for path in SOURCES} - {ROOT / "pipelines" / "paper" / "drawings"})
 MAX_README_LINES = 150
+MAX_LINES, MAX_LINES_OF_A_FUNCTION, MAX_POSITIONAL = 300, 60, 7
 UNTESTED_ALONE = {"__init__", "choices", "collectives", "super_batch", "configurations"}  # the tests of their users are
 UNTESTED_ALONE |= {"data", "parts", "paths", "schema"}  # test_load.py is of the whole run file
 
@@ -54,6 +59,52 @@ def test_a_package_lists_its_files(package: Path):
     assert listed - {"B", "b", "D", "n", "L", "drawings"} <= there, "it lists what is not there"
 
 
+def test_an_installed_jest_has_every_package():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    installed = {folder: name for name, folder in tools["package-dir"].items()}
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in SOURCES} | {"deploy"}
+    names = {name.partition(".")[0]: installed.get(name.partition(".")[0], name.partition(".")[0]) for name in packages}
+    assert sorted(tools["packages"]) == sorted(
+        ".".join([names[package.partition(".")[0]], *package.split(".")[1:]]) for package in packages
+    )
+
+
+def test_the_flow_imports_itself_by_relative_imports():
+    """An installed jest has it as `jest_pipelines`."""
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "pipelines"):
+            assert not re.search(r"(?m)^ *(from|import) pipelines\b", path.read_text()), name_of(path)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_packages_of_other_projects_with_the_names_of_our_folders_do_no_harm(tmp_path):
+    """Ray's workers have the current directory first on their path."""
+    for name in ("pipelines", "deploy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('of another project')")
+    shards = ROOT / "deploy" / "data" / "small" / "pool"
+    run_file = (ROOT / "deploy" / "runs" / "demo-small" / "uniform.yaml").read_text()
+    (tmp_path / "run.yaml").write_text(run_file)
+    jest = Path(sys.executable).parent / "jest"
+    overrides = [
+        "--set",
+        f"data.shards={shards}/*",
+        "--set",
+        f"root={tmp_path}",
+        "--set",
+        "training.examples_trained=512",
+    ]
+    out = subprocess.run(
+        [jest, "stages", "catalogue", "train", "run.yaml", *overrides],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.returncode == 0, out.stderr
+
+
 def test_every_module_of_the_method_has_its_test():
     for path in METHOD:
         folder = path.parent.relative_to(ROOT / "jest_core")
@@ -74,3 +125,15 @@ def test_no_machine_paths_or_index_hosts_are_committed():
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in {".py", ".yaml", ".md", ".txt", ".toml", ""} and path.is_file():
                 assert not pattern.search(path.read_text()), path
+
+
+PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_files_and_functions_are_short(path: Path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < MAX_LINES_OF_A_FUNCTION, node.name

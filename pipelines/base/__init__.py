@@ -6,5 +6,7 @@ cluster      the Ray that stages run on
 prefetch     an iterator drawn from in a thread, ahead of its reader
 checkpoints  open_clip's dictionary and one key of ours
 progress     bars on a terminal, plain lines elsewhere
+log_level    how much a command prints
+stage_table  the stages: what each needs, makes and refuses
 stopwatch    which part of a pipeline limits it
 """

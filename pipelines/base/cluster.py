@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from .log_level import LogLevel, shows
+
 _DATA_CPUS = 2  # concurrent read tasks of one learner
 _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -32,13 +34,13 @@ _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sign
 def connect() -> None:
     """Start or join Ray; a second call does nothing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ layer writes to the terminal otherwise
+    shown = shows(LogLevel.debug)
     import ray
 
     if ray.is_initialized():
         return
     if not is_local():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=shown, logging_level=logging.INFO if shown else logging.ERROR)
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that asks whether a node will go
     _remove_stale_folders()
@@ -52,8 +54,8 @@ def connect() -> None:
         num_cpus=max(8, 2 * cores),
         include_dashboard=False,
         object_store_memory=local_object_store_bytes(),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
+        log_to_driver=shown,
+        logging_level=logging.INFO if shown else logging.ERROR,
         _temp_dir=str(_folder()),
     )
     if ends is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
@@ -245,7 +247,8 @@ def data_context(n_cpus: int | None = None) -> None:
     """Ray Data as jest uses it, in this process: ordered, quiet, and within n_cpus where given."""
     import ray.data  # which sets its loggers up
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    shown = shows(LogLevel.debug)
+    logging.getLogger("ray.data").setLevel(logging.INFO if shown else logging.CRITICAL)  # what it logs is raised too
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,4 +1,4 @@
-"""What a stage says while it works: a bar on a terminal, plain lines elsewhere."""
+"""What a stage prints while it works: a progress bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from .log_level import LogLevel, shows
+
 console = Console(highlight=False)
 if not console.is_terminal:
     console = Console(highlight=False, width=132)  # a log has no width of its own
@@ -26,7 +28,18 @@ _LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
 
 
 def say(stage: str, text: str) -> None:
-    """One line on what a stage does or found."""
+    """Print one line on what a stage does or has found."""
+    if shows(LogLevel.info):
+        _print_line(stage, text)
+
+
+def warn(stage: str, text: str) -> None:
+    """Print one line on what may be wrong."""
+    if shows(LogLevel.warning):
+        _print_line(stage, text)
+
+
+def _print_line(stage: str, text: str) -> None:
     console.print(f"[bold cyan]{stage}:[/] {escape(text)}", soft_wrap=True)
     sys.stdout.flush()
 
@@ -44,6 +57,9 @@ Advance = Callable[..., None]
 @contextlib.contextmanager
 def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
     """Progress of a stage; advance(n, note="...") moves it. Rate and time left are shown either way."""
+    if not shows(LogLevel.info):
+        yield lambda n, note="": None
+        return
     if console.is_terminal:
         columns = (
             TextColumn("[bold cyan]{task.description}"),

@@ -11,5 +11,4 @@ quantiles  the score that the best share of a cache reaches
 rules      a row group's metadata -> which rows each rule keeps
 catalogue  shards -> kept rows, and the rule that dropped each of the others
 rows       rows of shards -> examples: what tasks that read do
-needs      what a stage needs, checked before PyTorch and Ray are imported
 """

@@ -33,7 +33,7 @@ from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Pictures, Run
 
 from ..base import checkpoints, cluster, progress, storage
-from ..data import needs
+from ..base.stage_table import STAGES
 from . import sets
 from .sets import Example
 
@@ -47,7 +47,7 @@ def run_stage(run: Run, *, watch: bool = False) -> list[Line]:
 
     On a cluster each checkpoint is a task. watch: go on, as checkpoints appear, until the run has finished.
     """
-    needs.evaluate(run)
+    STAGES["evaluate"].refuse(run)
     directory = run.path(run.run_dir)
     while watch and not storage.is_finished(directory):
         _evaluate_all(run, directory)

@@ -24,7 +24,7 @@ What = Literal["catalogue", "selection", "subset", "scores"]
 _FILE_ROWS = 1_000_000  # of a clip-retrieval file
 
 
-def run_stage(run: Run, what: What, output: str, *, distinct: bool = False) -> None:
+def export(run: Run, what: What, output: str, *, distinct: bool = False) -> None:
     """Write uids to a .npy (DataComp's subset file) or a .parquet, or embeddings to a folder as clip-retrieval does.
 
     what: the kept rows of the catalogue, the committed selection log of the run, what `jest select` selected, or the

@@ -24,7 +24,7 @@ _SMOKE = [
 ]
 
 
-def run_stage(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int) -> None:
+def run_demo(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int) -> None:
     """Reference, score cache, and each method for each seed; ends with a table and report.html.
 
     Everything lies below root (a directory or URL); what is there already is not done again. Without a root it is
@@ -44,7 +44,7 @@ def run_stage(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int)
     for seed in range(seeds):
         runs = _load(data, root, smoke, n_learners, seed)
         run_dirs += [chain.finish(run) for name, run in runs.items() if name not in REFERENCES]
-    report.run_stage(run_dirs, f"{root}/report.html")
+    report.write_report(run_dirs, f"{root}/report.html")
 
 
 def _load(data: str, root: str, smoke: bool, n_learners: int, seed: int) -> dict[str, Run]:

@@ -28,7 +28,7 @@ RESULTS = "results.json"
 _SMALLER = 16  # sub-batches of a smoke run
 
 
-def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool, publish: str) -> None:
+def reproduce(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool, publish: str) -> None:
     """Do the runs of these figures (all, if none is named) that are not done, and write <root>/reproduction.html.
 
     seeds: at most so many of each. smoke: a few steps, on the small tier, of the first run of each kind. publish: also

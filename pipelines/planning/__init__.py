@@ -3,5 +3,6 @@
 sizes      bytes that a run has in memory, reads and writes
 preflight  what can be checked of storage, shards, earlier stages and the cluster
 calibrate  `jest plan --calibrate`: what a machine sustains, by real steps of a run
-plan       the stage: cost by part, beside other methods
+standing   which stages are done, and which can run
+plan       `jest plan`: cost by part, beside other methods
 """

@@ -63,6 +63,13 @@ def read(path: str) -> Machine:
     return Machine.model_validate_json(storage.read_bytes(path))
 
 
+def measure_into(run: Run, path: str) -> Machine:
+    """Measure, and write the rates to a file for `read`."""
+    machine = measure(run)
+    storage.write_bytes(path, machine.model_dump_json(indent=1).encode() + b"\n")
+    return machine
+
+
 def measure(run: Run) -> Machine:
     """Train some steps of one learner's share of the run, with its data, in a directory that is removed afterwards.
 
@@ -73,7 +80,7 @@ def measure(run: Run) -> Machine:
     part = _share(run, directory)
     try:
         began = time.perf_counter()
-        train.run_stage(part, "calibrate")
+        train.run_stage(part, label="calibrate")
         whole = time.perf_counter() - began
         lines = selection_log.read_metrics(directory)
     finally:

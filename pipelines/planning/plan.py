@@ -12,13 +12,13 @@ from jest_core.models import outlines
 from jest_core.run_file import LowResolution, Reference, Run
 
 from ..base import progress
-from . import preflight, sizes
+from . import preflight, sizes, standing
 from .calibrate import Machine, predict
 from .preflight import Check
 from .sizes import Pairs
 
 
-def run_stage(
+def print_plan(
     run: Run, flops_per_second: float | None = None, machine: Machine | None = None, price: float | None = None
 ) -> None:
     """Print sizes, cost by part, the cost of other methods, bytes, memory, and what can be checked of the run now.
@@ -42,6 +42,8 @@ def run_stage(
         progress.console.print(table)
     found = list(preflight.run_checks(run, known))
     progress.console.print(_checks(found))
+    if found[0].ok:  # the storage can be read
+        progress.console.print(standing.table(run))
     if failed := [check for check in found if check.ok is False]:
         raise ValueError("the run would fail: " + "; ".join(f"{check.name}: {check.detail}" for check in failed))
 

@@ -14,7 +14,6 @@ from jest_core import flops, run_file
 from jest_core.run_file import Run
 
 from ..base import storage
-from ..data import needs
 from ..evaluation import evaluate
 from ..training import selection_log
 
@@ -74,7 +73,7 @@ class Finished:
 
 def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
-    manifest = needs.report(directory)
+    manifest = storage.finished(directory, "train", "train it first")
     run = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode())
     return Finished(directory, run, manifest, evaluate.read_results(directory))
 

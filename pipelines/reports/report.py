@@ -1,5 +1,6 @@
 """The report stage: run directories -> one page: what was gained at what cost, the curves, and what was drawn."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -11,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from jest_core import run_file
+from jest_core.run_file import Run
 
 from ..base import progress, storage
 from ..data.catalogue import open_catalogue
@@ -26,7 +28,13 @@ _SHOWN_COSTS = ("score", "reference", "select", "train", "loss", "optimizer", "a
 _SHOWN_TIMES = ("wait", "score", "reference", "select", "exchange", "train", "log")
 
 
-def run_stage(run_dirs: list[str], output: str) -> None:
+def run_stage(run: Run) -> None:
+    """The report of one run, in its directory."""
+    directory = run.path(run.run_dir)
+    write_report([directory], f"{directory}/report.html")
+
+
+def write_report(run_dirs: Sequence[str], output: str) -> None:
     """Read the runs, print the table, and write the page, with the table as Markdown beside it."""
     runs = [comparison.read_run(run_file.join("", directory)) for directory in run_dirs]
     table = comparison.compare(runs)

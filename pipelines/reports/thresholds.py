@@ -36,7 +36,7 @@ class Sample:
     clean: NDArray[np.bool_] | None
 
 
-def run_stage(run: Run, column: str, truth: str | None, output: str) -> None:
+def write_page(run: Run, column: str, truth: str | None, output: str) -> None:
     """Write the page. truth: a column of the shards that is empty where a pair is clean; precision and recall of each
     threshold are against it."""
     if run.reference is None:

@@ -38,7 +38,7 @@ class Source:
     uids: str
 
 
-def run_stage(run: Run, spec: Reference, catalogue: Catalogue) -> dict[str, Any]:
+def import_scores(run: Run, spec: Reference, catalogue: Catalogue) -> dict[str, Any]:
     """Write the score cache of the run's catalogue from spec.features; returns the manifest."""
     assert spec.features is not None
     folder = run.path(spec.features.folder)

@@ -31,8 +31,8 @@ from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
 
 from ..base import blocks, checkpoints, cluster, progress, storage
+from ..base.stage_table import STAGES
 from ..base.stopwatch import Stopwatch
-from ..data import needs
 from ..data.catalogue import Catalogue, open_catalogue
 from ..data.rows import kept, of_row_group
 from . import calibration, imported, score_cache
@@ -43,13 +43,17 @@ _MOST_TASKS = 5_000  # of reading: each takes row groups that follow each other,
 _BLOCK_BYTES = 32 << 20  # of pixels that travel together, or one batch where that is more
 
 
-def run_stage(run: Run) -> dict[str, Any]:
+def run_stage(run: Run, *, verify: bool = False) -> dict[str, Any]:
     """Write the score cache of the run's catalogue by its reference; returns the manifest.
 
     A second run does the shards that are missing; a directory made by another reference or catalogue is refused.
+    verify: embed a sample of a finished cache again and compare, and write nothing.
     """
-    needs.reference_scores(run)
+    STAGES[score_cache.STAGE].refuse(run)
     assert run.reference is not None
+    if verify:
+        verify_cache(run)
+        return storage.manifest(run.path(run.reference.scores))
     return score(run, run.reference)
 
 
@@ -57,7 +61,7 @@ def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str
     """The same by any model: `jest select` scores with the learner's checkpoint too."""
     catalogue = open_catalogue(run.path(run.data.catalogue))
     if spec.features is not None:
-        return imported.run_stage(run, spec, catalogue)
+        return imported.import_scores(run, spec, catalogue)
     reference = load_reference(run, spec)
     config = _config(spec, catalogue, reference)
     directory = run.path(spec.scores)
@@ -89,7 +93,7 @@ def load_reference(run: Run, spec: Reference) -> Towers:
     return reference
 
 
-def verify(run: Run, n_pairs: int = 256) -> None:
+def verify_cache(run: Run, n_pairs: int = 256) -> None:
     """Embed a sample of a finished cache again, and compare. Raises ValueError where more than rounding differs."""
     if run.reference is None or run.reference.features is not None:
         raise ValueError("--verify embeds again, which needs a `reference` part with a model")

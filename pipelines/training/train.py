@@ -31,7 +31,7 @@ _PATIENCE = 30.0  # seconds for Ray Train's controller to be there, if it is sta
 _LOOK_SECONDS = 0.5  # between two looks at how far the learners are
 
 
-def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None) -> dict[str, Any]:
+def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None) -> dict[str, Any]:
     """Train to the run's budget, or go on from its newest checkpoint; returns the manifest.
 
     in_process: one learner, in this process, which nothing restarts. If not given, so it is where Ray is this machine

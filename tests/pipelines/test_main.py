@@ -8,18 +8,19 @@ import tempfile
 
 import pytest
 
+from pipelines import __main__ as main
 from pipelines import errors
 from tests.conftest import RUN
 
 
-def jest(*arguments: str) -> subprocess.CompletedProcess[str]:
+def jest(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
-        env={k: v for k, v in os.environ.items() if not k.startswith("AWS_")},
+        env={k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | environment,
     )
 
 
@@ -87,7 +88,7 @@ def test_the_traceback_is_shown_where_it_is_asked_for(arguments: list[str]):
     assert out.stderr.endswith("\njest: no run file at nowhere.yaml\n")
 
 
-def report(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
+def report_error(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
     try:
         raise error
     except Exception as raised:
@@ -97,14 +98,14 @@ def report(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_the_traceback_of_an_unexpected_error_is_saved(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    said = report(KeyError("x"), capsys)
+    said = report_error(KeyError("x"), capsys)
     assert said.startswith("jest: unexpected KeyError: 'x'\n  traceback saved to ")
     (saved,) = tmp_path.iterdir()
     assert str(saved) in said
     assert "raise error" in saved.read_text()
-    assert report(ValueError("a wrong setting"), capsys) == "jest: a wrong setting\n"
+    assert report_error(ValueError("a wrong setting"), capsys) == "jest: a wrong setting\n"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    assert "raise error" in report(KeyError("x"), capsys)
+    assert "raise error" in report_error(KeyError("x"), capsys)
     assert [*tmp_path.iterdir()] == [saved]
 
 
@@ -112,8 +113,45 @@ def test_the_traceback_is_shown_where_the_environment_asks_for_it(monkeypatch, t
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("JEST_TRACEBACK", "1")
     assert re.fullmatch(
-        r"(?s)Traceback .*raise error.*\njest: unexpected KeyError: 'x'\n", report(KeyError("x"), capsys)
+        r"(?s)Traceback .*raise error.*\njest: unexpected KeyError: 'x'\n", report_error(KeyError("x"), capsys)
     )
     monkeypatch.setenv("JEST_TRACEBACK", "0")
-    assert report(ValueError("a wrong setting"), capsys) == "jest: a wrong setting\n"
+    assert report_error(ValueError("a wrong setting"), capsys) == "jest: a wrong setting\n"
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_error_of_a_task_of_ray_data_is_that_of_our_code(run_file, tmp_path):
+    """Ray wraps it into one of its own, which says nothing of what is wrong."""
+    (tmp_path / "broken.parquet").write_bytes(b"no Parquet file at all")
+    out = jest("catalogue", run_file, "--set", f"data.shards={tmp_path}/broken.parquet")
+    assert out.returncode == 1
+    assert re.fullmatch(r"jest: \S+broken.parquet is damaged, or no Parquet: .*\n", out.stderr)
+
+
+def test_the_error_of_learners_is_that_of_the_one_that_failed_first(capsys):
+    class WorkerGroupError(RuntimeError):
+        worker_failures = {  # noqa: RUF012
+            0: "Traceback ...\nRuntimeError: [gloo] Connection closed by peer [10.0.0.2]",
+            1: "pyarrow.lib.ArrowInvalid: magic\nValueError: shard 7 is damaged\nray.exceptions.RayError: task",
+        }
+
+    failed = RuntimeError("training failed")
+    failed.__cause__ = WorkerGroupError("workers failed")
+    assert report_error(failed, capsys) == "jest: training failed\n  ValueError: shard 7 is damaged\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "run.yaml", "--log-level", "warning", "--traceback"],
+        ["--log-level", "warning", "train", "--traceback", "run.yaml"],
+    ],
+)
+def test_options_of_all_commands_may_stand_behind_the_command(words):
+    assert main._global_options_first(words) == ["--log-level", "warning", "--traceback", "train", "run.yaml"]
+
+
+def test_a_log_level_is_one_of_four():
+    assert "set it to debug, info, warning, error" in jest("plan", "nowhere.yaml", JEST_LOG_LEVEL="loud").stderr
+    assert "'--log-level'" in jest("plan", "nowhere.yaml", "--log-level=loud").stderr

@@ -33,9 +33,9 @@ def kept(run) -> list[str]:
 
 
 def test_a_catalogue_as_a_datacomp_subset_and_as_a_list(scored, tmp_path):
-    export.run_stage(scored, "catalogue", str(tmp_path / "kept.npy"))
+    export.export(scored, "catalogue", str(tmp_path / "kept.npy"))
     assert (tmp_path / "kept.npy").read_bytes() == datacomp_subset(kept(scored))
-    export.run_stage(scored, "catalogue", str(tmp_path / "kept.parquet"))
+    export.export(scored, "catalogue", str(tmp_path / "kept.parquet"))
     listed = pq.read_table(tmp_path / "kept.parquet")
     assert listed.schema == pa.schema([("uid", pa.string())])
     assert listed["uid"].to_pylist() == sorted(kept(scored))
@@ -57,22 +57,22 @@ def test_a_selection_log_counts_how_often(scored, tmp_path):
     from pipelines.base import checkpoints
 
     with pytest.raises(FileNotFoundError, match="has not come to a checkpoint"):
-        export.run_stage(run, "selection", str(tmp_path / "picked.npy"))
+        export.export(run, "selection", str(tmp_path / "picked.npy"))
     checkpoints.write(run.path(run.run_dir), 1, {"jest": {"log_parts": ["committed.parquet"]}})
     assert len(selection_log.read(run.path(run.run_dir))) == 5
-    export.run_stage(run, "selection", str(tmp_path / "picked.npy"))
+    export.export(run, "selection", str(tmp_path / "picked.npy"))
     assert (tmp_path / "picked.npy").read_bytes() == datacomp_subset(uids)
-    export.run_stage(run, "selection", str(tmp_path / "once.npy"), distinct=True)
+    export.export(run, "selection", str(tmp_path / "once.npy"), distinct=True)
     assert (tmp_path / "once.npy").read_bytes() == datacomp_subset(sorted(set(uids)))
 
 
 def test_what_cannot_be_exported_is_told(scored, tmp_path):
     with pytest.raises(ValueError, match=r"ends neither in \.npy"):
-        export.run_stage(scored, "catalogue", str(tmp_path / "kept.txt"))
+        export.export(scored, "catalogue", str(tmp_path / "kept.txt"))
     with pytest.raises(ValueError, match="no `subset` part"):
-        export.run_stage(scored, "subset", str(tmp_path / "kept.npy"))
+        export.export(scored, "subset", str(tmp_path / "kept.npy"))
     with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
-        export.run_stage(scored, "selection", str(tmp_path / "kept.npy"))
+        export.export(scored, "selection", str(tmp_path / "kept.npy"))
 
 
 def test_files_hold_neighbouring_shards_up_to_their_size():
@@ -100,7 +100,7 @@ def imported(run, tmp_path, features: str, *overrides):
 
 
 def test_the_cache_as_clip_retrieval_lays_it_out_and_back(scored, tmp_path):
-    export.run_stage(scored, "scores", str(tmp_path / "out"))
+    export.export(scored, "scores", str(tmp_path / "out"))
     image, text = (np.load(tmp_path / "out" / f"{s}_emb" / f"{s}_emb_0.npy") for s in ("img", "text"))
     metadata = pq.read_table(tmp_path / "out" / "metadata" / "metadata_0.parquet")
     assert image.dtype == text.dtype == np.float16

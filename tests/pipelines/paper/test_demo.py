@@ -14,7 +14,7 @@ from pipelines.training import selection_log, train
 @pytest.mark.timeout(900)
 def test_smoke_demo_on_s3_and_two_learners(s3, ray_session, capsys):
     root, options = f"{s3}/demo", {"data": "small", "smoke": True, "seeds": 1, "n_learners": 1}
-    demo.run_stage(root=root, **options)
+    demo.run_demo(root=root, **options)
     out = capsys.readouterr().out
     for name in ("reference", "uniform-seed0", "independent-seed0", "joint-seed0"):
         run = comparison.read_run(f"{root}/{name}")
@@ -29,7 +29,7 @@ def test_smoke_demo_on_s3_and_two_learners(s3, ray_session, capsys):
     page = storage.read_bytes(f"{root}/report.html").decode()
     assert "joint-seed0" in page
     assert "<script>" in page
-    demo.run_stage(root=root, **options)
+    demo.run_demo(root=root, **options)
     assert "already at" in capsys.readouterr().out
     assert json.loads(storage.read_bytes(f"{root}/joint-seed0/manifest.json")) == joint
 

@@ -92,7 +92,7 @@ def test_who_is_ahead_is_told_seed_by_seed():
 
 def test_an_unknown_figure_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"no figure fig99; there are fig1"):
-        reproduce.run_stage(["fig99"], root=str(tmp_path), seeds=None, smoke=True, publish="")
+        reproduce.reproduce(["fig99"], root=str(tmp_path), seeds=None, smoke=True, publish="")
     assert not list(tmp_path.iterdir())
 
 
@@ -114,7 +114,7 @@ def test_a_smoke_reproduction_runs_each_kind_once():
 @pytest.mark.timeout(1200)
 def test_a_smoke_reproduction_goes_on_where_it_stopped(tmp_path, ray_session, capsys):
     options = {"root": str(tmp_path), "seeds": None, "smoke": True, "publish": ""}
-    reproduce.run_stage(["fig2", "table3"], **options)
+    reproduce.reproduce(["fig2", "table3"], **options)
     results = storage.read_json(f"{tmp_path}/results.json")
     assert set(results["runs"]) == {"uniform", "uniform-filtered", "joint-plus"}  # joint-filtered is no new kind
     filtered = json.loads((tmp_path / "catalogue/aligned/manifest.json").read_text())["counts"]["kept"]
@@ -125,7 +125,7 @@ def test_a_smoke_reproduction_goes_on_where_it_stopped(tmp_path, ray_session, ca
     assert "uniform-filtered" in page
     assert "Figure 2" in page
     capsys.readouterr()
-    reproduce.run_stage(["fig2", "table3"], **options)
+    reproduce.reproduce(["fig2", "table3"], **options)
     assert "steps of" not in capsys.readouterr().out  # nothing trains again
     runs = {name: reproduce.load_run(name, 0, str(tmp_path), smoke=True) for name in TOLD["runs"]}
     joint = storage.read_json(f"{Chain(runs.values()).finish(runs['joint-filtered'])}/manifest.json")

@@ -60,7 +60,7 @@ def test_a_plan_takes_sizes_from_the_catalogue_where_it_is_made(make_run: MakeRu
     run = make_run("joint")
     catalogue.run_stage(run)
     capsys.readouterr()
-    plan.run_stage(run)
+    plan.print_plan(run)
     told = capsys.readouterr().out
     assert "epochs seen" in told
     assert "reference scores, once" in told
@@ -150,7 +150,7 @@ def test_sharded_weights_need_less_of_each_device():
 
 def test_a_plan_with_a_failing_check_fails(make_scored_run: MakeRun):
     with pytest.raises(ValueError, match=r"the run would fail: shards: .* has no column nonsense"):
-        plan.run_stage(make_scored_run("joint", "data.columns={caption: nonsense}"))
+        plan.print_plan(make_scored_run("joint", "data.columns={caption: nonsense}"))
 
 
 def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):

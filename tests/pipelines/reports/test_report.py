@@ -88,7 +88,7 @@ def opened(browser, path, **options):
 @pytest.mark.timeout(300)
 def test_the_report_in_a_browser(runs, browser):
     output = runs / "report.html"
-    report.run_stage([f"{runs}/uniform", f"{runs}/joint"], str(output))
+    report.write_report([f"{runs}/uniform", f"{runs}/joint"], str(output))
     page, told = opened(browser, output)
     assert told == []
     assert page.title() == "jest report"  # the caption's script did not run

@@ -23,7 +23,7 @@ def test_precision_and_recall_of_a_threshold():
 
 
 def test_the_page_shows_what_each_threshold_keeps_and_drops(scored, tmp_path, capsys):
-    thresholds.run_stage(scored, "cosine", "noise", str(tmp_path / "page.html"))
+    thresholds.write_page(scored, "cosine", "noise", str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert page.count("just kept") == page.count("just dropped") == len(thresholds.SHARES)
     assert page.count("data:image/png;base64,") > 100

@@ -78,7 +78,7 @@ def test_a_reference_may_look_at_another_resolution(make_run, shards):
     pair = make_reference(run)
     catalogue.run_stage(run)
     reference_scores.run_stage(run)
-    reference_scores.verify(run)
+    reference_scores.verify_cache(run)
     table = storage.open_parquet(f"{run.path('scores')}/parts/00000.parquet").read()
     pixels, _ = pair.view.batch(pq.read_table(sorted(shards.iterdir())[0])["webp"].to_pylist())
     tokens = torch.zeros(len(pixels), 16, dtype=torch.int64)
@@ -159,7 +159,7 @@ def test_scorers_write_columns_of_their_own_at_a_precision_of_choice(make_run, t
     make_reference(run)
     catalogue.run_stage(run)
     manifest = reference_scores.run_stage(run)
-    reference_scores.verify(run)
+    reference_scores.verify_cache(run)
     assert [scorer["name"] for scorer in manifest["config"]["scorers"]] == ["beauty", "words"]
     assert manifest["config"]["precision"].startswith("bf16")
     part = storage.open_parquet(score_cache.part_path(run.path("scores"), 1)).read()
@@ -222,4 +222,4 @@ def test_two_writers_of_one_cache_do_not_disturb_each_other(make_run):
     assert first == second
     assert first["counts"]["ok"] == 599
     assert not storage.exists(f"{run.path('scores')}/fragments")
-    reference_scores.verify(run)
+    reference_scores.verify_cache(run)

@@ -27,7 +27,7 @@ def test_a_joined_block_is_cut_by_row_group():
 
 
 def test_verify_finds_what_was_cached(scored, capsys):
-    reference_scores.verify(scored)
+    reference_scores.verify_cache(scored)
     assert "256 pairs embedded again" in capsys.readouterr().out
 
 
@@ -40,7 +40,7 @@ def test_verify_refuses_embeddings_of_something_else(scored, tmp_path):
     table = table.set_column(index, "image_embedding", blocks.pack(images))
     storage.write_table(str(path), table, [50, 50, 50])
     with pytest.raises(ValueError, match="is not what jest-tiny gives: 256 pairs embedded again"):
-        reference_scores.verify(run)
+        reference_scores.verify_cache(run)
 
 
 def test_a_part_of_another_cache_is_refused_at_the_end(scored, tmp_path):

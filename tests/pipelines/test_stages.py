@@ -1,0 +1,87 @@
+"""The table of stages: what is made from it, and what is refused before the first stage starts."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from jest_core.run_file import Run
+from pipelines import stages
+from pipelines.base.stage_table import STAGES, with_table
+from pipelines.commands import app
+from pipelines.planning.standing import standing
+
+
+def test_each_stage_is_a_command_with_the_help_of_the_table():
+    commands = typer.main.get_command(app).commands
+    assert [name for name in commands if name in STAGES] == [*STAGES]
+    for name, stage in STAGES.items():
+        assert commands[name].help == stage.help
+
+
+def test_each_stage_is_called_alike():
+    for stage in STAGES.values():
+        first, *options = inspect.signature(stage.load()).parameters.values()
+        assert (first.name, first.annotation) in {("run", Run), ("run", "Run")}
+        assert all(option.kind is option.KEYWORD_ONLY and option.default is not option.empty for option in options)
+
+
+def test_the_table_costs_no_import_of_ray_or_pytorch_or_a_run_file():
+    code = "import sys, pipelines.commands; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "pyarrow", "pydantic"} & {*out.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "message"),
+    [
+        (["catalogue", "evaluates"], [], "evaluates: no such stage; the stages are ingest catalogue"),
+        ([], [], "name at least one stage of ingest"),
+        (["catalogue", "train", "evaluate"], [], "no `evaluation` part"),
+        (["catalogue", "ingest"], [], "no `ingest` part"),
+        (["catalogue", "select"], [], "no `subset` part"),
+        (["catalogue", "reference-scores"], ["reference=null", "selection.method=uniform"], "no `reference` part"),
+    ],
+)
+def test_a_stage_without_anything_to_do_is_refused_before_the_first_starts(make_run, names, overrides, message):
+    run = make_run("joint", *overrides)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        stages.run_stages(run, names)
+    assert not Path(run.path(run.data.catalogue)).exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train"], "`jest train` needs .*/catalogue, .* run `jest catalogue` first"),
+        (["catalogue", "train", "reference-scores"], "run `jest reference-scores` first"),
+        (["catalogue", "reference-scores", "report"], "run `jest train` first"),
+    ],
+)
+def test_a_stage_without_its_input_is_refused_before_the_first_starts(make_run, names, message):
+    run = make_run("joint")
+    with pytest.raises(FileNotFoundError, match=message):
+        stages.run_stages(run, names)
+    assert not Path(run.path(run.data.catalogue)).exists()
+
+
+def test_plan_says_what_is_done_and_what_can_run(scored: Run, make_run):
+    assert {each.stage.name: each.state for each in standing(scored)} == {
+        "ingest": "not part of this run",
+        "catalogue": "done",
+        "reference-scores": "done",
+        "select": "not part of this run",
+        "train": "can run now",
+        "evaluate": "not part of this run",
+        "report": "after train",
+    }
+    assert {each.stage.name: each.state for each in standing(make_run("joint"))}["train"] == "after reference-scores"
+
+
+def test_the_document_has_the_table_of_today():
+    text = (Path(__file__).parents[2] / "deploy" / "docs" / "stages.md").read_text()
+    assert with_table(text) == text, "make docs"
