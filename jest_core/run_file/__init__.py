@@ -16,6 +16,7 @@ consistency  what is wrong with values taken together, each with a remedy
 identity     which fields decide whether a run may go on
 explain      what is wrong with a value alone, a line each
 load         text and overrides -> Run, and back
+describe     the parts -> run-file.md and run-file.schema.json
 """
 
 from jest_core.run_file.data import Data
