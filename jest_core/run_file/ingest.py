@@ -63,7 +63,7 @@ class Ingest(Part):
     opt_out: list[str] = Field(
         default=["noai", "noimageai", "noindex", "noimageindex"], examples=[["noai", "noimageai"]]
     )
-    """Directives of the HTTP header X-Robots-Tag by which an owner opts out: such pictures are not stored."""
+    """Directives of the HTTP header X-Robots-Tag by which an owner opts out: such pictures are not downloaded."""
 
     user_agent_token: str | None = Field(default=None, examples=["my-lab"])
     """Token of the HTTP user agent, to which directives of `opt_out` may be addressed. If not given, only directives to

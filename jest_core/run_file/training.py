@@ -58,7 +58,7 @@ class Training(Part):
     weights (DistributedDataParallel). For towers that do not fit on one GPU. Not together with `compile`."""
 
     loss: Loss = "sigmoid"
-    """Contrastive loss that is trained: SigLIP's sigmoid loss, or CLIP's softmax loss, without logit_bias."""
+    """Contrastive loss that is trained: SigLIP's sigmoid loss, or CLIP's softmax loss (no logit_bias)."""
 
     learning_rate: PositiveFloat = Field(examples=[1.0e-3])
     """Peak learning rate of AdamW, after the warm-up."""
