@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos mutants bench lint format types check lock licences audit clean
+.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos mutants bench lint format types docs check lock licences audit clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ format: install-dev ## ruff, writing
 
 types: install-dev ## mypy
 	$(BIN)/mypy
+
+docs: install-dev ## what deploy/docs has of the run file and of the stages, from the code
+	$(BIN)/python -m pipelines.base.stage_table deploy/docs/stages.md
+	$(BIN)/python -m jest_core.run_file.describe deploy/docs
 
 check: format lint types test ## before a commit
 

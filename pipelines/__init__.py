@@ -12,7 +12,9 @@ reports     finished runs -> tables and pages
 stages      stages one after the other, and runs that build on each other
 submit      stages as one job of a Ray cluster
 paper       the demonstration and the paper's figures
-commands    the command line; __main__: `jest`; errors: the line that ends a command
+commands    the command line
+errors      an error that ends a command -> the line that its user reads
+__main__    `jest`
 
 An installed jest has this package as `jest_pipelines`, a name that no other project takes. Imports of each other are
 relative, so that the same files work as `pipelines` in a checkout.

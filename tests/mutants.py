@@ -313,8 +313,8 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/run_file/parts.py",
         "core/run_file/test_load.py::test_errors_name_field_value_and_remedy",
         secrets_in_run_files=(
-            'model_config = ConfigDict(extra="forbid", frozen=True)',
-            'model_config = ConfigDict(extra="allow", frozen=True)',
+            'model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)',
+            'model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)',
         ),
     )
     yield from of(

@@ -66,7 +66,7 @@ for folder in ("jest_core", "pipelines"):
             importlib.import_module(name)
 
 from typer.testing import CliRunner
-from pipelines import __main__
+from pipelines.commands import app
 from pipelines.base import cluster
 
 assert cluster.n_cores() >= 1
@@ -74,7 +74,7 @@ ctypes = sys.modules["ctypes"]
 ctypes.CDLL = lambda name: types.SimpleNamespace()  # a C library without mallopt
 cluster.keep_freed_memory()
 for command in (["--help"], ["plan", root + "/deploy/runs/demo-small/joint.yaml", "--set", f"root={root}/deploy"]):
-    done = CliRunner().invoke(__main__.app, command, catch_exceptions=False)
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
 """
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from jest_core.run_file import consistency
+from jest_core.run_file.explain import explain
 from jest_core.run_file.paths import join
 from jest_core.run_file.schema import Run
 
@@ -26,7 +27,7 @@ def load(text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, 
     try:
         run = Run.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{source}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
+        raise ValueError(f"{source}:\n" + "\n".join(explain(error, values))) from None
     run = run.model_copy(update={"root": join("", run.root)})  # workers have other working directories
     if problems := consistency.problems(run):
         raise ValueError(f"{source}:\n" + "\n".join(f"  {line}" for line in problems))
@@ -71,12 +72,3 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise ValueError(f"--set {override!r}: {parent!r} is not a part of the run file")
     place[last] = yaml.safe_load(value)
-
-
-def _explain(error: Any) -> str:
-    field = ".".join(str(x) for x in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"  {field} is not a key of a run file; remove it, or correct its spelling"
-    if error["type"] == "missing":
-        return f"  {field} is missing; a run file is complete"
-    return f"  {field} = {error['input']!r}: {error['msg']}"

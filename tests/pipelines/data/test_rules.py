@@ -167,7 +167,7 @@ def test_a_column_that_is_no_number_is_named(tmp_path):
     ("rule_texts", "match"),
     [
         (["{rule: duplicate}", "{rule: status}"], "`duplicate` must come last"),
-        (["{rule: punsafe}"], "does not match any of the expected tags"),
+        (["{rule: punsafe}"], "rule = 'punsafe' is none of status, unsafe, nsfw, .*; did you mean unsafe"),
         (["{rule: duplicate, by: []}"], "at least 1 item"),
         (["{rule: size, max_aspect: 0}"], "greater than 0"),
     ],

@@ -1,0 +1,117 @@
+"""Errors of single values: field, value, remedy, each on a line."""
+
+import pytest
+
+from jest_core import run_file
+from jest_core.run_file.explain import first_sentence, parts_of
+from tests.core.run_file.test_load import TEXT
+
+
+def lines(override: str) -> list[str]:
+    with pytest.raises(ValueError, match=r"^run file:\n") as error:
+        run_file.load(TEXT, [override])
+    return [line.removeprefix("  ") for line in str(error.value).splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("selection.n_chunk=8", "selection.n_chunk is not a key of a run file; did you mean n_chunks?"),
+        ("evaluaton={}", "evaluaton is not a key of a run file; did you mean evaluation?"),
+        (
+            "aws_secret_access_key=x",
+            "aws_secret_access_key is not a key of a run file; remove it, or correct its spelling",
+        ),
+        (
+            "data.rules=[{rule: size, min_sid: 3}]",
+            "data.rules.0.min_sid is not a key of a run file; did you mean min_side?",
+        ),
+        (
+            "data.rules=[{rule: basic_filter}, {rule: size, size: 3}]",
+            "data.rules.1.size is not a key of a run file; remove it, or correct its spelling",
+        ),
+        (
+            "subset={directory: d, learner: {model: {name: x}, scores: y, scorer: []}}",
+            "subset.learner.scorer is not a key of a run file; did you mean scorers?",
+        ),
+    ],
+)
+def test_an_unknown_key_is_compared_with_those_of_its_part(override: str, line: str):
+    assert lines(override) == [line]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "selection.method=jont",
+            "selection.method = 'jont' is none of uniform, independent, joint; did you mean joint?",
+        ),
+        ("selection.draw=[1]", "selection.draw = [1] is none of sample, top_k"),
+        (
+            "training.report_to=[mlflow, wandbb]",
+            "training.report_to.1 = 'wandbb' is none of tensorboard, wandb, mlflow; did you mean wandb?",
+        ),
+        (
+            "data.rules=[{rule: basic_filtr}]",
+            "data.rules.0.rule = 'basic_filtr' is none of status, unsafe, nsfw, watermark, deny, size, caption, "
+            "language, similarity, score, subset, duplicate, basic_filter; did you mean basic_filter?",
+        ),
+        (
+            "ingest={urls: x, shards: pool, rules: [{rule: basic_filter}]}",
+            "ingest.rules.0.rule = 'basic_filter' is none of status, unsafe, nsfw, watermark, deny, size, caption, "
+            "language, similarity, score, subset, duplicate",
+        ),
+        ("data.rules=[{below: 1}]", "data.rules.0 = {'below': 1} names no rule; write {rule: NAME, ...}"),
+    ],
+)
+def test_a_value_out_of_its_choices_is_shown_them(override: str, line: str):
+    assert lines(override) == [line]
+
+
+@pytest.mark.parametrize(
+    ("override", "starts", "ends"),
+    [
+        ("seed=-1", "seed = -1: Input should be greater than or equal to 0 (Seed of all", "augmentation.)"),
+        (
+            "training.sub_batch_size=null",
+            "training.sub_batch_size = None: Input should be a valid integer (Batch",
+            ".)",
+        ),
+        ("data.shards=7", "data.shards = 7: Input should be a valid string or a valid list (Image shards: ", ".)"),
+        ("data.shards=[x, 7]", "data.shards.1 = 7: Input should be a valid string (Image shards", ".)"),
+        ("data.columns={caption: 7}", "data.columns.caption = 7: Input should be a valid string (Names of", ".)"),
+        ("model.image_mean=[1, 2]", "model.image_mean.2 is missing; a run file is complete: add it. Mean of", "0..1."),
+        (
+            "evaluation={sets: [{name: a, shards: x, tasks: [b], few_shot: {n_shots: 1}}]}",
+            "evaluation.sets.0.few_shot.pool is missing; a run file is complete: add it. ",
+            "Labelled pictures from which the shots are drawn.",
+        ),
+        ("data.rules=[{rule: score}]", "data.rules.0 = {'rule': 'score'}: the rule `score` needs one of ", "not both"),
+    ],
+)
+def test_a_wrong_value_comes_with_what_the_field_means(override: str, starts: str, ends: str):
+    (line,) = lines(override)
+    assert line.startswith(starts)
+    assert line.endswith(ends)
+
+
+def test_a_long_value_is_cut():
+    (line,) = lines(f"seed={'x' * 1000}")
+    assert len(line) < 400
+
+
+def test_each_wrong_value_has_a_line():
+    assert len(lines("data.rules=[{rule: size, a: 1, b: 2}, {rule: caption, min_words: -1}]")) == 3
+
+
+def test_the_first_sentence_of_a_description():
+    assert first_sentence("Share: 1 - b / B. At 0.8\nmore.") == "Share: 1 - b / B."
+    assert first_sentence("In two\nlines, with 0.5. as it is") == "In two lines, with 0.5. as it is"
+    assert first_sentence(None) == ""
+
+
+def test_the_parts_of_a_type():
+    assert parts_of(run_file.Run.model_fields["data"].annotation) == [run_file.Data]
+    assert parts_of(run_file.Evaluation.model_fields["sets"].annotation) == [run_file.EvaluationSet]
+    assert parts_of(str | None) == []
