@@ -12,7 +12,7 @@ from typing import Any
 from jest_core.run_file import Run
 from jest_core.run_file.rules import ScoreRule
 
-from .base import storage
+from .base import manifests
 from .training import train
 
 STAGES = {  # in their order; the module of each, and what that imports once it is needed
@@ -76,7 +76,7 @@ class Chain:
         return directory
 
     def _catalogue(self, run: Run) -> None:
-        if storage.is_finished(run.path(run.data.catalogue)):
+        if manifests.is_finished(run.path(run.data.catalogue)):
             return
         if run.data.refines is not None and (wide := self._over(run.data.refines)) is not None:
             self._catalogue(wide)
@@ -94,7 +94,7 @@ class Chain:
     def _scores(self, run: Run) -> None:
         """The score cache, of the catalogue that the run's refines where it does: it serves those who refine it."""
         assert run.reference is not None
-        if storage.is_finished(run.path(run.reference.scores)):
+        if manifests.is_finished(run.path(run.reference.scores)):
             return
         self._made_by(run.reference.checkpoint)
         if (wide := self._over(run.data.refines)) is not None:

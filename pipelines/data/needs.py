@@ -1,8 +1,10 @@
 """What a stage needs of the run file and of the stages before it, as far as it is told without PyTorch and Ray."""
 
+from typing import Any
+
 from jest_core.run_file import Run
 
-from ..base import storage
+from ..base import manifests
 from .catalogue import Catalogue, open_catalogue
 
 
@@ -19,6 +21,6 @@ def evaluate(run: Run) -> None:
         raise ValueError("the run file has no `evaluation` part: nothing to evaluate on")
 
 
-def report(directory: str) -> dict[str, object]:
+def report(directory: str) -> dict[str, Any]:
     """A finished run's manifest. Raises FileNotFoundError where the run is not finished."""
-    return storage.finished(directory, "train", "train it first")
+    return manifests.finished(directory, "train", dict[str, Any], "train it first")

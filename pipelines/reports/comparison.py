@@ -16,6 +16,7 @@ from jest_core.run_file import Run
 from ..base import storage
 from ..data import needs
 from ..evaluation import evaluate
+from ..scores import score_cache
 from ..training import selection_log
 
 NOTE = (
@@ -151,7 +152,7 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
         return float("nan")
     if not run.run.reads_scores:
         return reference.teraflops
-    cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")
+    cache = score_cache.opened(run.run.path(run.run.reference.scores))
     spec = run.run.reference
     forward = flops.forward_flops(spec.model, spec.score_image_size, spec.score_patch_size).total
     return reference.teraflops + cache["counts"]["ok"] * forward / 1e12
