@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from jest_core.run_file import Run
 from jest_core.run_file.rules import ScoreRule
 
-from .base import storage
+from .base import manifests
 from .base.stage_table import STAGES, Stage
 from .training import train
 
@@ -91,7 +91,7 @@ class Chain:
         return directory
 
     def _catalogue(self, run: Run) -> None:
-        if storage.is_finished(run.path(run.data.catalogue)):
+        if manifests.is_finished(run.path(run.data.catalogue)):
             return
         if run.data.refines is not None and (wide := self._over(run.data.refines)) is not None:
             self._catalogue(wide)
@@ -109,7 +109,7 @@ class Chain:
     def _scores(self, run: Run) -> None:
         """The score cache, of the catalogue that the run's refines where it does: it serves those who refine it."""
         assert run.reference is not None
-        if storage.is_finished(run.path(run.reference.scores)):
+        if manifests.is_finished(run.path(run.reference.scores)):
             return
         self._made_by(run.reference.checkpoint)
         if (wide := self._over(run.data.refines)) is not None:

@@ -262,7 +262,7 @@ def _mutants() -> Iterator[Mutant]:
     yield from of(
         "pipelines/base/cluster.py",
         "pipelines/base/test_cluster.py::test_what_reads_ahead_ends_before_ray_is_left",
-        ray_left_while_it_is_read=("stop()", "stop"),
+        ray_left_while_it_is_read=("reader.stop()", "reader.stop"),
     )
     yield from of(
         "jest_core/examples/preprocess.py",
@@ -353,8 +353,8 @@ def _mutants() -> Iterator[Mutant]:
         written_in_place=('temporary = f"{path}.{uuid.uuid4().hex}.tmp"', "temporary = path"),
     )
     yield from of(
-        "pipelines/base/storage.py",
-        "pipelines/base/test_storage.py::test_a_directory_of_another_configuration_is_refused_with_the_difference",
+        "pipelines/base/manifests.py",
+        "pipelines/base/test_manifests.py::test_a_directory_of_another_configuration_is_refused_with_the_difference",
         another_configuration_accepted=(
             'if manifest["stage"] != stage or (differing and not extends(old, differing)):',
             'if manifest["stage"] != stage:',
@@ -475,7 +475,7 @@ def _mutants() -> Iterator[Mutant]:
 
     # what only Ray can show
     yield from of(
-        "pipelines/data/catalogue.py",
+        "pipelines/data/catalogue_parts.py",
         "pipelines/data/test_catalogue.py::test_each_row_is_charged_to_the_first_rule_that_drops_it",
         fast=False,
         rows_charged_to_the_last_rule=(
@@ -484,7 +484,7 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/scores/score_cache.py",
+        "pipelines/scores/parts.py",
         "pipelines/scores/test_reference_scores.py::test_too_many_bad_rows_fail_with_the_counts",
         fast=False,
         any_number_of_bad_rows=("if n_bad(counts) > max_bad_share * n_kept:", "if n_bad(counts) > n_kept:"),
@@ -494,8 +494,7 @@ def _mutants() -> Iterator[Mutant]:
         "pipelines/scores/test_reference_scores.py::test_a_cache_of_another_catalogue_is_refused_by_training",
         fast=False,
         a_cache_of_another_catalogue=(
-            'if manifest["config"]["catalogue"] not in (catalogue.manifest["fingerprint"],'
-            ' *catalogue.manifest["lineage"]):',
+            'if not catalogue.lines_up_with(manifest["config"]["catalogue"]):',
             "if not manifest:",
         ),
     )
@@ -504,7 +503,7 @@ def _mutants() -> Iterator[Mutant]:
         "pipelines/offline/test_export.py::test_a_selection_log_counts_how_often",
         fast=False,
         exports_what_a_crash_left=(
-            'committed = checkpoints.read(directory)["jest"]["log_parts"]',
+            'committed = checkpoints.read_state(directory)["log_parts"]',
             'committed = storage.names(f"{directory}/selection", ".parquet")',
         ),
     )

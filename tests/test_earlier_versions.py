@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jest_core import run_file
-from pipelines.base import checkpoints, storage
+from pipelines.base import checkpoints, manifests, storage
 from pipelines.data import catalogue
 from pipelines.reports import report
 from pipelines.training import selection_log, train
@@ -27,7 +27,7 @@ def test_a_run_of_an_earlier_version_is_read_made_longer_and_reported(s3, ray_se
     text = storage.read_bytes(f"{s3}/earlier/run.yaml").decode()
     run = run_file.load(text)
     directory = run.path(run.run_dir)
-    fingerprint = storage.manifest(run.path("catalogue"))["fingerprint"]
+    fingerprint = manifests.read(run.path("catalogue"))["fingerprint"]
     assert catalogue.run_stage(run).manifest["fingerprint"] == fingerprint
     assert train.run_stage(run, in_process=True)["steps"] == 4
     picks = selection_log.read(directory)

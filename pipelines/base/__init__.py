@@ -1,12 +1,14 @@
-"""What every stage stands on.
+"""What every stage uses: files on any storage, the Ray cluster, progress messages, checkpoints.
 
-storage      atomic files and manifests on any storage that fsspec opens
-blocks       arrays as columns of Arrow blocks
-cluster      the Ray that stages run on
-prefetch     an iterator drawn from in a thread, ahead of its reader
-checkpoints  open_clip's dictionary and one key of ours
-progress     bars on a terminal, plain lines elsewhere
+storage      files on any storage that fsspec opens: read, written atomically, listed
+manifests    manifest.json of a stage's output directory: its settings, its results, whether it is finished
+blocks       NumPy arrays <-> columns of Arrow tables
+in_parallel  functions and Ray tasks, a limited number of them at once
+cluster      start, join and leave Ray; how many tasks and actors it has room for
+prefetch     a thread that draws from an iterator, ahead of its reader
+checkpoints  model, optimizer and state of a run, in a file that open_clip reads too
+progress     progress bars on a terminal, plain lines elsewhere
 log_level    how much a command prints
 stage_table  the stages: what each needs, makes and refuses
-stopwatch    which part of a pipeline limits it
+stopwatch    which part of a pipeline limits its speed
 """

@@ -1,6 +1,6 @@
-"""Arrays as columns of Arrow blocks, which is how they travel through Ray's object store without copies."""
+"""Arrays as columns of Arrow blocks, which travel through Ray's object store without copies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -22,15 +22,16 @@ def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
-def tell(block: pa.Table, values: dict[str, float]) -> pa.Table:
-    """Columns that say one thing of a whole block."""
+def append_constants(block: pa.Table, values: Mapping[str, object]) -> pa.Table:
+    """The block with a column for each value (a number), the same in all rows."""
     for name, value in values.items():
         block = block.append_column(name, pa.array(np.full(len(block), value)))
     return block
 
 
 def runs(table: pa.Table, column: str) -> Iterator[pa.Table]:
-    """The parts of a table in which this column, of numbers, has one value: Ray Data joins what one task makes."""
+    """Consecutive rows with the same number in this column, as one table each: Ray Data may join blocks of several
+    tasks."""
     values = table[column].to_numpy()
     for start, stop in pairwise([0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(table)]):
         yield table.slice(start, stop - start)

@@ -1,4 +1,4 @@
-"""Checkpoints: open_clip's dictionary plus one `jest` key, written whole to any storage."""
+"""Checkpoints: the dictionary that open_clip reads and writes, plus the key `jest`; on any storage, atomic."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from . import storage
 
-if TYPE_CHECKING:  # how far a run is, is asked without
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and listing checkpoints needs none of it
     import torch
 
     from jest_core.models.towers import Towers
@@ -18,19 +18,49 @@ if TYPE_CHECKING:  # how far a run is, is asked without
 _PREFIX, _SUFFIX = "step_", ".pt"
 
 
+class RunState(TypedDict):
+    """How far a run is when a checkpoint is written: a checkpoint's key `jest`.
+
+    step: number of updates. seconds: spent in steps so far. log_parts: names of the files of `<run>/selection` that
+    hold the selections of these steps.
+    """
+
+    step: int
+    seconds: float
+    log_parts: list[str]
+
+
+class OptimizerState(TypedDict):
+    """`state_dict()` of a PyTorch optimizer: values by parameter number, and its groups of parameters."""
+
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class Checkpoint(TypedDict, total=False):
+    """A checkpoint as jest writes it: open_clip reads the first four keys. epoch: number of updates."""
+
+    epoch: int
+    name: str
+    state_dict: dict[str, torch.Tensor]
+    optimizer: OptimizerState
+    jest: RunState
+
+
 def path_of(run_dir: str, step: int) -> str:
-    """Where the checkpoint after `step` updates lies."""
+    """The path of the checkpoint that is written after `step` updates."""
     return f"{run_dir}/checkpoints/{_PREFIX}{step:08d}{_SUFFIX}"
 
 
 @storage.retried
 def steps(run_dir: str) -> list[int]:
     """Numbers of updates after which there is a checkpoint, ascending."""
-    found = storage.names(f"{run_dir}/checkpoints", _SUFFIX)
-    return [int(name.removeprefix(_PREFIX).removesuffix(_SUFFIX)) for name in found if name.startswith(_PREFIX)]
+    names = storage.names(f"{run_dir}/checkpoints", _SUFFIX)
+    return [int(name.removeprefix(_PREFIX).removesuffix(_SUFFIX)) for name in names if name.startswith(_PREFIX)]
 
 
-def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
+def write(run_dir: str, step: int, content: Checkpoint) -> None:
+    """Write the checkpoint after `step` updates; a reader sees all of it or none."""
     import torch
 
     sink = io.BytesIO()
@@ -39,14 +69,17 @@ def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
 
 
 def read(path: str) -> dict[str, Any]:
-    """A checkpoint file, or a run directory's newest. Tensors and plain values only: nothing in it can run."""
+    """A checkpoint file, or the newest checkpoint of a run directory; any that open_clip writes too.
+
+    Only tensors and plain values are loaded: nothing in the file can run code.
+    """
     if not path.endswith(_SUFFIX):
-        found = steps(path)
-        if not found:
+        written = steps(path)
+        if not written:
             raise FileNotFoundError(
                 f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file"
             )
-        path = path_of(path, found[-1])
+        path = path_of(path, written[-1])
     import torch
 
     data = storage.retried(storage.read_bytes)(path)
@@ -54,14 +87,25 @@ def read(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a checkpoint holds beside the `jest` key."""
-    state = {"state_dict": pair.model.state_dict(), "optimizer": optimizer.state_dict()}
-    return {"epoch": step, "name": pair.name, **state}
+def read_state(run_dir: str) -> RunState:
+    """How far the newest checkpoint of a run directory is."""
+    state: RunState = read(run_dir)["jest"]
+    return state
 
 
-def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Take up the newest checkpoint of a run directory, if there is one; returns its `jest` key, or a new run's."""
+def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    """A checkpoint without its `jest` key. The tensors are those that train on; `copied` copies them."""
+    return {
+        "epoch": step,
+        "name": pair.name,
+        "state_dict": pair.model.state_dict(),
+        "optimizer": cast(OptimizerState, optimizer.state_dict()),
+    }
+
+
+def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> RunState:
+    """Load the newest checkpoint of a run directory into model and optimizer, if there is one; returns how far it is,
+    or the state of a new run."""
     if not steps(run_dir):
         return {"step": 0, "seconds": 0.0, "log_parts": []}
     from jest_core.models import towers
@@ -69,28 +113,34 @@ def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> dict
     checkpoint = read(run_dir)
     towers.load_weights(pair, checkpoint)
     optimizer.load_state_dict(_placed(checkpoint["optimizer"], optimizer))
-    found: dict[str, Any] = checkpoint["jest"]
-    return found
+    state: RunState = checkpoint["jest"]
+    return state
 
 
-def _placed(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's whole state, of sharded parameters this learner's share."""
+def _placed(saved: OptimizerState, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's saved state; of sharded parameters only this learner's share."""
     import torch
 
     from jest_core.models import sharding
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def share(number: int, values: dict[str, Any]) -> dict[str, Any]:
-        own = parameters[number]
-        same = {name: isinstance(v, torch.Tensor) and v.shape == own.shape for name, v in values.items()}
-        return {name: sharding.placed(v, own) if same[name] else v for name, v in values.items()}
+    def share(value: Any, parameter: torch.Tensor) -> Any:
+        is_like_it = isinstance(value, torch.Tensor) and value.shape == parameter.shape  # as its moments are
+        return sharding.placed(value, parameter) if is_like_it else value
 
-    return state | {"state": {number: share(number, values) for number, values in state["state"].items()}}
+    state = {
+        number: {name: share(value, parameters[number]) for name, value in values.items()}
+        for number, values in saved["state"].items()
+    }
+    return {**saved, "state": state}
 
 
 def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:
-    """Remove all checkpoints but the last few and those of every so many steps; none where keep_last is None."""
+    """Remove all checkpoints but the last `keep_last` and those whose step is a multiple of `keep_every`.
+
+    Removes nothing where keep_last is None.
+    """
     if keep_last is None:
         return
     for step in steps(run_dir)[:-keep_last]:
@@ -100,7 +150,7 @@ def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:
 
 @storage.retried
 def tidy(run_dir: str) -> None:
-    """Remove half-written checkpoints and metrics, which a try that was killed has left."""
+    """Remove temporary files of checkpoints and metrics, which a process that was killed has left."""
     for folder, prefix in ((f"{run_dir}/checkpoints", _PREFIX), (run_dir, "metrics.jsonl.")):
         for name in storage.names(folder, ".tmp"):
             if name.startswith(prefix):
@@ -108,9 +158,10 @@ def tidy(run_dir: str) -> None:
 
 
 def copied(value: Any, *, keep: bool = True) -> Any:
-    """A checkpoint's content with whole tensors of its own, on the host: what trains on does not change them.
+    """A copy of a checkpoint's content in host memory, with whole tensors that further training does not change.
 
-    Collective where towers are sharded; keep=False takes part in that, and keeps no tensor.
+    Where parameters are sharded all learners must call it, as it gathers them; keep=False takes part in that, and
+    returns None in place of each tensor.
     """
     import torch
 
@@ -127,18 +178,19 @@ def copied(value: Any, *, keep: bool = True) -> Any:
 
 
 class Writer:
-    """Writes in a thread of its own, one thing after the other; errors come with the next call."""
+    """Runs one write after the other in a background thread; the next call raises the error of the last write."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._last: Future[None] | None = None
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Wait for what was submitted before, and start this."""
+        """Start a write, once the one before has ended."""
         self.wait()
         self._last = self._thread.submit(write)
 
     def wait(self) -> None:
+        """Wait for the write under way; raises its error."""
         if self._last is not None:
             self._last.result()
 

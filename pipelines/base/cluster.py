@@ -1,4 +1,4 @@
-"""The Ray that stages run on: the cluster of RAY_ADDRESS where one is set, else one on this machine."""
+"""The Ray cluster that stages run on: that of RAY_ADDRESS where it is set, else one that `connect` starts locally."""
 
 import atexit
 import contextlib
@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -25,10 +25,18 @@ from .log_level import LogLevel, shows
 _DATA_CPUS = 2  # concurrent read tasks of one learner
 _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_FOLDER = "jest-ray-"  # and the number of our process: where a local Ray keeps its sockets and logs
+_FOLDER = "jest-ray-"  # and the process id: the folder of a local Ray's sockets and logs
 _PATIENCE = 5.0  # seconds that Ray's processes get to end by themselves
-_stops: weakref.WeakSet[Callable[[], None]] = weakref.WeakSet()  # of what reads: `disconnect` calls them first
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stoppable(Protocol):
+    """Something that asks Ray for data in a thread, and can be stopped."""
+
+    def stop(self) -> None: ...
+
+
+_readers: weakref.WeakSet[Stoppable] = weakref.WeakSet()  # `disconnect` stops them first
 
 
 def connect() -> None:
@@ -42,15 +50,17 @@ def connect() -> None:
     if not is_local():
         ray.init(log_to_driver=shown, logging_level=logging.INFO if shown else logging.ERROR)
         return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that asks whether a node will go
+    os.environ.setdefault(
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+    )  # one process less, which watches for preempted nodes
     _remove_stale_folders()
-    atexit.register(disconnect)  # for those who call from a program of their own
+    atexit.register(disconnect)  # where a user's program calls jest, not the command line
     cores = os.cpu_count() or 1
-    ends = signal.getsignal(signal.SIGTERM)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
-        "local",  # never one that somebody else has started here
-        # logical: an actor pool that takes every CPU would leave none to its readers, and the pipeline would never
-        # start
+        "local",  # never join a Ray that another program has started on this machine
+        # more CPUs than there are: an actor pool that reserves all CPUs would leave none to the tasks that read for it,
+        # and the pipeline would never start
         num_cpus=max(8, 2 * cores),
         include_dashboard=False,
         object_store_memory=local_object_store_bytes(),
@@ -58,16 +68,16 @@ def connect() -> None:
         logging_level=logging.INFO if shown else logging.ERROR,
         _temp_dir=str(_folder()),
     )
-    if ends is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ends)  # Ray has put its own in place of it
+    if on_sigterm is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced the handler
 
 
 @contextlib.contextmanager
 def connected_meanwhile(module: str, *, readers: str | None) -> Iterator[None]:
-    """Start or join Ray while this process imports a module in a thread; within the block both are done.
+    """Start or join Ray while a thread imports a module; both are done when the block begins.
 
-    readers: a module that the workers which will read for this process import meanwhile too, where Ray is this machine
-    alone. PyTorch's import and Ray's start take seconds each, and neither needs the other.
+    PyTorch's import and Ray's start take seconds each, and neither needs the other. readers: a module that Ray's
+    workers import meanwhile where Ray is local, so that those which read data start at once.
     """
     with ThreadPoolExecutor(1, "import") as thread:
         imported = thread.submit(import_large, module)
@@ -79,16 +89,16 @@ def connected_meanwhile(module: str, *, readers: str | None) -> Iterator[None]:
             warm = [ray.remote(num_cpus=1)(import_large).remote(readers) for _ in range(data_cpus(1))]
         imported.result()
     yield
-    ray.get(warm)  # while they are busy Ray would start others for what is to be read
+    ray.get(warm)  # while these workers are busy Ray would start others for the read tasks
 
 
 def import_large(module: str) -> None:
-    """Import a module while the garbage collector rests, and have it leave alone what is there then: PyTorch's import
-    makes most of a million objects that stay, and it would look through them again and again."""
+    """Import a module with the garbage collector off, and exempt all objects that exist then from collection: PyTorch's
+    import makes most of a million objects that stay, which the collector would visit again and again."""
     if module in sys.modules:
-        importlib.import_module(module)  # which waits for another thread that is at it
+        importlib.import_module(module)  # waits for another thread that imports it
         return
-    gc.collect()  # what is garbage already would be left alone too
+    gc.collect()  # freeze() would keep what is garbage already
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -99,32 +109,32 @@ def import_large(module: str) -> None:
             gc.enable()
 
 
-def stop_first(stop: Callable[[], None]) -> None:
-    """Have `disconnect` call this before it leaves Ray, if anything holds it still."""
-    _stops.add(stop)
+def stop_first(reader: Stoppable) -> None:
+    """Have `disconnect` stop this reader before it leaves Ray; only a weak reference is kept."""
+    _readers.add(reader)
 
 
 def disconnect() -> None:
-    """Leave Ray. Of one that `connect` started here, no process, socket or file stays behind."""
+    """Leave Ray. No process, socket or file of a local Ray that `connect` started stays behind."""
     try:
-        for stop in set(_stops):  # one after the other: as the interpreter ends there are no pools any more
-            stop()
+        for reader in set(_readers):  # one after the other: as the interpreter ends no thread pool can start
+            reader.stop()
     finally:
         _leave()
 
 
 def _leave() -> None:
     folder = _folder()
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # reads under way fail now, and nobody needs their errors
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # reads under way fail now; their errors say nothing
     if not is_own():
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         return
     import ray
 
-    own = _own_processes()
+    processes = _own_processes()
     ray.shutdown()
-    _, alive = psutil.wait_procs(own, timeout=_PATIENCE)
+    _, alive = psutil.wait_procs(processes, timeout=_PATIENCE)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -134,8 +144,10 @@ def _leave() -> None:
 
 @contextlib.contextmanager
 def cleared_up() -> Iterator[None]:
-    """Within the block Ray may be started; however the block ends, nothing of a local one outlives it. SIGTERM, and
-    SIGHUP of a terminal that closes, end it as an error does, with the exit status that shells give them."""
+    """Disconnect from Ray however the block ends, so that no process of a local Ray outlives it.
+
+    SIGTERM, and SIGHUP of a terminal that closes, end the block as an exception does, with exit status 128 + signal.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -147,7 +159,7 @@ def cleared_up() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in before:  # another must not cut this short
+        for number in before:  # a second signal must not interrupt this
             signal.signal(number, signal.SIG_IGN)
         disconnect()
         for number, handler in before.items():
@@ -155,7 +167,7 @@ def cleared_up() -> Iterator[None]:
 
 
 def kill_own(name: str) -> None:
-    """SIGKILL to the processes of the Ray that `connect` started here which have this in their command line."""
+    """SIGKILL the processes of the local Ray that `connect` started whose command line contains `name`."""
     for process in _own_processes():
         if name in " ".join(_command(process)):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -163,14 +175,14 @@ def kill_own(name: str) -> None:
 
 
 def _own_processes() -> list[psutil.Process]:
-    """Of the Ray that `connect` started here: its servers, and what they started."""
-    folder, found = str(_folder()), []
+    """The servers of the local Ray that `connect` started, and the processes that those started."""
+    folder, processes = str(_folder()), []
     for process in psutil.Process().children():
         if folder in " ".join(_command(process)):
-            found.append(process)
+            processes.append(process)
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += process.children(recursive=True)
-    return found
+                processes += process.children(recursive=True)
+    return processes
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -181,12 +193,12 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _folder() -> Path:
-    """Of the Ray that this process starts. Short, as paths of sockets have to be."""
+    """The folder of the local Ray that this process starts. Short, because the paths of sockets have to be."""
     return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"{_FOLDER}{os.getpid()}"
 
 
 def _remove_stale_folders() -> None:
-    """What commands that were killed could not remove."""
+    """Remove the folders of processes that were killed."""
     for folder in _folder().parent.glob(f"{_FOLDER}*"):
         pid = folder.name.removeprefix(_FOLDER)
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
@@ -194,47 +206,52 @@ def _remove_stale_folders() -> None:
 
 
 def local_object_store_bytes() -> int:
-    """Of the Ray that `connect` starts on this machine."""
+    """Size of the object store of a local Ray."""
     return int(min(2 * _GIB, 0.15 * psutil.virtual_memory().available))
 
 
 def n_cores() -> int:
-    """Cores that this process may use, where the system tells; those of the machine elsewhere."""
+    """Cores that this process may use; all of the machine where the system does not say."""
     if hasattr(os, "process_cpu_count"):  # since Python 3.13
         return os.process_cpu_count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux, macOS
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what this process frees: a step on CPUs asks for the same activations again, and each
-    page that comes from the system anew costs a fault and a clearing. Only glibc, and most in the main thread."""
+    """Have the C library keep memory that this process frees: a training step on CPUs allocates the same activations
+    again, and each page that the system hands out costs a page fault. Needs glibc; helps most in the main thread."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # all that older ones take
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(
+            _M_MMAP_THRESHOLD, 1 << 25
+        )  # the most that older versions allow
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def data_cpus(n_learners: int) -> int:
-    """Concurrent read tasks of one learner; where Ray is one machine no more than its share of the cores: each keeps
-    one busy."""
+    """Concurrent read tasks of one learner; on a single machine no more than its share of the cores, since each task
+    keeps one core busy."""
     import ray
 
     return min(_DATA_CPUS, max(1, n_cores() // n_learners)) if len(ray.nodes()) == 1 else _DATA_CPUS
 
 
 def is_own() -> bool:
-    """Whether there is a Ray that `connect` has started here."""
+    """Whether a local Ray that `connect` has started is running."""
     return _folder().exists()
 
 
 def is_local() -> bool:
-    """Whether Ray is this machine alone, started by us."""
+    """Whether stages run on a local Ray, which `connect` starts, and not on the cluster of RAY_ADDRESS."""
     return not os.environ.get("RAY_ADDRESS")
 
 
 def n_workers(gpus_each: float) -> int:
-    """How many actors the cluster has room for: by its GPUs; without, one a core here, or for each two CPUs elsewhere,
-    which leaves the others to decode."""
+    """How many actors the cluster has room for.
+
+    gpus_each: GPUs of an actor; without GPUs, a local Ray gets an actor for each core, and a cluster one for every two
+    CPUs, which leaves the others to decode.
+    """
     import ray
 
     resources = ray.cluster_resources()
@@ -244,8 +261,8 @@ def n_workers(gpus_each: float) -> int:
 
 
 def data_context(n_cpus: int | None = None) -> None:
-    """Ray Data as jest uses it, in this process: ordered, quiet, and within n_cpus where given."""
-    import ray.data  # which sets its loggers up
+    """Set Ray Data up in this process: blocks in order, no progress bars, at most n_cpus CPUs where given."""
+    import ray.data  # sets up its loggers, so comes before the level is set
 
     shown = shows(LogLevel.debug)
     logging.getLogger("ray.data").setLevel(logging.INFO if shown else logging.CRITICAL)  # what it logs is raised too
@@ -253,6 +270,6 @@ def data_context(n_cpus: int | None = None) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # always set: the context is the process's, and what trained in it before has left its own limit there
+    # always set: the context belongs to the process, and an earlier stage may have left its limit there
     limits = ray.data.ExecutionResources() if n_cpus is None else ray.data.ExecutionResources(cpu=n_cpus)
     context.execution_options.resource_limits = limits

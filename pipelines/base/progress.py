@@ -1,4 +1,4 @@
-"""What a stage prints while it works: a progress bar on a terminal, plain lines elsewhere."""
+"""Messages and progress of a stage: a progress bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -23,12 +23,12 @@ from .log_level import LogLevel, shows
 
 console = Console(highlight=False)
 if not console.is_terminal:
-    console = Console(highlight=False, width=132)  # a log has no width of its own
+    console = Console(highlight=False, width=132)  # a log file has no width
 _LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
 
 
 def say(stage: str, text: str) -> None:
-    """Print one line on what a stage does or has found."""
+    """Print one line, with the name of the stage before it."""
     if shows(LogLevel.info):
         _print_line(stage, text)
 
@@ -45,7 +45,7 @@ def _print_line(stage: str, text: str) -> None:
 
 
 class _Rate(ProgressColumn):
-    """Units a second, of late."""
+    """Recent units per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f}/s" if task.speed else "")
@@ -56,7 +56,10 @@ Advance = Callable[..., None]
 
 @contextlib.contextmanager
 def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
-    """Progress of a stage; advance(n, note="...") moves it. Rate and time left are shown either way."""
+    """Show the progress of a stage; the block calls advance(n, note="...") after every n units of work.
+
+    total: units of work in all. start: units that an earlier try has done. Rate and time left are always shown.
+    """
     if not shows(LogLevel.info):
         yield lambda n, note="": None
         return
@@ -75,16 +78,16 @@ def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
             task = live.add_task(stage, total=total, completed=start, note="")
             yield lambda n, note="": live.update(task, advance=n, note=escape(note))
         return
-    done, first, began, said = start, start, 0.0, time.monotonic()
+    done, first, began, printed = start, start, 0.0, time.monotonic()
 
     def advance(n: int, note: str = "") -> None:
-        nonlocal done, first, began, said
+        nonlocal done, first, began, printed
         done += n
         now = time.monotonic()
-        if not began:  # the rate is that of the work: what came before the first report was starting up
+        if not began:  # the rate leaves out the time before the first report, which was start-up
             first, began = done, now
-        if now - said >= _LINE_SECONDS:
-            said = now
+        if now - printed >= _LINE_SECONDS:
+            printed = now
             pace = ""
             if done > first:
                 rate = (done - first) / (now - began)

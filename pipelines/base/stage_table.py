@@ -29,9 +29,9 @@ class RunStage(Protocol):
 
 
 def _is_finished(directory: str) -> bool:
-    from . import storage
+    from . import manifests
 
-    return storage.is_finished(directory)
+    return manifests.is_finished(directory)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def _has_checkpoint(run_dir: str) -> bool:
 
 def _is_evaluated(run_dir: str) -> bool:
     """Whether the run is finished, and each of its checkpoints has scores."""
-    from . import checkpoints, storage
+    from . import checkpoints, manifests, storage
 
     results = f"{run_dir}/eval_results.jsonl"
-    if not storage.is_finished(run_dir) or not storage.exists(results):
+    if not manifests.is_finished(run_dir) or not storage.exists(results):
         return False
     evaluated = {json.loads(line)["step"] for line in storage.read_bytes(results).decode().splitlines()}
     return evaluated.issuperset(checkpoints.steps(run_dir))

@@ -1,4 +1,4 @@
-"""Files on any storage that fsspec opens: whole-file reads, atomic writes, manifests."""
+"""Files on any storage that fsspec opens: whole-file reads, atomic writes, listings, Parquet and JSON."""
 
 import contextlib
 import errno
@@ -27,15 +27,13 @@ from tenacity import (
 
 from jest_core.run_file import join
 
-MANIFEST = "manifest.json"
-
-# An I/O error is retried with backoff, about a minute in all, and then fatal. What another try cannot help is not: our
-# own ValueErrors (damaged data, a wrong setting), a missing file, a refused key.
+# An I/O error is retried with backoff for about a minute in all, and then raised. Errors that another try cannot help
+# are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key.
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
 _LASTING = (ValueError, TypeError, LookupError, AssertionError, FileNotFoundError, PermissionError, MemoryError)
 retried = retry(
     retry=retry_if_not_exception_type(_LASTING),
-    wait=lambda state: _BACKOFF(state),  # looked up at each wait, for tests that need not sit it out
+    wait=lambda state: _BACKOFF(state),  # looked up at each wait, so that tests can set a shorter one
     stop=stop_after_attempt(8),
     reraise=True,
 )
@@ -43,7 +41,7 @@ retried = retry(
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, and the path within it. Listings are never cached: other processes write."""
-    options: dict[str, Any] = {"use_listings_cache": False} if path.startswith(("s3://", "gs://")) else {}
+    options = {"use_listings_cache": False} if path.startswith(("s3://", "gs://")) else {}
     fs, inner = fsspec.url_to_fs(path, **options)
     return fs, inner
 
@@ -54,7 +52,7 @@ def exists(path: str) -> bool:
 
 
 def size(path: str) -> int:
-    """Bytes."""
+    """Size of a file in bytes."""
     fs, inner = filesystem(path)
     return int(fs.size(inner))
 
@@ -81,7 +79,7 @@ def write_bytes(path: str, data: bytes) -> None:
     reraise=True,
 )
 def _write_local(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Once more where somebody removed the folder at the same time."""
+    """Write a temporary file and rename it; tried again where another process removes the folder meanwhile."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -114,22 +112,22 @@ def names(directory: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in a directory; none where it does not exist."""
     fs, inner = filesystem(directory)
     try:
-        found = fs.ls(inner, detail=False)
+        paths = fs.ls(inner, detail=False)
     except FileNotFoundError:
         return []
-    return sorted(name for path in found if (name := path.rstrip("/").rsplit("/", 1)[-1]).endswith(suffix))
+    return sorted(name for path in paths if (name := path.rstrip("/").rsplit("/", 1)[-1]).endswith(suffix))
 
 
 def folders(directory: str) -> list[str]:
     """Sorted names of the folders directly in a directory; none where it does not exist."""
     fs, inner = filesystem(directory)
     try:
-        found = fs.ls(inner, detail=True)
+        entries = fs.ls(inner, detail=True)
     except FileNotFoundError:
         return []
     return sorted(
         entry["name"].rstrip("/").rsplit("/", 1)[-1]
-        for entry in found
+        for entry in entries
         if entry["type"] == "directory" or fs.isdir(entry["name"])
     )
 
@@ -141,12 +139,13 @@ def remove(path: str) -> None:
 
 
 def remove_tree(directory: str) -> None:
-    """Others may remove it too; what they write into it meanwhile stays, theirs to remove."""
+    """Remove a directory and all below it. Other processes may remove it at the same time; files that they write into
+    it meanwhile may stay."""
     fs, inner = filesystem(directory)
     while True:
         try:
             fs.rm(inner, recursive=True)
-        except (FileNotFoundError, IsADirectoryError):  # another has just removed it, or a part; or made it again
+        except (FileNotFoundError, IsADirectoryError):  # another process removed it or a part of it, or made it again
             if isinstance(fs, LocalFileSystem) and fs.exists(inner):
                 continue
         except OSError as error:
@@ -158,18 +157,18 @@ def remove_tree(directory: str) -> None:
 def expand(patterns: Sequence[str], root: str) -> list[str]:
     """Paths of shards from paths, folders, globs and brace ranges, below root.
 
-    A folder stands for its .parquet and .tar files; DataComp's, for the tars of its `shards`. Raises FileNotFoundError
-    where a pattern names no file.
+    A folder stands for its .tar files, or for its .parquet files where it has no tar; a DataComp folder for the tars in
+    its subfolder `shards`. Raises FileNotFoundError where a pattern names no file.
     """
-    out: list[str] = []
-    folders: dict[str, set[str]] = {}  # listed once, not asked file by file: a range may name 200,000
+    paths: list[str] = []
+    folders: dict[str, set[str]] = {}  # each is listed once: a brace range may name 200,000 files of one folder
     for pattern in patterns:
         for path in braceexpand(pattern):
-            found = _matches(join(root, path), folders)
-            if not found:
+            matches = _matches(join(root, path), folders)
+            if not matches:
                 raise FileNotFoundError(f"no shard at {join(root, path)}: correct the path, or root")
-            out += found
-    return out
+            paths += matches
+    return paths
 
 
 def _matches(path: str, folders: dict[str, set[str]]) -> list[str]:
@@ -190,17 +189,17 @@ def _matches(path: str, folders: dict[str, set[str]]) -> list[str]:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """A Parquet file, of which only what is asked for is read: exact ranges, close ones together."""
+    """Open a Parquet file; reads fetch only the bytes of the columns and row groups asked for, close ranges in one."""
     fs, inner = filesystem(path)
     options = {} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
     return pq.ParquetFile(fs.open(inner, "rb", **options), pre_buffer=True)
 
 
 def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:
-    """Atomic Parquet file; row_groups are the sizes of its row groups (one group where not given).
+    """Atomic Parquet file; row_groups: the number of rows of each row group (default: one group).
 
-    Without dictionaries: embeddings have none worth having (2.7 times the reading, 1.2 times the bytes), and zstd finds
-    repeated strings itself.
+    Without dictionary encoding: of embeddings it makes reading 2.7 times slower and files 1.2 times larger, and zstd
+    finds repeated strings itself.
     """
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=False) as writer:
@@ -212,7 +211,11 @@ def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = N
 
 
 def read_json(path: str) -> Any:
-    return json.loads(read_bytes(path))
+    """The value of a JSON file; callers name its type. Raises ValueError where the file is not JSON."""
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): remove it, and run the stage that writes it again") from error
 
 
 def write_json(path: str, value: Any) -> None:
@@ -222,86 +225,3 @@ def write_json(path: str, value: Any) -> None:
 def fingerprint(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-Config = dict[str, Any]
-
-
-def refuse_other(
-    directory: str,
-    stage: str,
-    config: Config,
-    *,
-    today: Callable[[Config], Config] = dict,
-    extends: Callable[[Config, list[str]], bool] = lambda old, differing: False,
-) -> Config | None:
-    """The manifest of a stage's output directory, None where nothing has begun there; writes nothing.
-
-    today: a configuration that an earlier version wrote, in the fields of this one. extends: whether what was begun
-    with that configuration may go on with this one, which differs in those fields.
-    Raises ValueError, naming the difference, where the directory was begun with another configuration.
-    """
-    path = f"{directory}/{MANIFEST}"
-    if not exists(path):
-        return None
-    manifest: Config = read_json(path)
-    old = today(manifest["config"])
-    differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
-    if manifest["stage"] != stage or (differing and not extends(old, differing)):
-        detail = "; ".join(f"{k}: there {_short(old.get(k))}, here {_short(config.get(k))}" for k in differing)
-        raise ValueError(
-            f"{directory} was made by {manifest['stage']!r} with another configuration ({detail}); choose "
-            "another directory, or remove it"
-        )
-    return manifest | {"complete": manifest["complete"] and not differing}
-
-
-@retried
-def begin(directory: str, stage: str, config: Config, **changes: Any) -> Config | None:
-    """Claim a stage's output directory: its finished manifest where one with this configuration is there, else None.
-
-    changes: those of `refuse_other`, which refuses what has another configuration.
-    """
-    manifest = refuse_other(directory, stage, config, **changes)
-    if manifest is not None and manifest["complete"]:
-        return manifest
-    if manifest is None or manifest["config"] != config:
-        write_json(f"{directory}/{MANIFEST}", {"stage": stage, "complete": False, "config": config})
-    return None
-
-
-@retried
-def finish(directory: str, stage: str, config: dict[str, Any], **results: Any) -> dict[str, Any]:
-    """Write a stage's manifest: what it read, how, and what came of it."""
-    manifest = {"stage": stage, "complete": True, "config": config, **results}
-    manifest["fingerprint"] = fingerprint(manifest)
-    write_json(f"{directory}/{MANIFEST}", manifest)
-    return manifest
-
-
-def manifest(directory: str) -> dict[str, Any]:
-    """A stage's manifest, finished or not. Raises FileNotFoundError where no stage has written there."""
-    path = f"{directory}/{MANIFEST}"
-    if not exists(path):
-        raise FileNotFoundError(f"{directory} holds no {MANIFEST}: no stage has written there")
-    found: dict[str, Any] = read_json(path)
-    return found
-
-
-def is_finished(directory: str) -> bool:
-    """Whether a stage has written all of a directory."""
-    return exists(f"{directory}/{MANIFEST}") and bool(manifest(directory).get("complete"))
-
-
-def finished(directory: str, stage: str, remedy: str) -> dict[str, Any]:
-    """A stage's finished manifest. Raises FileNotFoundError, with the remedy, where there is none."""
-    path = f"{directory}/{MANIFEST}"
-    if not exists(path) or not (manifest := read_json(path))["complete"] or manifest["stage"] != stage:
-        raise FileNotFoundError(f"{directory} holds no finished {stage}: {remedy}")
-    assert isinstance(manifest, dict)
-    return manifest
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else text[:200] + "..."

@@ -85,10 +85,10 @@ def report(
 ) -> None:
     from jest_core import run_file
 
-    from ..base import storage
+    from ..base import manifests
 
     for directory in run_dirs:  # before the libraries of the page are imported
-        storage.finished(run_file.join("", directory), "train", "train it first")
+        manifests.finished(run_file.join("", directory), "train", manifests.AnyManifest, "train it first")
     from ..reports import report as page
 
     page.write_report(run_dirs, output)

@@ -1,14 +1,18 @@
 """Lists of URLs -> image shards -> catalogue: which rows there are, and which are kept.
 
-fetch      the bounds within which pictures are fetched
-ingest     lists of URLs -> image shards, by img2dataset
-shards     image shards -> rows: what all layouts share; names and drifting types of columns
-parquet    Parquet shards -> rows
-tars       webdataset tars -> rows: an index, then ranges of bytes
-layouts    a shard's path -> the shard, in whichever layout
-uid_lists  the uids of a stage, and DataComp's file of them
-quantiles  the score that the best share of a cache reaches
-rules      a row group's metadata -> which rows each rule keeps
-catalogue  shards -> kept rows, and the rule that dropped each of the others
-rows       rows of shards -> examples: what tasks that read do
+fetch            limits on fetching pictures: size, time, requests per host, no private addresses
+url_lists        metadata of URLs -> the rows that the rules keep, as a list for each shard to be
+ingest           the stage: lists of URLs -> image shards, by img2dataset
+shards           a shard, whatever its layout: captions, images, uids; names and types of columns
+parquet          shards that are Parquet files
+tars             shards that are webdataset tars: an index, then ranges of bytes
+layouts          open a shard by its path, in whichever layout
+uid_lists        the uids that a stage kept or selected, and DataComp's files of them
+quantiles        the score that the best share of a score cache reaches
+rules            the metadata of a row group -> which rows each rule keeps
+places           where a shard and its part of the catalogue are
+catalogue_parts  one shard -> its part of the catalogue, with the rule that dropped each row
+duplicates       the rule `duplicate`: drop all but the first row of each key, over all shards
+catalogue        the stage: shards -> catalogue; and a finished catalogue, open for reading
+rows             rows of shards -> examples, read and decoded by Ray tasks
 """

@@ -1,7 +1,7 @@
-"""How pictures are fetched: the opener of urllib that img2dataset fetches through, with bounds that it has not.
+"""Limits on fetching pictures: the urllib opener that img2dataset fetches through, with limits that urllib lacks.
 
-Only HTTP and HTTPS; no private addresses; no more than so many bytes and seconds of an answer's body, nor so many
-requests to a host a second.
+HTTP and HTTPS only; no private addresses; at most so many bytes and seconds for the body of a response, and so many
+requests per second to one host.
 """
 
 import http.client
@@ -26,12 +26,12 @@ _HANDLERS = (
     urllib.request.HTTPErrorProcessor,
 )
 _PRIVATE = (urllib.request.HTTPHandler, urllib.request.HTTPSHandler)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # stands for any IPv4 address
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # addresses in it stand for any IPv4 address
 
 
 @contextmanager
 def bounded(spec: Ingest, n_tasks: int) -> Iterator[None]:
-    """Meanwhile urlopen keeps to the bounds of a run file, in this process. n_tasks: how many fetch at once."""
+    """Within the block, urlopen of this process keeps to the limits of a run file. n_tasks: how many fetch at once."""
     opener = urllib.request.OpenerDirector()
     for handler in _HANDLERS:
         opener.add_handler(handler())
@@ -46,15 +46,15 @@ def bounded(spec: Ingest, n_tasks: int) -> Iterator[None]:
 
 
 class _Bounds(urllib.request.BaseHandler):
-    """Sees every request, those too that a redirect makes, and every answer before its body is read."""
+    """Sees every request, also those after a redirect, and every response before its body is read."""
 
-    handler_order = 100  # before what turns an answer's status into an error
+    handler_order = 100  # before the handler that turns a response's status into an error
 
     def __init__(self, spec: Ingest, n_tasks: int) -> None:
         self.spec = spec
         rate = spec.requests_per_host_per_second
         self.interval = n_tasks / rate if rate else 0.0
-        self.free_at: dict[str, float] = defaultdict(float)  # of each host: when its next request may go out
+        self.free_at: dict[str, float] = defaultdict(float)  # by host: when the next request may be sent
         self.lock = threading.Lock()
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
@@ -70,16 +70,16 @@ class _Bounds(urllib.request.BaseHandler):
             raise too_large
 
         def read() -> bytes:
-            found = bytearray()
+            body = bytearray()
             while part := response.read1(1 << 16):
-                found += part
-                if len(found) > most:
+                body += part
+                if len(body) > most:
                     raise too_large
                 if time.monotonic() > until:
                     raise URLError(f"slower than {self.spec.max_seconds:g} seconds")
             if response.length:
                 raise URLError("ended early")
-            return bytes(found)
+            return bytes(body)
 
         response.read = read
         return response
@@ -95,7 +95,7 @@ class _Bounds(urllib.request.BaseHandler):
 
 
 def _refuse_private(connection: http.client.HTTPConnection) -> None:
-    """By the address that it is connected to, whatever its name led to before."""
+    """Check the address that is connected to, since a host's name may resolve to another one each time."""
     address = ipaddress.ip_address(connection.sock.getpeername()[0])
     if not address.is_global or address in _NAT64:
         connection.close()
@@ -116,7 +116,7 @@ class _PublicTLSConnection(http.client.HTTPSConnection):
 
 class _PublicHTTP(urllib.request.HTTPHandler):
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        plain = request.has_proxy()  # which may well be in a private network
+        plain = request.has_proxy()  # the proxy may well be in a private network
         return self.do_open(http.client.HTTPConnection if plain else _PublicConnection, request)
 
 

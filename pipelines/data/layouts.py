@@ -1,4 +1,4 @@
-"""A shard's path -> the shard, in whichever layout it is."""
+"""A shard's path -> the shard, by its layout: a webdataset tar or Parquet."""
 
 from collections.abc import Mapping
 
@@ -8,5 +8,8 @@ from .tars import TarShard
 
 
 def open_shard(path: str, columns: Mapping[str, str] | None = None, index: str | None = None) -> Shard:
-    """A shard by its name; index: the path of a tar's, where there is one (`tars.write_index`)."""
+    """Open a shard: a tar if its name ends in .tar, else Parquet.
+
+    columns: as data.columns. index: the path of a tar's index, if `tars.write_index` has made one.
+    """
     return TarShard(path, columns or {}, index) if path.endswith(".tar") else ParquetShard(path, columns or {})

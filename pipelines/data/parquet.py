@@ -1,5 +1,5 @@
-"""Parquet shards as img2dataset writes them, with Hugging Face's image struct, or WebLI-style with several texts a
-picture."""
+"""Parquet shards: as img2dataset writes them, with Hugging Face's image struct, or with several texts for a picture, as
+WebLI has them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +12,8 @@ from .shards import Shard
 
 
 class ParquetShard(Shard):
+    """One Parquet file; its row groups are the shard's."""
+
     def __init__(self, path: str, columns: Mapping[str, str]) -> None:
         self.path, self.columns = path, columns
         with _damage(path):
@@ -32,12 +34,12 @@ class ParquetShard(Shard):
 
 @contextmanager
 def _damage(what: str) -> Iterator[None]:
-    """Parquet that cannot be read is a ValueError; an error of the storage stays what it is, and is tried again."""
+    """Turn errors of damaged Parquet into a ValueError; errors of the storage stay as they are, and are retried."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
-        raise ValueError(f"{what} is damaged, or no Parquet: {error}") from error
+        raise ValueError(f"{what} is damaged, or is not Parquet: {error}; replace it") from error
     except OSError as error:
         if error.errno is not None or type(error) is not OSError:
             raise
-        raise ValueError(f"{what} is damaged: {error}") from error
+        raise ValueError(f"{what} is damaged: {error}; replace it") from error

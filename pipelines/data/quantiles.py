@@ -1,4 +1,4 @@
-"""The score that the best share of a score cache reaches: an exact quantile over any number of parts."""
+"""Thresholds of scores: an exact quantile of a score cache's column, over any number of parts."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,14 +15,17 @@ _HALF = 1 << 16
 
 
 def thresholds(directory: str, column: str, keep_shares: Sequence[float]) -> list[float]:
-    """Of each share: the least score of the best ceil(share * n) of the n scored rows, for the rule `score`.
+    """For each share, the least score among the best ceil(share * n) of n scored rows: `at_least` of the rule `score`.
 
-    Counts how often each upper half of a float32 occurs, then each lower half below the ones where a share is reached:
-    two passes over one column, 512 KiB of counts a share. Raises ValueError where nothing was scored.
+    Two passes over one column: the first counts how often each upper half of a float32's bits occurs, the second counts
+    the lower halves of values whose upper half is where a share ends. Takes 512 KiB for the counts of each share.
+    Raises ValueError where nothing was scored.
     """
     upper = _count(directory, column, [])[0]
     if not upper.any():
-        raise ValueError(f"{directory} scored no pair: there is no best share of {column}")
+        raise ValueError(
+            f"{directory} scored no pair, so {column} has no best share: score a catalogue that keeps rows"
+        )
     reached = [_reach(upper, ceil(share * upper.sum())) for share in keep_shares]
     highs = sorted({high for high, _ in reached})
     lower = _count(directory, column, highs)
@@ -31,14 +34,15 @@ def thresholds(directory: str, column: str, keep_shares: Sequence[float]) -> lis
 
 
 def _reach(counts: NDArray[np.int64], n: int) -> tuple[int, int]:
-    """The bin in which the n-th largest value lies, and its rank in that bin."""
+    """The bin of the n-th largest value, and its rank within that bin."""
     from_top = np.cumsum(counts[::-1])
     i = int(np.searchsorted(from_top, n))
     return len(counts) - 1 - i, n - int(from_top[i] - counts[::-1][i])
 
 
 def _count(directory: str, column: str, highs: list[int]) -> NDArray[np.int64]:
-    """How often each lower half occurs below each of these upper halves; without them, each upper half: (1, 65536)."""
+    """How often each lower half occurs with each of these upper halves (len(highs), 65536); without any, how often each
+    upper half occurs (1, 65536)."""
     import ray.data
 
     parts = storage.names(f"{directory}/parts", ".parquet")
@@ -63,7 +67,7 @@ def _histograms(batch: pa.Table, directory: str, column: str, highs: list[int]) 
 
 @storage.retried
 def _keys(part: str, column: str) -> NDArray[np.uint32]:
-    """The scored rows' values as integers of the same order; NaN, which is no score, is left out."""
+    """The values of scored rows as integers of the same order, without NaN."""
     file = storage.open_parquet(part)
     if column not in file.schema_arrow.names:
         raise ValueError(f"{part} has no column {column!r}; a score cache's are {', '.join(file.schema_arrow.names)}")
@@ -74,7 +78,7 @@ def _keys(part: str, column: str) -> NDArray[np.uint32]:
 
 def _to_key(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     """float32 -> uint32 of the same order."""
-    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    bits = (values + np.float32(0)).view(np.uint32)  # turns -0 into 0
     flipped: NDArray[np.uint32] = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return flipped
 

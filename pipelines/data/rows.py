@@ -1,13 +1,14 @@
-"""Rows of shards -> examples: what tasks that read do, anywhere on the cluster.
+"""Rows of shards -> examples: read, decoded and tokenised by Ray tasks anywhere on the cluster.
 
-These tasks are most of a run's processes. Nothing here imports PyTorch, which would be most of their start and memory;
-only a tokenizer that is not CLIP's does.
+These tasks are most of a run's processes. Nothing here imports PyTorch, which would be most of their start-up time and
+memory; only a tokenizer other than CLIP's does.
 """
 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,38 @@ from ..base import blocks, storage
 from .catalogue import held_catalogue
 from .shards import Shard
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
-def decoded(table: pa.Table, takes: Inputs) -> pa.Table:
-    """Encoded rows with status, pixels and tokens."""
-    pixels, status = takes.view.batch(table["image"].to_pylist())
-    tokens = takes.tokenizer(table["caption"].to_pylist())
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The kept rows of a row group. rows (k,): their numbers within it; images (k,): encoded, large_binary."""
+
+    rows: NDArray[np.int64]
+    uids: list[str]
+    captions: list[str]
+    images: pa.Array
+
+
+class ReadReport(TypedDict):
+    """What a block of rows says of how it was read, as columns with the same value in every row.
+
+    unit: number of the row group among those that are read. unit_rows: its kept rows. shard: number in the catalogue.
+    read, decode: seconds; a row group's first block has all of its `read`.
+    """
+
+    unit: int
+    unit_rows: int
+    shard: int
+    read: float
+    decode: float
+
+
+def decoded(table: pa.Table, inputs: Inputs) -> pa.Table:
+    """Encoded rows with the columns status, pixels and tokens. inputs: how the model prepares images and texts."""
+    pixels, status = inputs.view.batch(table["image"].to_pylist())
+    tokens = inputs.tokenizer(table["caption"].to_pylist())
     return (
         table.append_column(tables.EXAMPLE.field("status"), pa.array(status))
         .append_column("pixels", blocks.pack(pixels))
@@ -42,14 +70,15 @@ def encoded(
     uids: Sequence[str],
     occurrences: NDArray[np.int64],
 ) -> pa.Table:
-    """Some rows of a row group of shard `number`, in the columns of tables.EXAMPLE but status.
+    """Some rows of a row group of shard `number`, with the columns of tables.EXAMPLE but status.
 
-    uids: of the whole row group.
+    rows (k,): their numbers within the row group. uids: of the whole row group. occurrences (k,): how often each row
+    came earlier in the stream.
     """
     captions, images = shard.captions(row_group), shard.images(row_group)
     high, low = tables.uid_from_hex([uids[i] for i in rows])
     picked = images.take(pa.array(rows))
-    values: dict[str, Any] = {
+    values = {
         "uid_high": high,
         "uid_low": low,
         "occurrence": occurrences,
@@ -69,49 +98,54 @@ def _content(image: bytes | None) -> int:
 
 
 def of_row_group(
-    batch: dict[str, np.ndarray], units: Any, run_text: str, takes: Inputs, block_size: int
+    batch: dict[str, NDArray[np.int64]],
+    units: "ObjectRef[NDArray[np.int64]]",
+    run_text: str,
+    inputs: Inputs,
+    block_size: int,
 ) -> Iterator[pa.Table]:
-    """One row group -> blocks of its kept rows, decoded and tokenised, with how long that took.
+    """One row group -> blocks of its kept rows, decoded and tokenised, with the columns of ReadReport.
 
-    units: a reference to shard, row group and first row (n, 3) of each unit, of which the batch names one.
+    batch: column `id`, the number of one unit. units (n, 3): shard, row group and first row of each unit. block_size:
+    rows of a block.
     """
     run = run_file.load(run_text)
     unit = int(batch["id"][0])
     shard, row_group, first_row = ray.get(units)[unit].tolist()
     started = time.perf_counter()
-    rows, uids, captions, images = kept(run, shard, row_group)
+    group = kept(run, shard, row_group)
     read_seconds = time.perf_counter() - started
-    for start in range(0, len(rows), block_size):
+    for start in range(0, len(group.rows), block_size):
         part = slice(start, start + block_size)
         started = time.perf_counter()
-        pixels, status = takes.view.batch(images.slice(start, block_size).to_pylist())
-        tokens = takes.tokenizer(captions[part])
+        pixels, status = inputs.view.batch(group.images.slice(start, block_size).to_pylist())
+        tokens = inputs.tokenizer(group.captions[part])
         block = pa.table(
             {
-                "row": pa.array(rows[part] + first_row, pa.int32()),
-                "uid": uids[part],
+                "row": pa.array(group.rows[part] + first_row, pa.int32()),
+                "uid": group.uids[part],
                 "status": np.array(tables.SLOT_STATUS)[status],
-                "caption": captions[part],
+                "caption": group.captions[part],
                 "pixels": blocks.pack(pixels),
                 "tokens": blocks.pack(tokens),
             }
         )
-        told = {
+        report: ReadReport = {
             "unit": unit,
-            "unit_rows": len(rows),
+            "unit_rows": len(group.rows),
             "shard": shard,
             "read": read_seconds if start == 0 else 0.0,
             "decode": time.perf_counter() - started,
         }
-        yield blocks.tell(block, told)
+        yield blocks.append_constants(block, report)
 
 
 @storage.retried
-def kept(run: Run, shard: int, row_group: int) -> tuple[NDArray[np.int64], list[str], list[str], pa.Array]:
-    """The kept rows of a row group: their numbers in it, uids, captions, and encoded images."""
+def kept(run: Run, shard: int, row_group: int) -> KeptRows:
+    """Read the kept rows of a row group of the run's catalogue."""
     place = held_catalogue(run.path(run.data.catalogue)).place(shard)
     opened = place.open(run.data.columns)
     uids, multiplicity = place.aligned(opened, row_group)
     rows, captions = np.flatnonzero(multiplicity > 0), opened.captions(row_group)
     images = opened.images(row_group).take(pa.array(rows))
-    return rows, [uids[i] for i in rows], [captions[i] for i in rows], images
+    return KeptRows(rows, [uids[i] for i in rows], [captions[i] for i in rows], images)

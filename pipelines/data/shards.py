@@ -1,4 +1,4 @@
-"""Image shards -> rows: what all layouts have in common; column names and drifting types in one place.
+"""Image shards -> rows: what all layouts have in common, and the names and types of columns.
 
 Rows come in row groups; images stay encoded.
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# What jest calls a column <- what the ecosystem calls it, first match wins; data.columns of a run file comes before
+# jest's name of a column <- names that datasets use, the first that is there wins; data.columns overrides them
 ALIASES = {
     "uid": ("uid",),
     "id": ("SAMPLE_ID", "id", "key"),
@@ -34,26 +34,26 @@ ALIASES = {
 
 
 class Shard(ABC):
-    """One shard, open for reading; columns are asked for by jest's names.
+    """One shard, open for reading; columns are named by jest's names.
 
-    columns: jest's name -> the shard's, where the aliases do not know it.
+    columns: jest's name -> the shard's name, for columns that ALIASES lacks.
     """
 
     path: str
     columns: Mapping[str, str]
-    names: set[str]  # of the shard's own columns
+    names: set[str]  # of the columns in the file
     row_group_sizes: list[int]
 
     @abstractmethod
     def table(self, row_group: int, columns: list[str]) -> pa.Table:
-        """Columns of a row group, by the shard's own names and of its own types."""
+        """Columns of a row group, by their names in the file and with their types there."""
 
     @abstractmethod
     def images(self, row_group: int) -> pa.Array:
         """Encoded images of a row group, large_binary; null where there is none."""
 
     def actual(self, name: str) -> str | None:
-        """The shard's own name of a column, or None where it has none."""
+        """The name in the file of a column, None where the shard lacks the column."""
         if name in self.columns:
             return self.columns[name] if self.columns[name] in self.names else None
         return next((alias for alias in ALIASES.get(name, (name,)) if alias in self.names), None)
@@ -70,15 +70,17 @@ class Shard(ABC):
         return self.table(row_group, [actual])[actual]
 
     def numbers(self, row_group: int, name: str) -> NDArray[np.float64]:
-        """A column as float64, whatever numeric type this part of a data set has it in; NaN where it is missing."""
+        """A column as float64, whatever numeric type it has in this file; NaN where a value is missing."""
         column = self.read(row_group, name)
         try:
             return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{self.path}, column {self.actual(name)}: {error}") from error
+            raise ValueError(
+                f"{self.path}, column {self.actual(name)}: {error}; name a numeric column for {name} in data.columns"
+            ) from error
 
     def strings(self, row_group: int, name: str) -> list[str]:
-        """A column as text: of a list the first that is not empty; the empty string where it is missing."""
+        """A column as text: the first item of a list that is not empty; an empty string where a value is missing."""
         return [clean(value) for value in _bytes_where_text(self.read(row_group, name)).to_pylist()]
 
     def captions(self, row_group: int) -> list[str]:
@@ -86,18 +88,18 @@ class Shard(ABC):
         return self.strings(row_group, "caption")
 
     def uids(self, row_group: int) -> list[str]:
-        """uids of a row group: the shard's own, or derived (`derive_uid`) from the caption and what names the picture:
-        its URL, else its id, else its own bytes. Raises ValueError where a uid is there and has not 32 hex digits."""
-        own = self.strings(row_group, "uid") if self.actual("uid") is not None else []
-        if bad := [u for u in own if u and not _is_uid(u)]:
+        """uids of a row group, 32 hex digits each: those in the file, else derived (`derive_uid`) from the caption and
+        the picture's URL, or its id, or its bytes. Raises ValueError where a uid in the file is not 32 hex digits."""
+        stored = self.strings(row_group, "uid") if self.actual("uid") is not None else []
+        if bad := [u for u in stored if u and not _is_uid(u)]:
             raise ValueError(
                 f"{self.path}, row group {row_group}: uid {bad[0][:80]!r} does not have 32 hex digits; name the column "
                 "that does in data.columns, or an absent one to derive uids"
             )
-        if own and all(own):
-            return [u.lower() for u in own]
+        if stored and all(stored):
+            return [u.lower() for u in stored]
         derived = self._derived_uids(row_group)
-        return [u.lower() or d for u, d in zip(own, derived, strict=True)] if own else derived
+        return [u.lower() or d for u, d in zip(stored, derived, strict=True)] if stored else derived
 
     def _derived_uids(self, row_group: int) -> list[str]:
         naming = next((name for name in ("url", "id") if self.actual(name) is not None), None)
@@ -106,7 +108,7 @@ class Shard(ABC):
 
 
 def clean(value: bytes | str | list[Any] | None) -> str:
-    """Text of any origin as text: bytes that are no UTF-8 are replaced, NULs are left out."""
+    """A value of any type as text: bytes that are not UTF-8 are replaced, NULs are left out."""
     if isinstance(value, list):
         return next((text for item in value if (text := clean(item)).strip()), "")
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
@@ -114,21 +116,19 @@ def clean(value: bytes | str | list[Any] | None) -> str:
 
 
 def derive_uid(name: str | bytes, caption: str) -> str:
-    """The uid of a pair that comes without one: BLAKE2b of 128 bits over its name (the URL, if any), 0x1F, its caption.
-
-    In hex. Text is taken as UTF-8.
-    """
+    """The uid of a pair that has none, as 32 hex digits: 128-bit BLAKE2b of its name (the URL, if any), 0x1F, and its
+    caption. Text is encoded as UTF-8."""
     data = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data + b"\x1f" + caption.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def part_name(shard: int) -> str:
-    """The name of a shard's part file in a catalogue or a score cache."""
+    """The file name of a shard's part in a catalogue or a score cache."""
     return f"{shard:05d}.parquet"
 
 
 def _bytes_where_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strings as bytes: what a file calls a string need not be UTF-8, and decoding is ours."""
+    """A string column as bytes: strings in a file need not be UTF-8, so `clean` decodes them."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column.cast(pa.large_binary())

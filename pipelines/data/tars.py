@@ -1,7 +1,7 @@
-"""Tars as webdataset, img2dataset and DataComp write them: an index made once, then ranges of bytes.
+"""Tars as webdataset, img2dataset and DataComp write them: indexed once, then read by ranges of bytes.
 
-Nothing is unpacked. A sample is the run of members that share a name up to the first dot of its last part:
-`000010005.jpg`, `.txt`, `.json`. Names are labels only: no path of a tar is ever opened or written.
+Nothing is unpacked. A sample is consecutive members whose names are the same up to the first dot of the last part:
+`000010005.jpg`, `000010005.txt`, `000010005.json`. Names are labels only: no path that a tar names is ever opened.
 """
 
 import io
@@ -9,7 +9,7 @@ import json
 import re
 import tarfile
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Required, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ INDEX = pa.schema(
         ("offset", pa.int64()),  # of the picture's first byte
         ("size", pa.int64()),
         ("text", pa.string()),  # the sample's .txt
-        ("json", pa.string()),  # and its .json, as it is
+        ("json", pa.string()),  # the sample's .json, unparsed
     ]
 )
 GROUP_ROWS = 1024  # samples of a virtual row group
@@ -32,11 +32,22 @@ _IMAGES = {"jpg", "jpeg", "png", "webp"}
 _MAX_TEXT = 1 << 20  # bytes of a .txt or .json; a longer one is left out
 _HEADER = 512
 _CHUNK = 1 << 20
-_NAMES = b"jest.columns"  # in the index's metadata: JSON list of the keys that the .json members have
+_NAMES = b"jest.columns"  # in the index's Parquet metadata: JSON list of the keys that the .json members have
+
+
+class Sample(TypedDict, total=False):
+    """A row of INDEX; what the sample lacks is absent. offset and size: of the picture, in bytes of the tar."""
+
+    key: Required[str]
+    member: bytes
+    offset: int
+    size: int
+    text: str
+    json: str
 
 
 def write_index(path: str, index: str) -> None:
-    """Make the index of a tar: one pass over its headers and texts. Raises ValueError where it is no whole tar."""
+    """Make the index of a tar in one pass over its headers and texts. Raises ValueError where the tar is not whole."""
     storage.write_bytes(index, _index(path))
 
 
@@ -50,10 +61,10 @@ def _index(path: str) -> bytes:
     return sink.getvalue()
 
 
-def scan(path: str) -> list[dict[str, Any]]:
+def scan(path: str) -> list[Sample]:
     """The samples of a tar, as rows of INDEX."""
     fs, inner = storage.filesystem(path)
-    samples: list[dict[str, Any]] = []
+    samples: list[Sample] = []
     with fs.open(inner, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
@@ -63,12 +74,12 @@ def scan(path: str) -> list[dict[str, Any]]:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 _refuse_more(file, tar.offset)
         except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:
-            raise ValueError(f"{path} is no tar, or is cut off or damaged: {error}") from error
+            raise ValueError(f"{path} is no tar, or is cut off or damaged: {error}; replace it") from error
     return samples
 
 
-def _add(samples: list[dict[str, Any]], suffixes: set[str], tar: tarfile.TarFile, member: tarfile.TarInfo) -> set[str]:
-    """Take a member into the last sample, or into a new one; returns what kinds of member the sample has so far."""
+def _add(samples: list[Sample], suffixes: set[str], tar: tarfile.TarFile, member: tarfile.TarInfo) -> set[str]:
+    """Add a member to the last sample, or to a new one; returns the suffixes of the sample's members so far."""
     split = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", member.name, re.DOTALL)  # as webdataset splits it
     if not (split and member.isreg()) or member.issparse():
         return suffixes
@@ -79,15 +90,16 @@ def _add(samples: list[dict[str, Any]], suffixes: set[str], tar: tarfile.TarFile
     sample = samples[-1]
     if kind in _IMAGES and "member" not in sample:
         name = member.name.encode("utf-8", "surrogateescape")
-        sample |= {"member": name, "offset": member.offset_data, "size": member.size}
+        sample.update({"member": name, "offset": member.offset_data, "size": member.size})
     elif kind in ("txt", "json") and member.size <= _MAX_TEXT:
         data = tar.extractfile(member)
-        sample["text" if kind == "txt" else "json"] = clean(data.read()) if data else None
+        text = clean(data.read() if data else None)
+        sample.update({"text": text} if kind == "txt" else {"json": text})
     return suffixes | {kind}
 
 
 def _refuse_more(file: BinaryIO, end: int) -> None:
-    """tarfile stops without a word at the first header that it cannot read: from there on all must be zeros."""
+    """Raises ValueError unless only zeros follow: tarfile stops, without an error, at a header that it cannot read."""
     file.seek(end)
     block = file.read(_HEADER)
     if len(block) < _HEADER:
@@ -101,26 +113,29 @@ def _refuse_more(file: BinaryIO, end: int) -> None:
 class TarShard(Shard):
     """One tar; its columns are the keys of its .json members, `txt` and `key`.
 
-    index: the path of its index, or None: then it is made now and kept in memory.
+    index: the path of its index; without one, the tar is indexed now, in memory.
     """
 
     def __init__(self, path: str, columns: Mapping[str, str], index: str | None) -> None:
         self.path, self.columns = path, columns
-        source = pq.ParquetFile(pa.BufferReader(_index(path))) if index is None else storage.open_parquet(index)
-        self.index = source
-        fields = json.loads(source.schema_arrow.metadata[_NAMES])
+        opened = pq.ParquetFile(pa.BufferReader(_index(path))) if index is None else storage.open_parquet(index)
+        self.index = opened
+        fields: list[str] = json.loads(opened.schema_arrow.metadata[_NAMES])
         self.names = {"key", "txt", "image", *fields}
-        self.row_group_sizes = [source.metadata.row_group(i).num_rows for i in range(source.num_row_groups)]
+        self.row_group_sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
         if self.row_group_sizes == [0]:
             self.row_group_sizes = []
 
     def table(self, row_group: int, columns: list[str]) -> pa.Table:
-        own = {"key": "key", "txt": "text"}
-        wanted = sorted({own.get(name, "json") for name in columns})
+        indexed = {"key": "key", "txt": "text"}  # the other columns are keys of the .json members
+        wanted = sorted({indexed.get(name, "json") for name in columns})
         part = self.index.read_row_group(row_group, columns=wanted)
         fields = [_parse(text) for text in part["json"].to_pylist()] if "json" in wanted else []
         return pa.table(
-            {name: part[own[name]] if name in own else _column([f.get(name) for f in fields]) for name in columns}
+            {
+                name: part[indexed[name]] if name in indexed else _column([f.get(name) for f in fields])
+                for name in columns
+            }
         )
 
     def captions(self, row_group: int) -> list[str]:
@@ -133,13 +148,13 @@ class TarShard(Shard):
         return others if "caption" in self.columns else [t or o for t, o in zip(texts, others, strict=True)]
 
     def images(self, row_group: int) -> pa.Array:
-        """One range of bytes for the whole group. Raises ValueError where the tar is not the one that was indexed."""
+        """Read as one range of bytes. Raises ValueError where the tar is not the one that was indexed."""
         part = self.index.read_row_group(row_group, columns=["member", "offset", "size"]).to_pylist()
-        found = [row for row in part if row["member"] is not None]
-        if not found:
+        pictures = [row for row in part if row["member"] is not None]
+        if not pictures:
             return pa.nulls(len(part), pa.large_binary())
-        start = min(row["offset"] for row in found) - _HEADER
-        stop = max(row["offset"] + row["size"] for row in found)
+        start = min(row["offset"] for row in pictures) - _HEADER
+        stop = max(row["offset"] + row["size"] for row in pictures)
         fs, inner = storage.filesystem(self.path)
         data = memoryview(fs.cat_file(inner, start=start, end=stop))
         out: list[bytes | None] = []
@@ -151,13 +166,16 @@ class TarShard(Shard):
             label = bytes(data[place - _HEADER : place - _HEADER + 100]).rstrip(b"\0")
             image = bytes(data[place : place + row["size"]])
             if len(image) < row["size"] or (len(name) <= 100 and name.isascii() and label != name):
-                raise ValueError(f"{self.path} changed since it was indexed: {name!r} is not where it was")
+                raise ValueError(
+                    f"{self.path} changed since it was indexed, {name!r} is not where it was: run `jest catalogue` into"
+                    " a new directory"
+                )
             out.append(image)
         return pa.array(out, pa.large_binary())
 
 
 def _parse(text: str | None) -> dict[str, Any]:
-    """A sample's .json as a dictionary; empty where it is none."""
+    """The dictionary in a sample's .json, with whatever keys its makers chose; empty where it is not a dictionary."""
     try:
         fields = json.loads(text or "{}")
     except (ValueError, RecursionError):
@@ -166,7 +184,7 @@ def _parse(text: str | None) -> dict[str, Any]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """JSON values as a column of one type: numbers where all are, else text."""
+    """JSON values as a column of one type: text where they differ in type."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError):

@@ -1,8 +1,7 @@
-"""The uids that a stage kept or selected, and DataComp's file of them."""
+"""Lists of uids: those that a stage kept or selected, and DataComp's subset files."""
 
 import io
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -10,30 +9,34 @@ from numpy.typing import NDArray
 
 from jest_core import tables
 
-from ..base import storage
+from ..base import in_parallel, manifests, storage
 
-Uids = NDArray[np.uint64]  # (n, 2): the halves of each
-NPY = np.dtype("u8,u8")  # DataComp's: one field a half
-_AT_ONCE = 16  # files that are read at the same time
+Uids = NDArray[np.uint64]  # (n, 2): the upper and lower half of each
+NPY = np.dtype("u8,u8")  # of DataComp's subset files: a field for each half
 
 
 def read(directory: str) -> Uids:
     """Uids of a finished catalogue (kept rows, as often as they come), of what `jest select` selected, or of a training
     run's committed selection log (as often as they were selected). Raises FileNotFoundError where it is none of these.
     """
-    manifest = storage.manifest(directory)
+    manifest = manifests.read(directory)
     if manifest["stage"] == "catalogue" and manifest["complete"]:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "multiplicity", np.repeat)
     if manifest["stage"] == "select" and manifest["complete"]:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "selected", _where)
     if manifest["stage"] in ("train", "sub-batches"):
-        from ..base import checkpoints  # and with it PyTorch, which no other list needs
+        from ..base import checkpoints  # imports PyTorch, which no other list needs
 
         if not checkpoints.steps(directory):
-            raise FileNotFoundError(f"{directory} holds a run that has not come to a checkpoint: nothing to list")
-        committed = checkpoints.read(directory)["jest"]["log_parts"]
+            raise FileNotFoundError(
+                f"{directory} holds a run that has not come to a checkpoint: train it until it writes one"
+            )
+        committed = checkpoints.read_state(directory)["log_parts"]
         return _gather(f"{directory}/selection", committed, "selected", _where)
-    raise FileNotFoundError(f"{directory} holds a {manifest['stage']} that has not got to its end: nothing to list")
+    raise FileNotFoundError(
+        f"{directory} holds a {manifest['stage']} that has no uids, or is not finished: name a finished catalogue or "
+        "selection, or a run"
+    )
 
 
 def _where(uids: Uids, selected: NDArray[np.bool_], axis: int) -> Uids:
@@ -43,26 +46,25 @@ def _where(uids: Uids, selected: NDArray[np.bool_], axis: int) -> Uids:
 def _gather(folder: str, names: list[str], column: str, apply: Callable[..., Uids]) -> Uids:
     """The uids of parts, each repeated or chosen by another column of its row."""
 
-    @storage.retried
     def uids(name: str) -> Uids:
         rows = storage.open_parquet(f"{folder}/{name}").read(columns=["uid", column])
         return apply(from_hex(rows["uid"]), rows[column].to_numpy(), axis=0)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return np.concatenate([np.empty((0, 2), np.uint64), *pool.map(uids, names)])
+    return np.concatenate([np.empty((0, 2), np.uint64), *in_parallel.read_each(uids, names)])
 
 
 def from_hex(column: pa.ChunkedArray) -> Uids:
+    """A column of 32 hex digits -> (n, 2)."""
     return np.stack(tables.uid_from_hex(column.to_pylist()), axis=1)
 
 
 def ordered(uids: Uids) -> Uids:
-    """In the order of their hex digits; repeats stay."""
+    """Sorted by their hex digits; repeats stay."""
     return uids[np.lexsort((uids[:, 1], uids[:, 0]))]
 
 
 def to_npy(uids: Uids) -> bytes:
-    """DataComp's subset file: sorted, a repeated uid is up-weighted."""
+    """The bytes of a DataComp subset file: sorted; a uid that is repeated has more weight."""
     array = np.empty(len(uids), dtype=NPY)
     array["f0"], array["f1"] = ordered(uids).T
     sink = io.BytesIO()
@@ -71,13 +73,16 @@ def to_npy(uids: Uids) -> bytes:
 
 
 def from_npy(path: str) -> Uids:
-    """Uids of a DataComp subset file. Raises ValueError where it is none."""
+    """Uids of a DataComp subset file. Raises ValueError where the file is not one."""
     try:
         array = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy file: {error}") from error
+        raise ValueError(f"{path} is no .npy file ({error}): name a DataComp subset file") from error
     if array.ndim != 1 or array.dtype != NPY:
-        raise ValueError(f"{path} has dtype {array.dtype} and {array.ndim} dimensions; a subset is (n,) of u8,u8")
+        raise ValueError(
+            f"{path} has dtype {array.dtype} and {array.ndim} dimensions; a subset is (n,) of u8,u8: name a DataComp "
+            "subset file"
+        )
     return np.stack([array["f0"], array["f1"]], axis=1)
 
 

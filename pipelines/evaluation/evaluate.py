@@ -32,7 +32,7 @@ from jest_core.models import towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Pictures, Run
 
-from ..base import checkpoints, cluster, progress, storage
+from ..base import checkpoints, cluster, manifests, progress, storage
 from ..base.stage_table import STAGES
 from . import sets
 from .sets import Example
@@ -49,7 +49,7 @@ def run_stage(run: Run, *, watch: bool = False) -> list[Line]:
     """
     STAGES["evaluate"].refuse(run)
     directory = run.path(run.run_dir)
-    while watch and not storage.is_finished(directory):
+    while watch and not manifests.is_finished(directory):
         _evaluate_all(run, directory)
         time.sleep(_PATIENCE)
     if not checkpoints.steps(directory):

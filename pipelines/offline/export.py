@@ -1,9 +1,9 @@
-"""The export stage: what a run kept, selected or embedded, in the formats of other tools."""
+"""The export stage: uids that were kept or selected, or embeddings, in the formats of other tools."""
 
 import io
 import math
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,19 @@ What = Literal["catalogue", "selection", "subset", "scores"]
 _FILE_ROWS = 1_000_000  # of a clip-retrieval file
 
 
+class _Item(TypedDict):
+    """A row of Ray Data: the name of a set of clip-retrieval files, and the numbers of the shards in it."""
+
+    name: str
+    shards: list[int]
+
+
+class _Written(TypedDict):
+    """The number of rows that such a set has got."""
+
+    rows: int
+
+
 def export(run: Run, what: What, output: str, *, distinct: bool = False) -> None:
     """Write uids to a .npy (DataComp's subset file) or a .parquet, or embeddings to a folder as clip-retrieval does.
 
@@ -35,9 +48,13 @@ def export(run: Run, what: What, output: str, *, distinct: bool = False) -> None
         _export_scores(run, output)
         return
     if not output.endswith((".npy", ".parquet")):
-        raise ValueError(f"{output} ends neither in .npy (a DataComp subset) nor in .parquet (a list of uids)")
+        raise ValueError(
+            f"{output} ends neither in .npy (a DataComp subset) nor in .parquet (a list of uids): name such a file"
+        )
     if what == "subset" and run.subset is None:
-        raise ValueError("the run file has no `subset` part: nothing was selected offline")
+        raise ValueError(
+            "the run file has no `subset` part, so nothing was selected offline: add one, and `jest select`"
+        )
     subset = run.subset.directory if run.subset else ""
     directory = run.path({"catalogue": run.data.catalogue, "selection": run.run_dir, "subset": subset}[what])
     uids = uid_lists.read(directory)
@@ -51,9 +68,11 @@ def export(run: Run, what: What, output: str, *, distinct: bool = False) -> None
 
 
 def _export_scores(run: Run, output: str) -> None:
-    """The score cache as clip-retrieval lays embeddings out: image and text arrays, and metadata, row by row."""
+    """Write a score cache as clip-retrieval does: files of image embeddings, text embeddings, and metadata by row."""
     if run.reference is None:
-        raise ValueError("the run file has no `reference` part: it has no score cache")
+        raise ValueError(
+            "the run file has no `reference` part, so it has no score cache: add one, with reference.scores"
+        )
     directory = run.path(run.reference.scores)
     score_cache.refuse_other(score_cache.opened(directory), open_catalogue(run.path(run.data.catalogue)), directory)
     groups = storage.open_parquet(f"{directory}/row_groups.parquet").read()
@@ -61,9 +80,9 @@ def _export_scores(run: Run, output: str) -> None:
     cluster.connect()
     cluster.data_context()
     digits = int(math.log10(max(1, len(files)))) + 1
-    items = [{"name": f"{i:0{digits}d}", "shards": shards.tolist()} for i, shards in enumerate(files)]
+    items: list[_Item] = [{"name": f"{i:0{digits}d}", "shards": shards.tolist()} for i, shards in enumerate(files)]
     stage = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        partial(_export_file, run_text=run_file.dump(run), output=output)
+        partial(_export_file, run_text=run_file.dump(run), output=output)  # type: ignore[arg-type]  # rows are typed here
     )
     n_rows = 0
     with progress.bar(STAGE, len(items), "files") as advance:
@@ -74,7 +93,10 @@ def _export_scores(run: Run, output: str) -> None:
 
 
 def plan(shards: NDArray[np.int64], ok: NDArray[np.int64], file_rows: int) -> list[NDArray[np.int64]]:
-    """The shards of each file: neighbours, as many as come to file_rows; shards stay whole."""
+    """The numbers of the shards in each file: consecutive whole shards, of about file_rows embedded rows together.
+
+    shards, ok: for each row group, its shard and its rows with embeddings.
+    """
     totals = np.bincount(shards, weights=ok).astype(np.int64)
     numbers = np.flatnonzero(totals)
     file = (np.cumsum(totals[numbers]) - totals[numbers]) // file_rows
@@ -82,7 +104,8 @@ def plan(shards: NDArray[np.int64], ok: NDArray[np.int64], file_rows: int) -> li
 
 
 @storage.retried
-def _export_file(item: dict[str, Any], run_text: str, output: str) -> dict[str, Any]:
+def _export_file(item: _Item, run_text: str, output: str) -> _Written:
+    """Write one set of files: image embeddings, text embeddings, metadata."""
     run = run_file.load(run_text)
     assert run.reference is not None
     catalogue = held_catalogue(run.path(run.data.catalogue))

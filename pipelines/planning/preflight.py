@@ -11,7 +11,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DenyRule, DuplicateRule, ScoreRule, SubsetRule
 
-from ..base import checkpoints, cluster, storage
+from ..base import checkpoints, cluster, manifests, storage
 from ..data import rules
 from ..data.catalogue import open_catalogue
 from ..data.layouts import open_shard
@@ -160,7 +160,7 @@ def _replay(run: Run) -> str:
 
 def _run_directory(run: Run) -> str:
     directory = run.path(run.run_dir)
-    if not storage.exists(f"{directory}/{storage.MANIFEST}"):
+    if not manifests.exists(directory):
         return "new"
     run_directory.refuse_other(run)
     return f"goes on after step {(checkpoints.steps(directory) or [0])[-1]:,}"

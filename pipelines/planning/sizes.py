@@ -8,7 +8,7 @@ from jest_core import flops
 from jest_core.models import outlines
 from jest_core.run_file import Run
 
-from ..base import progress, storage
+from ..base import manifests, progress
 from ..data.catalogue import open_catalogue
 
 _ENCODED_BYTES = 25_000  # of a picture, where no catalogue tells: a JPEG of 512 pixels
@@ -34,7 +34,7 @@ def pairs(run: Run) -> Pairs | None:
     """None where the catalogue is not made, or its storage cannot be reached from here."""
     directory = run.path(run.data.catalogue)
     try:
-        if not storage.exists(f"{directory}/{storage.MANIFEST}"):
+        if not manifests.exists(directory):
             raise FileNotFoundError("it is not made yet")
         found = open_catalogue(directory)
         shards = found.shards

@@ -13,8 +13,9 @@ from rich.table import Table
 from jest_core import flops, run_file
 from jest_core.run_file import Run
 
-from ..base import storage
+from ..base import manifests, storage
 from ..evaluation import evaluate
+from ..scores import score_cache
 from ..training import selection_log
 
 NOTE = (
@@ -73,7 +74,7 @@ class Finished:
 
 def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
-    manifest = storage.finished(directory, "train", "train it first")
+    manifest = manifests.finished(directory, "train", dict[str, Any], "train it first")
     run = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode())
     return Finished(directory, run, manifest, evaluate.read_results(directory))
 
@@ -150,7 +151,7 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
         return float("nan")
     if not run.run.reads_scores:
         return reference.teraflops
-    cache = storage.finished(run.run.path(run.run.reference.scores), "reference-scores", "score it first")
+    cache = score_cache.opened(run.run.path(run.run.reference.scores))
     spec = run.run.reference
     forward = flops.forward_flops(spec.model, spec.score_image_size, spec.score_patch_size).total
     return reference.teraflops + cache["counts"]["ok"] * forward / 1e12

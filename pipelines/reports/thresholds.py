@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, progress, storage
+from ..base import cluster, manifests, progress, storage
 from ..data.catalogue import Catalogue, open_catalogue
 from ..data.quantiles import thresholds
 from ..scores import score_cache
@@ -75,7 +75,7 @@ def _scored(run: Run, directory: str) -> Catalogue:
     """The catalogue that the cache was made for: the run's, or the one it refines."""
     made_for = score_cache.opened(directory)["config"]["catalogue"]
     for path in (run.data.catalogue, run.data.refines):
-        if path and storage.exists(f"{run.path(path)}/{storage.MANIFEST}"):
+        if path and manifests.exists(run.path(path)):
             found = open_catalogue(run.path(path))
             if found.manifest["fingerprint"] == made_for:
                 return found

@@ -1,7 +1,9 @@
 """Catalogue + reference model -> score cache: the embeddings of every kept pair, beside the shards.
 
-score_cache       its parts, row for row beside the shards; its manifest
-calibration       a logit_bias for a reference that was trained without one
-imported          embeddings of DataComp or clip-retrieval -> score cache
-reference_scores  the stage: every kept pair embedded once
+score_cache       read a score cache: its manifest, and its rows beside those of a shard
+parts             write a score cache: embedded blocks -> fragments -> a part for each shard -> manifest
+calibration       fit a logit_bias for a reference model that was trained without one
+imported          embeddings that DataComp or clip-retrieval computed -> score cache
+embedder          a reference model on its device: blocks of decoded rows -> embeddings and scores
+reference_scores  the stage: embed every kept pair once; `--verify` embeds a sample again
 """

@@ -1,7 +1,5 @@
 """A logit_bias for a reference that was trained without one, from a sample of its score cache."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -11,17 +9,17 @@ from jest_core.run_file import Run
 
 from ..base import blocks, progress, storage
 from ..data.catalogue import Catalogue
-from . import score_cache
+from . import parts, score_cache
+from .score_cache import STAGE, Config, Manifest
 
 
-def finish(run: Run, directory: str, catalogue: Catalogue, config: dict[str, Any]) -> dict[str, Any]:
+def finish(run: Run, directory: str, catalogue: Catalogue, config: Config) -> Manifest:
     """Finish a cache whose parts are all there; a model without logit_bias gets the one that fits its pairs best."""
     bias = config["logit_bias"]
     if bias is None:
         bias = calibrated_bias(*sample(directory, catalogue, run.seed), config["logit_scale"])
-        told = f"{config['model']} has no logit_bias; {bias:.2f} stands for it, a sigmoid loss's best"
-        progress.say(score_cache.STAGE, told)
-    manifest = score_cache.finish(directory, catalogue, config, bias)
+        progress.say(STAGE, f"{config['model']} has no logit_bias; {bias:.2f} is used, which fits a sigmoid loss best")
+    manifest = parts.finish(directory, catalogue, config, bias)
     storage.remove_tree(f"{directory}/fragments")
     return manifest
 
@@ -29,7 +27,7 @@ def finish(run: Run, directory: str, catalogue: Catalogue, config: dict[str, Any
 def sample(directory: str, catalogue: Catalogue, seed: int, n: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
     """Image and text embeddings (float32) of up to n pairs, from row groups drawn at random."""
     groups = catalogue.row_groups
-    images, texts, held = [], [], 0
+    images, texts, n_rows = [], [], 0
     for i in np.random.default_rng(seed).permutation(len(groups)):
         shard, number = groups["shard"][i].as_py(), groups["row_group"][i].as_py()
         columns = ["status", "image_embedding", "text_embedding"]
@@ -38,8 +36,8 @@ def sample(directory: str, catalogue: Catalogue, seed: int, n: int = 4096) -> tu
         rows = rows.filter(pc.equal(rows["status"], "ok"))
         images.append(blocks.unpack(rows["image_embedding"]))
         texts.append(blocks.unpack(rows["text_embedding"]))
-        held += len(rows)
-        if held >= n:
+        n_rows += len(rows)
+        if n_rows >= n:
             break
     image, text = (torch.from_numpy(np.concatenate(side)[:n].astype(np.float32)) for side in (images, texts))
     return image, text

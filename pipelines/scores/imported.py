@@ -1,13 +1,14 @@
-"""Embeddings that another tool computed -> score cache: DataComp's metadata with its .npz, clip-retrieval's folder.
+"""Embeddings that another tool computed -> score cache: DataComp's .npz and metadata, or clip-retrieval's folder.
 
-Their rows are found by uid, wherever the catalogue's shards have them; a kept row without one is `missing`.
+Rows are matched by uid, in whichever shards the catalogue has them; a kept row without an embedding is `missing`.
 """
 
 import io
 import uuid
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,31 +22,52 @@ from jest_core import tables
 from jest_core.run_file import Features, Reference, Run
 from jest_core.selection.learnability import Embeddings, matched_losses
 
-from ..base import blocks, cluster, progress, storage
+from ..base import blocks, cluster, manifests, progress, storage
 from ..data.catalogue import Catalogue, held_catalogue
 from ..data.shards import clean
 from . import calibration, score_cache
+from .parts import Fragment, Parts
+from .score_cache import STAGE, Config, Manifest
 
-_LABEL = score_cache.STAGE
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 
 @dataclass(frozen=True)
-class Source:
-    """One file of embeddings: where the image's, the text's and the uids are."""
+class Files:
+    """Paths of the files that have the image embeddings, the text embeddings and the uids of the same rows."""
 
     image: str
     text: str
     uids: str
 
 
-def import_scores(run: Run, spec: Reference, catalogue: Catalogue) -> dict[str, Any]:
+class _Item(TypedDict):
+    """A batch of Ray Data: one set of files."""
+
+    files: Sequence[Files]
+
+
+class _Written(TypedDict):
+    """A row of Ray Data: a fragment, or the end of a set of files (`last` is 1, shard and first_row are -1).
+
+    first_row: of the row group, in the shard.
+    """
+
+    shard: int
+    first_row: int
+    path: str
+    last: int
+
+
+def import_scores(run: Run, spec: Reference, catalogue: Catalogue) -> Manifest:
     """Write the score cache of the run's catalogue from spec.features; returns the manifest."""
     assert spec.features is not None
     folder = run.path(spec.features.folder)
-    sources = find(spec.features, folder)
-    width = _array(sources[0].image, f"{spec.features.kind}_img").shape[1]
-    listing = [(path, storage.size(path)) for s in sources for path in dict.fromkeys((s.image, s.text, s.uids))]
-    config = {
+    sets = find(spec.features, folder)
+    width = _array(sets[0].image, f"{spec.features.kind}_img").shape[1]
+    listing = [(path, storage.size(path)) for f in sets for path in dict.fromkeys((f.image, f.text, f.uids))]
+    config: Config = {
         "catalogue": catalogue.manifest["fingerprint"],
         "model": f"{spec.features.format} {spec.features.kind if spec.features.format == 'datacomp' else ''}".strip(),
         "weights": None,
@@ -58,40 +80,40 @@ def import_scores(run: Run, spec: Reference, catalogue: Catalogue) -> dict[str, 
         "scorers": [],
     }
     directory = run.path(spec.scores)
-    if (manifest := storage.begin(directory, score_cache.STAGE, config)) is not None:
-        progress.say(_LABEL, f"already at {directory}: {score_cache.summary(manifest)}")
+    if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
+        progress.say(STAGE, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
-    progress.say(_LABEL, f"{len(sources):,} files of {spec.features.format} embeddings, {width} wide, found by uid")
+    progress.say(STAGE, f"{len(sets):,} files of {spec.features.format} embeddings, {width} wide, matched by uid")
     cluster.connect()
     # on one machine no more tasks than cores: each is a process that imports PyTorch
     cluster.data_context(cluster.n_cores() if cluster.is_local() else None)
     todo = score_cache.missing(directory, catalogue)
     index = ray.put(_index(catalogue))
     stage = ray.data.from_items(
-        [{"source": source} for source in sources], override_num_blocks=min(len(sources), 1000)
+        [{"files": files} for files in sets], override_num_blocks=min(len(sets), 1000)
     ).map_batches(
         _read,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="numpy",
         fn_args=(index, f"{directory}/fragments/{uuid.uuid4().hex}", spec.features, config),
     )
-    fragments: dict[int, list[tuple[int, str]]] = defaultdict(list)
-    with progress.bar(_LABEL, len(sources), "files") as advance:
+    fragments: dict[int, list[Fragment]] = defaultdict(list)
+    with progress.bar(STAGE, len(sets), "files") as advance:
         for row in stage.iter_rows():
             if row["path"]:
-                fragments[row["shard"]].append((row["first_row"], row["path"]))
+                fragments[row["shard"]].append(Fragment(row["first_row"], row["path"]))
             advance(row["last"])
-    parts = score_cache.Parts(run, directory, config)
+    parts = Parts(run, directory, config)
     for shard in todo.tolist():
         parts.write(shard, fragments.get(shard, []))
     parts.wait()
     manifest = calibration.finish(run, directory, catalogue, config)
-    progress.say(_LABEL, score_cache.summary(manifest))
+    progress.say(STAGE, score_cache.summary(manifest))
     return manifest
 
 
-def find(spec: Features, folder: str) -> list[Source]:
-    """The files of a folder of embeddings. Raises FileNotFoundError where it has none, or one lacks its companion."""
+def find(spec: Features, folder: str) -> list[Files]:
+    """The files of a folder of embeddings. Raises FileNotFoundError where there are none, or one is missing."""
     if spec.format == "datacomp":
         folder = f"{folder}/metadata" if "metadata" in storage.names(folder) else folder
         stems = [name.removesuffix(".npz") for name in storage.names(folder, ".npz")]
@@ -102,36 +124,44 @@ def find(spec: Features, folder: str) -> list[Source]:
         paths = [tuple(f"{folder}/{name.format(n)}" for name in names) for n in numbers]
     if not paths:
         raise FileNotFoundError(f"{folder} holds no {spec.format} embeddings: correct reference.features.folder")
-    for path in (path for found in paths for path in found):
+    for path in (path for files in paths for path in files):
         if not storage.exists(path):
-            raise FileNotFoundError(f"there is no {path} beside the other files of these embeddings")
-    return [Source(*found) for found in paths]
+            raise FileNotFoundError(
+                f"there is no {path} beside the other files of these embeddings: copy it there, or correct "
+                "reference.features.folder"
+            )
+    return [Files(*files) for files in paths]
 
 
 def _array(path: str, name: str) -> NDArray[np.floating[Any]]:
-    """An array (n, D) of a .npy file, or of that name in a .npz. Raises ValueError where the file holds none."""
+    """The array (n, D) of a .npy file, or the array of that name in a .npz. Raises ValueError where there is none."""
     try:
-        held = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
-        array: NDArray[np.floating[Any]] = held if isinstance(held, np.ndarray) else held[name]
+        loaded = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
+        array: NDArray[np.floating[Any]] = loaded if isinstance(loaded, np.ndarray) else loaded[name]
     except (ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{path} holds no array of embeddings: {error}") from error
+        raise ValueError(
+            f"{path} holds no array of embeddings ({error}): replace the file, or correct reference.features"
+        ) from error
     if array.ndim != 2 or array.dtype.kind != "f":
-        raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}, and embeddings are (n, D) of floats")
+        raise ValueError(
+            f"{path} holds {array.dtype} of shape {array.shape}, and embeddings are floats of shape (n, D): correct"
+            " reference.features"
+        )
     return array
 
 
 @dataclass(frozen=True)
 class _Index:
-    """Where each kept row of a catalogue is, sorted by the upper half of its uid."""
+    """The place of each kept row of a catalogue, sorted by the upper half of its uid."""
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
     shard: NDArray[np.int32]
     row: NDArray[np.int32]  # of the shard
-    group: NDArray[np.int32]  # first row of its row group
+    group: NDArray[np.int32]  # first row of its row group, in the shard
 
     def find(self, uids: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(which of the uids, which entry) of every match; a uid that several rows have gives several."""
+        """Every match, as (index into uids, entry); a uid that several rows have has several matches."""
         high, low = tables.uid_from_hex(uids)
         starts, stops = np.searchsorted(self.high, high, "left"), np.searchsorted(self.high, high, "right")
         which = np.repeat(np.arange(len(uids)), stops - starts)
@@ -142,17 +172,18 @@ class _Index:
 
 
 def _index(catalogue: Catalogue) -> _Index:
+    """The index of a catalogue, gathered from tasks that read its parts."""
     n_shards = len(catalogue.shards)
     stage = ray.data.range(n_shards, override_num_blocks=min(n_shards, 1000)).map_batches(
         _kept,  # type: ignore[arg-type]
         batch_size=1,
         fn_args=(catalogue.directory,),
     )
-    columns: dict[str, list[Any]] = {name: [] for name in _Index.__annotations__}
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _Index.__annotations__}
     for batch in stage.iter_batches(batch_size=None, batch_format="numpy"):
-        for name, held in columns.items():
-            held.append(batch[name].copy())
-    whole = {name: np.concatenate(held) for name, held in columns.items()}
+        for name, arrays in columns.items():
+            arrays.append(batch[name].copy())
+    whole = {name: np.concatenate(arrays) for name, arrays in columns.items()}
     order = np.argsort(whole["high"], kind="stable")
     return _Index(**{name: array[order] for name, array in whole.items()})
 
@@ -161,7 +192,7 @@ def _index(catalogue: Catalogue) -> _Index:
 def _kept(batch: dict[str, np.ndarray], directory: str) -> pa.Table:
     """The kept rows of a shard, as columns of `_Index`."""
     catalogue, shard = held_catalogue(directory), int(batch["id"][0])
-    columns: dict[str, list[Any]] = {name: [np.empty(0, np.int64)] for name in _Index.__annotations__}
+    columns: dict[str, list[NDArray[Any]]] = {name: [np.empty(0, np.int64)] for name in _Index.__annotations__}
     start = 0
     for number, size in enumerate(catalogue.row_group_sizes(shard)):
         uids, multiplicity = catalogue.place(shard).rows(number)
@@ -174,40 +205,41 @@ def _kept(batch: dict[str, np.ndarray], directory: str) -> pa.Table:
     kinds = (np.uint64, np.uint64, np.int32, np.int32, np.int32)
     return pa.table(
         {
-            name: np.concatenate([v.astype(k) for v in held])
-            for (name, held), k in zip(columns.items(), kinds, strict=True)
+            name: np.concatenate([array.astype(k) for array in arrays])
+            for (name, arrays), k in zip(columns.items(), kinds, strict=True)
         }
     )
 
 
 @storage.retried
-def _read(batch: dict[str, Any], held: Any, session: str, spec: Features, config: dict[str, Any]) -> pa.Table:
-    """One file of embeddings -> a fragment for each row group in which the catalogue keeps one of its rows."""
-    source: Source = batch["source"][0]
-    index: _Index = ray.get(held)
-    uids = _uids(source.uids, spec)
-    image, text = _array(source.image, f"{spec.kind}_img"), _array(source.text, f"{spec.kind}_txt")
+def _read(batch: _Item, held_index: "ObjectRef[_Index]", session: str, spec: Features, config: Config) -> pa.Table:
+    """One set of files -> a fragment for each row group in which the catalogue keeps one of its rows, and a row of
+    _Written for each. session: folder of the fragments."""
+    files, index = batch["files"][0], ray.get(held_index)
+    uids = _uids(files.uids, spec)
+    image, text = _array(files.image, f"{spec.kind}_img"), _array(files.text, f"{spec.kind}_txt")
     if not (len(uids) == len(image) == len(text) and image.shape[1] == text.shape[1] == config["width"]):
         raise ValueError(
-            f"{source.image}: embeddings of shape {image.shape} and {text.shape} for the {len(uids)} rows of "
-            f"{source.uids}, and {config['width']} wide elsewhere"
+            f"{files.image}: embeddings of shape {image.shape} and {text.shape} for the {len(uids)} rows of "
+            f"{files.uids}, and {config['width']} wide elsewhere: replace the file that differs"
         )
     which, entries = index.find(uids)
     order = np.lexsort((index.row[entries], index.shard[entries]))
     which, entries = which[order], entries[order]
-    told = [{"shard": -1, "first_row": -1, "path": "", "last": 1}]
+    written: list[_Written] = [{"shard": -1, "first_row": -1, "path": "", "last": 1}]
     keys = np.stack([index.shard[entries], index.group[entries]], 1)
     groups, starts, sizes = np.unique(keys, axis=0, return_index=True, return_counts=True)
     for (shard, group), start, size in zip(groups.tolist(), starts, sizes, strict=True):
-        mine = slice(start, start + size)  # in one piece: rows are in order
-        table = _fragment(uids, image, text, which[mine], index.row[entries[mine]], config)
+        of_group = slice(start, start + size)  # rows are in order, so those of a group follow each other
+        table = _fragment(uids, image, text, which[of_group], index.row[entries[of_group]], config)
         path = f"{session}/{shard:05d}-{group:09d}-{uuid.uuid4().hex}.parquet"
         storage.write_table(path, table)
-        told.append({"shard": shard, "first_row": group, "path": path, "last": 0})
-    return pa.Table.from_pylist(told)
+        written.append({"shard": shard, "first_row": group, "path": path, "last": 0})
+    return pa.Table.from_pylist(written)
 
 
 def _uids(path: str, spec: Features) -> list[str]:
+    """The uids of a file of metadata."""
     column = "uid" if spec.format == "datacomp" else spec.uid_column
     file = storage.open_parquet(path)
     if column not in file.schema_arrow.names:
@@ -221,20 +253,23 @@ def _fragment(
     text: NDArray[Any],
     which: NDArray[np.int64],
     rows: NDArray[np.int32],
-    config: dict[str, Any],
+    config: Config,
 ) -> pa.Table:
-    """The score cache's columns of some rows; an embedding that has no direction is `damaged`."""
+    """The score cache's columns of some rows; a row is `damaged` where an embedding is zero or not finite.
+
+    which (k,): their indices into uids, image and text. rows (k,): their numbers in the shard.
+    """
     sides = [torch.from_numpy(side[which].astype(np.float32)) for side in (image, text)]
     sound = torch.stack([side.isfinite().all(1) & (side.norm(dim=1) > 0) for side in sides]).all(0)
     unit = [normalize(torch.nan_to_num(side), dim=1) for side in sides]
-    found = Embeddings(unit[0], unit[1], config["logit_scale"])
+    embeddings = Embeddings(unit[0], unit[1], config["logit_scale"])
     values = {
-        "image_embedding": found.image.half(),
-        "text_embedding": found.text.half(),
-        "matched_pair_loss": matched_losses(found, "softmax").float(),
-        "cosine": (found.image * found.text).sum(1),
+        "image_embedding": embeddings.image.half(),
+        "text_embedding": embeddings.text.half(),
+        "matched_pair_loss": matched_losses(embeddings, "softmax").float(),
+        "cosine": (embeddings.image * embeddings.text).sum(1),
     }
-    columns: dict[str, Any] = {
+    columns = {
         "uid": [uids[i] for i in which],
         "row": rows,
         "status": np.where(sound.numpy(), "ok", "damaged").tolist(),

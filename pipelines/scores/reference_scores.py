@@ -5,14 +5,14 @@ process embeds. When a shard's fragments are complete they become its part. What
 loss of a pair depends on which others are in the batch.
 """
 
-import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,27 +23,42 @@ import torch
 from numpy.typing import NDArray
 
 from jest_core import run_file, tables
-from jest_core.models import configurations, scorers, towers
-from jest_core.models.flexible import Resolution
-from jest_core.models.scorers import Batch
+from jest_core.models import configurations, towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
 
-from ..base import blocks, checkpoints, cluster, progress, storage
+from ..base import blocks, cluster, manifests, progress
 from ..base.stage_table import STAGES
 from ..base.stopwatch import Stopwatch
 from ..data.catalogue import Catalogue, open_catalogue
 from ..data.rows import kept, of_row_group
 from . import calibration, imported, score_cache
+from .embedder import Embedder, load_reference, resolution_of
+from .parts import Fragment, Parts, StoreReport, store
+from .score_cache import STAGE, Config, Manifest
 
 _ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between two machines
-_FEW_CORES = 4  # on which this process embeds: an actor each would import PyTorch first, which takes seconds
-_MOST_TASKS = 5_000  # of reading: each takes row groups that follow each other, and Ray keeps a record of each
-_BLOCK_BYTES = 32 << 20  # of pixels that travel together, or one batch where that is more
+_FEW_CORES = 4  # up to so many, this process embeds: each actor would import PyTorch first, which takes seconds
+_MOST_TASKS = 5_000  # that read: each reads consecutive row groups, and Ray keeps a record of every task
+_BLOCK_BYTES = 32 << 20  # of the pixels of a block, or one batch where that is more
 
 
-def run_stage(run: Run, *, verify: bool = False) -> dict[str, Any]:
+class _Resolution(TypedDict, total=False):
+    resolution: str
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The row groups to embed, one entry for each. first_row: of the shard. slots: sum of multiplicities."""
+
+    shard: NDArray[np.int64]
+    row_group: NDArray[np.int64]
+    first_row: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+
+def run_stage(run: Run, *, verify: bool = False) -> Manifest:
     """Write the score cache of the run's catalogue by its reference; returns the manifest.
 
     A second run does the shards that are missing; a directory made by another reference or catalogue is refused.
@@ -53,19 +68,19 @@ def run_stage(run: Run, *, verify: bool = False) -> dict[str, Any]:
     assert run.reference is not None
     if verify:
         verify_cache(run)
-        return storage.manifest(run.path(run.reference.scores))
+        return score_cache.opened(run.path(run.reference.scores))
     return score(run, run.reference)
 
 
-def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str, Any]:
-    """The same by any model: `jest select` scores with the learner's checkpoint too."""
+def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
+    """The same by any model: `jest select` scores with the learner's checkpoint too. label: of its progress lines."""
     catalogue = open_catalogue(run.path(run.data.catalogue))
     if spec.features is not None:
         return imported.import_scores(run, spec, catalogue)
     reference = load_reference(run, spec)
     config = _config(spec, catalogue, reference)
     directory = run.path(spec.scores)
-    if (manifest := storage.begin(directory, score_cache.STAGE, config)) is not None:
+    if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
         progress.say(label, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
     todo = score_cache.missing(directory, catalogue)
@@ -83,79 +98,69 @@ def score(run: Run, spec: Reference, label: str = score_cache.STAGE) -> dict[str
     return manifest
 
 
-def load_reference(run: Run, spec: Reference) -> Towers:
-    """A reference model with the weights of its checkpoint or its pretrained tag, in evaluation mode."""
-    towers.refuse_resolution(spec.model, "reference.score_", spec.score_image_size, spec.score_patch_size)
-    reference = towers.build(spec.model, seed=0)
-    if spec.checkpoint is not None:
-        towers.load_weights(reference, checkpoints.read(run.path(spec.checkpoint)))
-    reference.model.eval()
-    return reference
-
-
 def verify_cache(run: Run, n_pairs: int = 256) -> None:
     """Embed a sample of a finished cache again, and compare. Raises ValueError where more than rounding differs."""
     if run.reference is None or run.reference.features is not None:
-        raise ValueError("--verify embeds again, which needs a `reference` part with a model")
+        raise ValueError("--verify embeds pairs again: the run file needs a `reference` with a model")
     spec, catalogue = run.reference, open_catalogue(run.path(run.data.catalogue))
     directory, reference = run.path(spec.scores), load_reference(run, spec)
     score_cache.opened(directory)
-    storage.begin(directory, score_cache.STAGE, _config(spec, catalogue, reference))
+    manifests.begin(directory, STAGE, _config(spec, catalogue, reference), Manifest)
     groups = catalogue.row_groups.filter(pc.greater(catalogue.row_groups["slots"], 0))
     generator, left = np.random.default_rng(run.seed), n_pairs
     furthest = {"image": 0.0, "text": 0.0, "loss": 0.0}
     for i in generator.permutation(len(groups)):
         shard, number = (groups[name][int(i)].as_py() for name in ("shard", "row_group"))
         place = catalogue.place(shard)
-        rows, _, captions, images = kept(run, shard, number)
-        picked = np.sort(generator.permutation(len(rows))[: min(left, 1 + n_pairs // 8)])
+        group = kept(run, shard, number)
+        picked = np.sort(generator.permutation(len(group.rows))[: min(left, 1 + n_pairs // 8)])
         columns = ["status", "image_embedding", "text_embedding", "matched_pair_loss"]
         cached = score_cache.read(directory, place, number, place.rows(number)[0], columns)
-        cached = cached.take(pa.array(rows[picked]))
-        pixels, status = reference.view.batch(images.take(pa.array(picked)).to_pylist())
+        cached = cached.take(pa.array(group.rows[picked]))
+        pixels, status = reference.view.batch(group.images.take(pa.array(picked)).to_pylist())
         if cached["status"].to_pylist() != np.array(tables.SLOT_STATUS)[status].tolist():
-            raise ValueError(f"{place.path}, row group {number}: other pictures decode than in {directory}")
-        tokens = reference.tokens([captions[j] for j in picked])
-        found = reference.embed(
+            raise ValueError(
+                f"{place.path}, row group {number}: other pictures decode than in {directory}; score it again into a "
+                "new directory, with the libraries that training uses"
+            )
+        tokens = reference.tokens([group.captions[j] for j in picked])
+        embeddings = reference.embed(
             torch.from_numpy(pixels),
             tokens,
             batch_size=spec.batch_size,
-            resolution=_resolution(spec, reference),
+            resolution=resolution_of(spec, reference),
             precision=spec.precision,
         )
         ok = status == 0
-        for side, new in (("image", found.image), ("text", found.text)):
+        for side, new in (("image", embeddings.image), ("text", embeddings.text)):
             old = blocks.unpack(cached[f"{side}_embedding"]).astype(np.float32)
             distances = 1 - (old * new.numpy()).sum(1)[ok] / np.maximum(np.linalg.norm(old, axis=1)[ok], 1e-12)
             furthest[side] = max(furthest[side], float(distances.max(initial=0.0)))
-        losses = matched_losses(found, reference.loss).numpy() - cached["matched_pair_loss"].to_numpy()
+        losses = matched_losses(embeddings, reference.loss).numpy() - cached["matched_pair_loss"].to_numpy()
         furthest["loss"] = max(furthest["loss"], float(np.abs(losses[ok]).max(initial=0.0)))
         left -= len(picked)
         if not left:
             break
-    told = (
+    result = (
         f"{n_pairs - left} pairs embedded again: 1 - cosine to what is cached is at most {furthest['image']:.1e} "
         f"(image) and {furthest['text']:.1e} (text), the matched-pair loss differs by at most {furthest['loss']:.1e}"
     )
     if max(furthest["image"], furthest["text"]) > _ROUNDING[spec.precision]:
-        raise ValueError(f"{directory} is not what {reference.name} gives: {told}")
-    progress.say(score_cache.STAGE, told)
+        raise ValueError(
+            f"{directory} is not what {reference.name} gives: {result}; score it again into a new directory"
+        )
+    progress.say(STAGE, result)
 
 
-def _resolution(spec: Reference, reference: Towers) -> Resolution:
-    return reference.resolution(spec.score_image_size, spec.score_patch_size)
-
-
-def _other_resolution(spec: Reference, reference: Towers) -> dict[str, str]:
-    """Where the reference does not look at its own."""
-    seen = _resolution(spec, reference)
+def _other_resolution(spec: Reference, reference: Towers) -> _Resolution:
+    """The resolution at which the reference looks at images, where it is not the model's usual one."""
+    seen = resolution_of(spec, reference)
     if seen == reference.resolution():
         return {}
     return {"resolution": f"{seen.image_size} pixels" + (f", patches of {seen.patch_size}" if seen.patch_size else "")}
 
 
-def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> dict[str, Any]:
-    """What decides the cache's content: another value of these makes another cache."""
+def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> Config:
     return {
         "catalogue": catalogue.manifest["fingerprint"],
         "model": reference.name,
@@ -172,23 +177,13 @@ def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> dict[st
 
 
 def _embed_shards(
-    run: Run, spec: Reference, catalogue: Catalogue, todo: NDArray[np.int64], config: dict[str, Any], label: str
+    run: Run, spec: Reference, catalogue: Catalogue, todo: NDArray[np.int64], config: Config, label: str
 ) -> None:
-    """Read and decode -> embed -> store fragments -> a part a shard, all at once on the cluster."""
+    """Read and decode -> embed -> store fragments -> a part for each shard, all at once on the cluster."""
     directory = run.path(spec.scores)
-    groups = catalogue.row_groups.to_pydict()
-    shards, numbers, rows, slots = (np.array(groups[n]) for n in ("shard", "row_group", "rows", "slots"))
-    units = np.flatnonzero(np.isin(shards, todo) & (slots > 0))
-    first_rows = np.cumsum(rows) - rows
-    first_rows -= first_rows[np.searchsorted(shards, shards)]  # within the shard
-    held = ray.put(np.stack([shards[units], numbers[units], first_rows[units]], 1))
-    units_left = np.bincount(shards[units], minlength=len(catalogue.shards))
-    rows_left: dict[int, int] = {}  # of units that are under way
-    takes = configurations.inputs_of(spec.model)
-    batch_bytes = 3 * takes.view.image_size**2 * spec.batch_size
-    session = f"{directory}/fragments/{uuid.uuid4().hex}"  # of this run: another may write the same cache
-    parts = score_cache.Parts(run, directory, config)
-    for shard in todo[units_left[todo] == 0].tolist():
+    units = _units(catalogue, todo)
+    parts = Parts(run, directory, config)
+    for shard in np.setdiff1d(todo, units.shard).tolist():
         parts.write(shard, [])
     n_actors = _n_actors(spec)
     # on one machine no more tasks than cores: each keeps one busy
@@ -196,72 +191,94 @@ def _embed_shards(
     rates = Stopwatch(
         ("read", "decode", "embed", "write"), "embed", n_actors or cluster.n_cores(), shared=not spec.gpus_per_actor
     )
-    if len(units):
-        decoded = ray.data.range(len(units), override_num_blocks=min(len(units), _MOST_TASKS)).map_batches(
+    if len(units.shard):
+        inputs = configurations.inputs_of(spec.model)
+        batch_bytes = 3 * inputs.view.image_size**2 * spec.batch_size
+        to_read = ray.put(np.stack([units.shard, units.row_group, units.first_row], 1))
+        decoded = ray.data.range(len(units.shard), override_num_blocks=min(len(units.shard), _MOST_TASKS)).map_batches(
             of_row_group,  # type: ignore[arg-type]
             batch_size=1,
-            fn_args=(held, run_file.dump(run), takes, spec.batch_size * max(1, _BLOCK_BYTES // batch_bytes)),
+            fn_args=(to_read, run_file.dump(run), inputs, spec.batch_size * max(1, _BLOCK_BYTES // batch_bytes)),
         )
         embed = partial(_embed_by_actors, n_actors) if n_actors else _embed_here
-        reports = embed(decoded, run, spec, session)
-        fragments: dict[int, list[tuple[int, str]]] = defaultdict(list)
-        with progress.bar(label, int(slots[units].sum()), "pairs") as advance:
-            for report in reports:
-                unit = report["unit"]
-                shard = int(shards[units[unit]])
-                rates.add(report)
-                fragments[shard].append((report["first_row"], report["path"]))
-                rows_left[unit] = rows_left.get(unit, report["unit_rows"]) - report["rows"]
-                if rows_left[unit]:
-                    continue
-                del rows_left[unit]
-                advance(int(slots[units[unit]]), note=rates.note())
-                units_left[shard] -= 1
-                if not units_left[shard]:
-                    parts.write(shard, fragments.pop(shard))
+        session = f"{directory}/fragments/{uuid.uuid4().hex}"  # another process may write the same cache
+        _collect(embed(decoded, run, spec, session), units, parts, rates, label)
         progress.say(label, rates.summary())
     parts.wait()
 
 
+def _units(catalogue: Catalogue, todo: NDArray[np.int64]) -> _Units:
+    """The row groups with kept rows of these shards."""
+    groups = catalogue.row_groups.to_pydict()
+    shards, numbers, rows, slots = (np.array(groups[n]) for n in ("shard", "row_group", "rows", "slots"))
+    chosen = np.flatnonzero(np.isin(shards, todo) & (slots > 0))
+    first_rows = np.cumsum(rows) - rows
+    first_rows -= first_rows[np.searchsorted(shards, shards)]  # within the shard
+    return _Units(shards[chosen], numbers[chosen], first_rows[chosen], slots[chosen])
+
+
+def _collect(reports: Iterator[StoreReport], units: _Units, parts: Parts, rates: Stopwatch, label: str) -> None:
+    """Start each shard's part as soon as all of its fragments are stored."""
+    units_left = np.bincount(units.shard)  # by shard
+    rows_left: dict[int, int] = {}  # by unit, of those of which a block has been stored
+    fragments: dict[int, list[Fragment]] = defaultdict(list)  # by shard
+    with progress.bar(label, int(units.slots.sum()), "pairs") as advance:
+        for report in reports:
+            unit = report["unit"]
+            shard = int(units.shard[unit])
+            rates.add(report)
+            fragments[shard].append(Fragment(report["first_row"], report["path"]))
+            rows_left[unit] = rows_left.get(unit, report["unit_rows"]) - report["rows"]
+            if rows_left[unit]:
+                continue
+            del rows_left[unit]
+            advance(int(units.slots[unit]), note=rates.note())
+            units_left[shard] -= 1
+            if not units_left[shard]:
+                parts.write(shard, fragments.pop(shard))
+
+
 def _n_actors(spec: Reference) -> int:
-    """How many processes embed; 0 where this one does."""
+    """How many actors embed; 0 where this process embeds."""
     plain = spec.n_actors is None and not spec.gpus_per_actor and not spec.compile
     if plain and cluster.is_local() and cluster.n_cores() <= _FEW_CORES:
         return 0
     return spec.n_actors or cluster.n_workers(spec.gpus_per_actor)
 
 
-def _embed_by_actors(n_actors: int, decoded: Any, run: Run, spec: Reference, session: str) -> Iterator[Any]:
-    """Embed and store blocks anywhere on the cluster; reports of them."""
+def _embed_by_actors(
+    n_actors: int, decoded: ray.data.Dataset, run: Run, spec: Reference, session: str
+) -> Iterator[StoreReport]:
+    """Embed and store blocks anywhere on the cluster; returns their reports."""
     n_threads = max(1, cluster.n_cores() // n_actors)
     stage = decoded.map_batches(
-        _Embedder,
+        Embedder,
         fn_constructor_args=(run_file.dump(run), spec.model_dump_json(), n_threads),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=n_actors),
         num_cpus=1,
         num_gpus=spec.gpus_per_actor,
-    ).map_batches(score_cache.store, batch_size=None, batch_format="pyarrow", fn_args=(session,))
-    yield from stage.iter_rows()
+    ).map_batches(store, batch_size=None, batch_format="pyarrow", fn_args=(session,))  # type: ignore[arg-type]
+    yield from cast(Iterator[StoreReport], stage.iter_rows())
 
 
-def _embed_here(decoded: Any, run: Run, spec: Reference, session: str) -> Iterator[Any]:
-    """The same in threads of this process, one a core; each computes by itself, so that none waits for another's."""
+def _embed_here(decoded: ray.data.Dataset, run: Run, spec: Reference, session: str) -> Iterator[StoreReport]:
+    """The same in threads of this process, one for each core; each embeds a block alone and waits for no other."""
     n, before = cluster.n_cores(), torch.get_num_threads()
-    embedders: SimpleQueue[_Embedder] = SimpleQueue()
+    embedders: SimpleQueue[Embedder] = SimpleQueue()
     for _ in range(n):
-        embedders.put(_Embedder(run_file.dump(run), spec.model_dump_json()))
+        embedders.put(Embedder(run_file.dump(run), spec.model_dump_json()))
 
-    def embed(block: pa.Table) -> list[Any]:
+    def embed(block: pa.Table) -> list[StoreReport]:
         embedder = embedders.get()
         try:
-            reports: list[Any] = score_cache.store(embedder(block), session).to_pylist()
+            reports: list[StoreReport] = store(embedder(block), session).to_pylist()
         finally:
             embedders.put(embedder)
         return reports
 
-    under_way: deque[Future[list[Any]]] = deque()
+    under_way: deque[Future[list[StoreReport]]] = deque()
     try:
         with ThreadPoolExecutor(n, "embed", initializer=partial(torch.set_num_threads, 1)) as pool:
             for block in decoded.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -271,69 +288,4 @@ def _embed_here(decoded: Any, run: Run, spec: Reference, session: str) -> Iterat
             for left in under_way:
                 yield from left.result()
     finally:
-        torch.set_num_threads(before)  # for threads that begin later: PyTorch gives them what was set last
-
-
-class _Embedder:
-    """What holds the reference on its device: a block of decoded rows -> the cache's columns of them.
-
-    n_threads: of an actor on CPUs, to which Ray would give one; where not given, as many as the process has.
-    """
-
-    def __init__(self, run_text: str, spec_text: str, n_threads: int | None = None) -> None:
-        run, self.spec = run_file.load(run_text), Reference.model_validate_json(spec_text)
-        self.reference = load_reference(run, self.spec)
-        if self.spec.gpus_per_actor:
-            self.reference.model.cuda()
-        elif n_threads is not None:
-            torch.set_num_threads(n_threads)
-        if self.spec.compile:
-            self.reference.compile()
-        self.scorers = {s.name: scorers.create(s.scorer, _resolved(run, s.options)) for s in self.spec.scorers}
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        return pa.concat_tables(self._columns(part) for part in blocks.runs(block, "unit"))
-
-    def _columns(self, block: pa.Table) -> pa.Table:
-        began, started = time.time(), time.perf_counter()
-        columns: dict[str, Any] = {name: block[name] for name in ("uid", "row", "status")}
-        for name, value in self._embed(block).items():
-            columns[name] = blocks.pack(value) if value.ndim > 1 else value
-        table = pa.table(columns).cast(
-            tables.score_cache(configurations.width(self.reference.name), list(self.scorers))
-        )
-        told = {name: block[name][0].as_py() for name in ("unit", "unit_rows", "shard", "read", "decode")}
-        return blocks.tell(table, told | {"embed": time.perf_counter() - started, "began": began})
-
-    def _embed(self, block: pa.Table) -> dict[str, NDArray[Any]]:
-        """Embeddings and scores of a block's rows; zeros where the image did not decode."""
-        size = self.reference.view.image_size
-        status = np.array(block["status"].to_pylist(), dtype=object)
-        ok = np.flatnonzero(status == "ok")
-        pixels = torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size))
-        found = self.reference.embed(
-            pixels,
-            torch.from_numpy(blocks.unpack(block["tokens"])[ok]),
-            batch_size=self.spec.batch_size,
-            resolution=_resolution(self.spec, self.reference),
-            precision=self.spec.precision,
-        )
-        values = {
-            "image_embedding": found.image.half().cpu().numpy(),
-            "text_embedding": found.text.half().cpu().numpy(),
-            "matched_pair_loss": matched_losses(found, self.reference.loss).float().cpu().numpy(),
-            "cosine": (found.image * found.text).sum(1).cpu().numpy(),
-        }
-        if self.scorers:
-            captions = block["caption"].to_pylist()
-            batch = Batch(pixels, [captions[i] for i in ok], found.image, found.text)
-            values |= {name: scorer(batch) for name, scorer in self.scorers.items()}
-        out = {name: np.zeros((len(block), *value.shape[1:]), value.dtype) for name, value in values.items()}
-        for name, value in values.items():
-            out[name][ok] = value
-        return out
-
-
-def _resolved(run: Run, options: dict[str, Any]) -> dict[str, Any]:
-    """A scorer's options; its path as every path of the run file."""
-    return options | ({"path": run.path(options["path"])} if "path" in options else {})
+        torch.set_num_threads(before)  # PyTorch gives threads that start later what was set last

@@ -1,7 +1,7 @@
 """Catalogue + score cache -> each learner's share of the super-batches, in order.
 
-source         what super-batches are made of, by the manifests
-windows        a window of the order -> its examples: what the tasks do
-read_ahead     what is to be read -> its rows in order, by tasks of Ray Data
+source         the catalogue, order and score cache that a run's super-batches are made of
+windows        the task: read, decode and tokenise the examples of one window of the order
+read_ahead     run such tasks by Ray Data, ahead of the learner, and return their rows in order
 super_batches  windows -> each learner's share of the super-batches
 """

@@ -1,4 +1,4 @@
-"""What a run's super-batches are made of, by the manifests of its catalogue and of its score cache."""
+"""The catalogue, the order and the score cache that a run's super-batches are made of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What a run's super-batches are made of: the catalogue and, unless nothing is scored, the reference's cache."""
+    """What a run's super-batches are made of.
+
+    scale_and_bias: the reference's logit_scale and logit_bias; None where the run reads no score cache.
+    """
 
     order: Order
     catalogue: Catalogue
@@ -25,21 +28,22 @@ class Source:
 
 
 def open_source(run: Run) -> Source:
-    """Read the manifests. Raises where a stage has not run, or the cache belongs to another catalogue."""
-    found = open_catalogue(run.path(run.data.catalogue))
+    """Open catalogue and score cache. Raises FileNotFoundError where a stage has not run, and ValueError where the
+    cache was made for another catalogue."""
+    catalogue = open_catalogue(run.path(run.data.catalogue))
     if not run.reads_scores:
-        return Source(found.order(run), found, None)
+        return Source(catalogue.order(run), catalogue, None)
     assert run.reference is not None
     directory = run.path(run.reference.scores)
     scores = score_cache.opened(directory)
-    score_cache.refuse_other(scores, found, directory)
+    score_cache.refuse_other(scores, catalogue, directory)
     scale_and_bias = score_cache.scale_and_bias(scores)
-    if scores["config"]["catalogue"] == found.manifest["fingerprint"]:
-        return Source(found.order(run, score_cache.good_slots(directory)), found, scale_and_bias)
+    if scores["config"]["catalogue"] == catalogue.manifest["fingerprint"]:
+        return Source(catalogue.order(run, score_cache.good_slots(directory)), catalogue, scale_and_bias)
     by_scores = any(isinstance(rule, ScoreRule) and rule.scores for rule in run.data.rules)
     if score_cache.n_bad(scores["counts"]) and not by_scores:
         raise ValueError(
-            f"{directory} found rows that do not decode, and {run.data.catalogue} may keep them: refine with a rule "
-            "{rule: score, scores: ..., at_least: -1}, which drops what was not scored"
+            f"{directory} has rows that do not decode, and {run.data.catalogue} may keep them: refine it with a rule "
+            "{rule: score, scores: ..., at_least: -1}, which drops rows without a score"
         )
-    return Source(found.order(run), found, scale_and_bias)
+    return Source(catalogue.order(run), catalogue, scale_and_bias)

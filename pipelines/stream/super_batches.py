@@ -1,7 +1,7 @@
 """Catalogue + score cache -> each learner's share of the super-batches, in the order of jest_core.examples.order.
 
-Each learner runs one small Ray dataset of windows after the other (read_ahead), read and decoded by tasks anywhere on
-the cluster (rows) and delivered in sequence. The learner itself opens no shard.
+Each learner runs one small Ray dataset of windows after the other (read_ahead); tasks anywhere on the cluster read and
+decode them (windows), and they arrive in order. The learner itself opens no shard.
 """
 
 from collections import deque
@@ -10,7 +10,6 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from heapq import merge
 from operator import itemgetter
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -27,7 +26,7 @@ from . import windows
 from .read_ahead import read_ahead
 from .source import Source
 
-_WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are held
+_WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are in memory
 
 
 def stream(
@@ -35,14 +34,14 @@ def stream(
 ) -> Iterator[Examples]:
     """Learner `rank`'s share of super-batch first_step, first_step + 1, ... to the end of the run.
 
-    The place in the stream is the number of the super-batch: super-batch k takes rows k m .. (k + 1) m of every
-    canonical stream, m = B / n_streams. A learner holds B / n_learners consecutive slots. image_size: of the model; in
-    `late` mode pixels have selection.score_image_size instead.
+    Super-batch k consists of rows k m .. (k + 1) m of every stream of the order, m = B / n_streams, so that its number
+    alone says where a restart goes on. A learner's share is B / n_learners consecutive slots. image_size: of the model,
+    in pixels; with data.decode `late` images have selection.score_image_size instead.
     """
     m = run.super_batch_size // run.data.n_streams
     share = run.super_batch_size // n_learners
     low, high = rank * share, (rank + 1) * share
-    mine = range(low // m, -(-high // m))  # streams whose slots this learner holds, in part or whole
+    mine = range(low // m, -(-high // m))  # streams with slots of this learner
     buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
     skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
     blocks_in = _windows(run, source, mine, first_step, m, n_learners)
@@ -63,7 +62,7 @@ def stream(
 def _windows(
     run: Run, source: Source, streams: range, first_step: int, m: int, n_learners: int
 ) -> Iterator[tuple[Window, pa.Table]]:
-    """Windows in the order in which super-batches first need them, each with its rows, through Ray Data."""
+    """Windows in the order in which super-batches first need them, each with its rows."""
     first, last = first_step * m, run.n_steps * m
 
     def needed(s: int) -> Iterator[tuple[tuple[int, int], Window]]:
@@ -74,27 +73,31 @@ def _windows(
 
     planned = (window for _, window in merge(*(needed(s) for s in streams), key=itemgetter(0)))
 
-    def item(window: Window) -> dict[str, Any]:
+    def item(window: Window) -> windows.Item:
         return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
-    takes = configurations.inputs_of(run.model)
+    inputs = configurations.inputs_of(run.model)
     if run.data.decode == "late":
         assert run.selection.score_image_size is not None
-        takes = replace(takes, view=takes.view.smaller(run.selection.score_image_size))
-    settings = {"run_text": run_file.dump(run), "takes": takes}
+        inputs = replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))
     n_ahead, n_cpus = _WINDOWS_AHEAD * len(streams), cluster.data_cpus(n_learners)
-    return read_ahead(planned, item, len, windows.of_window, n_ahead, n_cpus, **settings)
+    return read_ahead(
+        planned, item, len, windows.of_window, n_ahead, n_cpus, run_text=run_file.dump(run), inputs=inputs
+    )
 
 
 def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:
-    """Decode and tokenise encoded rows: what came from another learner, and in `late` mode all that was selected."""
+    """Decode and tokenise encoded rows: those from another learner, and with data.decode `late` all selected ones.
+
+    table: columns of tables.EXAMPLE. pool: decodes images in its threads.
+    """
     pixels, _ = inputs.view.batch(table["image"].to_pylist(), pool)
     tokens = inputs.tokenizer(table["caption"].to_pylist())
     return Examples(table, torch.from_numpy(pixels), torch.from_numpy(tokens))
 
 
 def examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples:
-    """What a learner holds of decoded rows."""
+    """Decoded rows as tensors. with_reference: the rows have cached embeddings of the reference."""
     image, text = (
         (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None)
         for name in ("reference_image", "reference_text")
@@ -109,7 +112,7 @@ def examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples
 
 
 def _pop(buffer: deque[pa.Table], n: int) -> pa.Table:
-    """The first n rows of a buffer of blocks."""
+    """Remove the first n rows from a buffer of blocks, and return them."""
     out = []
     while n:
         block = buffer.popleft()

@@ -1,34 +1,49 @@
-"""A window of the order -> its examples, with their cached reference embeddings: what tasks that read for learners do.
+"""A window of the order -> its examples, with their cached reference embeddings: the task that reads for learners.
 
-Nothing here imports PyTorch, as nothing in data/rows.py does.
+Nothing here imports PyTorch, for the reason that data/rows.py gives.
 """
+
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from jest_core import run_file
 from jest_core.examples.inputs import Inputs
-from jest_core.examples.order import Piece
+from jest_core.examples.order import Piece, Window
 from jest_core.run_file import Run
 
 from ..base import storage
-from ..data.catalogue import Place
+from ..data.places import Place
 from ..data.rows import decoded, encoded
 from ..scores import score_cache
 
 
-def of_window(batch: dict[str, np.ndarray], run_text: str, takes: Inputs) -> pa.Table:
-    """One window -> its slots in stream order: encoded and decoded images, tokens, cached reference embeddings."""
-    run, window, places = run_file.load(run_text), batch["window"][0], batch["places"][0]
+class Item(TypedDict):
+    """What a task reads: a window, and the places of its shards by their numbers."""
+
+    window: Window
+    places: dict[int, Place]
+
+
+def of_window(batch: dict[str, NDArray[np.object_]], run_text: str, inputs: Inputs) -> pa.Table:
+    """One window -> its slots in stream order: encoded and decoded images, tokens, cached reference embeddings.
+
+    batch: the columns of one Item. inputs: how the model prepares images and texts.
+    """
+    run = run_file.load(run_text)
+    window: Window = batch["window"][0]
+    places: dict[int, Place] = batch["places"][0]
     pieces = [_of_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
-    return decoded(table, takes)
+    return decoded(table, inputs)
 
 
 @storage.retried
 def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
-    """The slots of a piece, laid end to end."""
+    """The slots of a piece, in the order of the shard; a row comes as often as its multiplicity says."""
     shard = place.open(run.data.columns)
     uids, multiplicity = place.aligned(shard, piece.row_group)
     cached = None
@@ -41,7 +56,8 @@ def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
         rows, occurrences = piece.rows(multiplicity, epoch)
     except ValueError as error:
         raise ValueError(
-            f"{place.path}, row group {piece.row_group}: {error}; was a catalogue or cache written anew?"
+            f"{place.path}, row group {piece.row_group}: {error}; if a catalogue or score cache was made "
+            "again, start the run in a new directory"
         ) from error
     table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences)
     if cached is None:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -187,7 +186,7 @@ def _checkpoint(
     run: Run,
     directory: str,
     step: int,
-    held: dict[str, Any],
+    held: checkpoints.Checkpoint,
     log: selection_log.SelectionLog,
     journal: Journal,
 ) -> None:

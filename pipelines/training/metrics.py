@@ -9,7 +9,7 @@ from jest_core import flops
 from jest_core.run_file import Run
 from jest_core.training.step import StepResult
 
-from ..base import storage
+from ..base import checkpoints, storage
 from . import bottleneck
 from .heartbeat import Board
 from .trackers import Trackers
@@ -23,7 +23,7 @@ class Journal:
     done: what the checkpoint says that the run goes on from.
     """
 
-    def __init__(self, run: Run, board: Board, done: dict[str, Any]) -> None:
+    def __init__(self, run: Run, board: Board, done: checkpoints.RunState) -> None:
         self._run, self._board, self._costs = run, board, step_costs(run)
         self._directory = run.path(run.run_dir)
         self._lines: list[str] = []

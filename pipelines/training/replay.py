@@ -20,7 +20,8 @@ from jest_core.examples.inputs import Inputs
 from jest_core.run_file import Run
 
 from ..base import cluster, storage
-from ..data.catalogue import Place, held_catalogue
+from ..data.catalogue import held_catalogue
+from ..data.places import Place
 from ..data.rows import decoded, encoded
 from ..stream.read_ahead import read_ahead
 from . import selection_log
@@ -74,7 +75,7 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
         return len(steps.row_groups) * share
 
     planned = _plan(run, first_step, max(1, run.data.window_rows // share))
-    settings = {"run_text": run_file.dump(run), "takes": configurations.inputs_of(run.model)}
+    settings = {"run_text": run_file.dump(run), "inputs": configurations.inputs_of(run.model)}
     for _, table in read_ahead(planned, item, size, _read, _AHEAD, cluster.data_cpus(n_learners), **settings):
         for start in range(0, len(table), share):
             yield super_batches.examples(table.slice(start, share), image_size, with_reference=False)
@@ -91,7 +92,7 @@ def _plan(run: Run, first_step: int, at_once: int) -> Iterator[Steps]:
             yield Steps(f"{directory}/selection/{name}", groups)
 
 
-def _read(batch: dict[str, np.ndarray], run_text: str, takes: Inputs) -> pa.Table:
+def _read(batch: dict[str, np.ndarray], run_text: str, inputs: Inputs) -> pa.Table:
     """The rows of a few steps, decoded images and tokens. Those of a step are in the order of the shards, so that
     learners share few row groups."""
     run, steps, first, share = run_file.load(run_text), batch["steps"][0], batch["first"][0], batch["share"][0]
@@ -106,7 +107,7 @@ def _read(batch: dict[str, np.ndarray], run_text: str, takes: Inputs) -> pa.Tabl
             order.append(at[positions])
             found.append(table)
     back = np.argsort(np.concatenate(order))
-    return decoded(pa.concat_tables(found).take(pa.array(back)), takes)
+    return decoded(pa.concat_tables(found).take(pa.array(back)), inputs)
 
 
 def _selected(rows: pa.Table, run: Run, steps: Steps) -> pa.Table:

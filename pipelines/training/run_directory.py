@@ -6,7 +6,7 @@ from typing import Any
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import checkpoints, storage
+from ..base import checkpoints, manifests
 
 _BUDGET = {"training.examples_trained", "training.cooldown_steps"}
 
@@ -16,12 +16,14 @@ def claim(run: Run, stage: str = "train") -> dict[str, Any] | None:
 
     Raises ValueError, naming what differs and the way on, where the directory belongs to another run.
     """
-    return storage.begin(run.path(run.run_dir), stage, run_file.identity(run), **_changes(run, stage))
+    return manifests.begin(run.path(run.run_dir), stage, run_file.identity(run), dict[str, Any], **_changes(run, stage))
 
 
 def refuse_other(run: Run, stage: str = "train") -> dict[str, Any] | None:
     """Raise as `claim` would, and write nothing; the manifest that is there, None of a new directory."""
-    return storage.refuse_other(run.path(run.run_dir), stage, run_file.identity(run), **_changes(run, stage))
+    return manifests.refuse_other(
+        run.path(run.run_dir), stage, run_file.identity(run), dict[str, Any], **_changes(run, stage)
+    )
 
 
 def _changes(run: Run, stage: str) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from jest_core.models.towers import Towers
 from jest_core.run_file import Run
 from jest_core.training.draw import Selector, draw
 
-from ..base import checkpoints, cluster, storage
+from ..base import checkpoints, cluster, manifests, storage
 from ..base.prefetch import prefetch
-from ..scores import reference_scores
+from ..scores.embedder import load_reference
 from ..stream import super_batches
 from ..stream.source import Source, open_source
 from . import replay, run_directory
@@ -90,11 +90,16 @@ class SubBatches:
         Within the loop, after the update of the step. All processes may call it; the first writes.
         """
         if self.rank == 0:
-            done = {"step": self.step, "seconds": 0.0, "log_parts": self._log.commit(self._log.take())}
+            done: checkpoints.RunState = {
+                "step": self.step,
+                "seconds": 0.0,
+                "log_parts": self._log.commit(self._log.take()),
+            }
             held = checkpoints.content(self.step, self.pair, self.optimizer)
             checkpoints.write(self.directory, self.step, held | {"jest": done})
             if self.step == self.run.n_steps:
-                storage.finish(self.directory, "sub-batches", run_file.identity(self.run), steps=self.step)
+                manifest = {"stage": "sub-batches", "complete": True, "config": run_file.identity(self.run)}
+                manifests.finish(self.directory, {**manifest, "steps": self.step})
 
 
 def stream(
@@ -112,7 +117,7 @@ def selector(run: Run, source: Source, pair: Towers, group: dist.ProcessGroup | 
     reference, prepare_reference, scale_and_bias = None, None, source.scale_and_bias
     if run.uses_reference and not run.reads_scores:
         assert run.reference is not None
-        reference = reference_scores.load_reference(run, run.reference)
+        reference = load_reference(run, run.reference)
         reference.model.to(device=pair.device, memory_format=torch.channels_last)
         scale_and_bias = _online_scale_and_bias(run, reference)
         if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, progress, storage
+from ..base import cluster, manifests, progress, storage
 from ..stream.source import Source, open_source
 from . import bottleneck, run_directory
 from .heartbeat import Board, Progress, every, sigterm_noted
@@ -62,7 +62,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # once nothing is left that refuses it: one that was finished is not, from here on
     _fit(run, directory, label, in_process=in_process)
-    seconds = checkpoints.read(directory)["jest"]["seconds"]
+    seconds = checkpoints.read_state(directory)["seconds"]
     result = {
         "steps": run.n_steps,
         "examples_seen": run.n_steps * run.super_batch_size,
@@ -70,7 +70,8 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
         "seconds": seconds,
         **costs,
     }
-    manifest = storage.finish(directory, "train", run_file.identity(run), **result)
+    config = run_file.identity(run)
+    manifest = manifests.finish(directory, {"stage": "train", "complete": True, "config": config, **result})
     progress.say(label, bottleneck.limit(selection_log.read_metrics(directory)))
     progress.say(
         label,

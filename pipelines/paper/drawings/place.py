@@ -4,7 +4,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from ...base import progress, storage
+from ...base import manifests, progress, storage
 
 TIERS = ("small", "medium")
 
@@ -12,7 +12,7 @@ TIERS = ("small", "medium")
 def place(tier: str, root: str) -> None:
     """Put the tier at root/data/TIER, where it is not there yet; a copy that was cut short is done again."""
     target = f"{root}/data/{tier}"
-    if storage.exists(f"{target}/{storage.MANIFEST}"):
+    if manifests.exists(target):
         return
     if tier == "small":
         _copy_tree(Path(str(files("jest_deploy") / "data" / "small")), target)
@@ -27,6 +27,6 @@ def place(tier: str, root: str) -> None:
 
 def _copy_tree(source: Path, target: str) -> None:
     """The manifest goes last."""
-    paths = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name == storage.MANIFEST)
+    paths = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name == manifests.NAME)
     for path in paths:
         storage.write_bytes(f"{target}/{path.relative_to(source).as_posix()}", path.read_bytes())

@@ -113,13 +113,13 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
         finally:
             closed.set()
 
-    before = set(cluster._stops)  # of other tests
+    before = set(cluster._readers)  # of other tests
     ahead = prefetch(blocks())
     next(ahead)
     del ahead  # as a SubBatches that nobody holds
     assert closed.wait(10)
     _soon_without_readers()
-    assert set(cluster._stops) <= before
+    assert set(cluster._readers) <= before
 
 
 def test_a_program_that_ends_while_it_reads_ends_quietly():
@@ -127,7 +127,7 @@ def test_a_program_that_ends_while_it_reads_ends_quietly():
     code = (
         "import atexit, ray; from pipelines.base import cluster; from pipelines.base.prefetch import prefetch;"
         "atexit.register(cluster.disconnect); ahead = prefetch(iter(range(9)));"
-        "print(next(ahead), len(cluster._stops));"
+        "print(next(ahead), len(cluster._readers));"
         "cluster._leave = lambda: print('left')"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -68,19 +68,6 @@ def test_a_reader_sees_a_whole_local_file_or_none(tmp_path):
     assert storage.names(str(tmp_path)) == ["file"]
 
 
-def test_a_directory_of_another_configuration_is_refused_with_the_difference(tmp_path):
-    folder = str(tmp_path)
-    assert storage.begin(folder, "stage", {"a": 1, "b": 2}) is None
-    with pytest.raises(ValueError, match="a: there 1, here 3"):
-        storage.begin(folder, "stage", {"a": 3, "b": 2})
-    with pytest.raises(FileNotFoundError, match=r"no finished stage: do it"):
-        storage.finished(folder, "stage", "do it")
-    storage.finish(folder, "stage", {"a": 1, "b": 2}, n=5)
-    assert storage.begin(folder, "stage", {"a": 1, "b": 2})["n"] == 5
-    with pytest.raises(ValueError, match="'stage'"):
-        storage.begin(folder, "other", {"a": 1, "b": 2})
-
-
 def test_a_folder_is_removed_while_others_write_to_it_and_remove_it(tmp_path):
     folder = f"{tmp_path}/fragments"
 

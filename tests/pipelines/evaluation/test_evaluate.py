@@ -17,7 +17,7 @@ from PIL import Image
 from jest_core import run_file
 from jest_core.models import towers
 from jest_core.run_file import Pictures
-from pipelines.base import checkpoints, storage
+from pipelines.base import checkpoints, manifests, storage
 from pipelines.evaluation import evaluate, sets
 from pipelines.training import train
 
@@ -139,7 +139,7 @@ def test_watching_goes_on_until_the_run_has_finished(pictures, tmp_path, monkeyp
     """As checkpoints appear: the manifest is there from the start of a run, and says when it is complete."""
     run = run_of(pictures, [SETS[1]], str(tmp_path / "watched"))
     directory = run.path(run.run_dir)
-    storage.begin(directory, "train", {})
+    manifests.begin(directory, "train", {}, dict)
     weights = (pictures / "run/checkpoints/step_00000002.pt").read_bytes()
     monkeypatch.setattr(evaluate, "_PATIENCE", 0.05)
     seen = []
@@ -150,7 +150,7 @@ def test_watching_goes_on_until_the_run_has_finished(pictures, tmp_path, monkeyp
             while step not in {line["step"] for line in evaluate.read_results(directory)}:
                 time.sleep(0.05)
             seen.append(step)
-        storage.finish(directory, "train", {})
+        manifests.finish(directory, {"stage": "train", "complete": True, "config": {}})
 
     trainer = threading.Thread(target=train)
     trainer.start()

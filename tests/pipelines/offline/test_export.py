@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jest_core import run_file, tables
-from pipelines.base import storage
+from pipelines.base import manifests, storage
 from pipelines.data import uid_lists
 from pipelines.data.catalogue import open_catalogue
 from pipelines.offline import export
@@ -53,7 +53,7 @@ def test_a_selection_log_counts_how_often(scored, tmp_path):
     table = pa.table({f.name: pa.array(rows[f.name]).cast(f.type) for f in tables.SELECTION})
     storage.write_table(f"{run.path(run.run_dir)}/selection/committed.parquet", table)
     storage.write_table(f"{run.path(run.run_dir)}/selection/left-by-a-crash.parquet", table)
-    storage.begin(run.path(run.run_dir), "train", {})
+    manifests.begin(run.path(run.run_dir), "train", {}, dict)
     from pipelines.base import checkpoints
 
     with pytest.raises(FileNotFoundError, match="has not come to a checkpoint"):

@@ -5,7 +5,7 @@ from importlib.resources import files
 import pytest
 
 from jest_core import flops, run_file
-from pipelines.base import storage
+from pipelines.base import manifests, storage
 from pipelines.data import catalogue
 from pipelines.planning import calibrate as machines
 from pipelines.planning import plan, preflight, sizes
@@ -155,7 +155,7 @@ def test_a_plan_with_a_failing_check_fails(make_scored_run: MakeRun):
 
 def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):
     run = make_scored_run("joint")
-    storage.begin(run.path("joint"), "train", run_file.identity(run))
+    manifests.begin(run.path("joint"), "train", run_file.identity(run), dict)
     assert not failing(run)
     assert (
         "training.learning_rate: there 0.001, here 0.5"

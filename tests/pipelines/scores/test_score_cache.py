@@ -10,8 +10,9 @@ import pytest
 
 from jest_core import run_file
 from pipelines.base import blocks, storage
-from pipelines.data.catalogue import Place, open_catalogue
-from pipelines.scores import calibration, reference_scores, score_cache
+from pipelines.data.catalogue import open_catalogue
+from pipelines.data.places import Place
+from pipelines.scores import calibration, parts, reference_scores, score_cache
 
 
 def elsewhere(run, tmp_path, *overrides):
@@ -48,7 +49,7 @@ def test_a_part_of_another_cache_is_refused_at_the_end(scored, tmp_path):
     manifest = score_cache.opened(run.path("scores"))
     config = manifest["config"] | {"precision": "bf16 forward, float16 embeddings"}
     with pytest.raises(ValueError, match=r"00000\.parquet was written with another configuration at the same time"):
-        score_cache.finish(run.path("scores"), open_catalogue(run.path("catalogue")), config, -10.0)
+        parts.finish(run.path("scores"), open_catalogue(run.path("catalogue")), config, -10.0)
 
 
 def test_rows_are_read_by_position_and_checked_by_uid(tmp_path):

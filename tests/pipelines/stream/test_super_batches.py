@@ -146,10 +146,10 @@ def test_storage_that_comes_back_within_a_minute_costs_no_example(on_s3, s3_serv
 
 
 def test_a_task_that_reads_imports_no_pytorch(scored, tmp_path):
-    source, takes = open_source(scored), configurations.inputs_of(scored.model)
+    source, inputs = open_source(scored), configurations.inputs_of(scored.model)
     window = next(source.order.windows(0, 0))
     places = {piece.shard: source.catalogue.place(piece.shard) for piece in window.pieces}
-    asked = {"window": [window], "places": [places]}, {"run_text": run_file.dump(scored), "takes": takes}
+    asked = {"window": [window], "places": [places]}, {"run_text": run_file.dump(scored), "inputs": inputs}
     (tmp_path / "asked").write_bytes(pickle.dumps(asked))
     code = (
         "import pickle, sys; from pipelines.stream import windows; batch, settings = pickle.load(sys.stdin.buffer);"

@@ -3,7 +3,7 @@
 import pytest
 
 from jest_core import run_file
-from pipelines.base import checkpoints, storage
+from pipelines.base import checkpoints, manifests, storage
 from pipelines.training import run_directory, train
 from tests.commands import same_log_and_weights
 
@@ -71,7 +71,7 @@ def test_a_budget_may_change_before_the_cool_down(begun, step: int, more: list[s
     run = begun(step, *CONSTANT, "training.cooldown_steps=2")(*more)
     if until is None:
         assert run_directory.claim(run) is None
-        assert storage.manifest(run.path("begun"))["config"] == run_file.identity(run)
+        assert manifests.read(run.path("begun"))["config"] == run_file.identity(run)
     else:
         with pytest.raises(ValueError, match=f"the same up to step {until} only"):
             run_directory.claim(run)
@@ -79,9 +79,9 @@ def test_a_budget_may_change_before_the_cool_down(begun, step: int, more: list[s
 
 def test_asking_writes_nothing(begun):
     run = begun(2, *CONSTANT)
-    before = storage.manifest(run().path("begun"))
+    before = manifests.read(run().path("begun"))
     run_directory.refuse_other(run("training.examples_trained=384"))
-    assert storage.manifest(run().path("begun")) == before
+    assert manifests.read(run().path("begun")) == before
 
 
 def test_before_the_first_checkpoint_any_budget_will_do(make_run):

@@ -14,7 +14,7 @@ from tenacity import wait_none
 
 from jest_core import run_file
 from jest_core.models import towers
-from pipelines.base import checkpoints, storage
+from pipelines.base import checkpoints, manifests, storage
 from pipelines.scores import score_cache
 from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
@@ -163,7 +163,7 @@ def test_a_learner_may_start_from_a_stock_checkpoint(prepared, tmp_path):
 @pytest.mark.parametrize("name", ["patches", "pictures decoded late"])
 def test_flexijest_on_two_learners_is_that_of_one(one_and_two, name: str):
     one, two = one_and_two[name]
-    manifest, whole = (storage.manifest(run.path(run.run_dir)) for run in (one, one_and_two["plain"][0]))
+    manifest, whole = (manifests.read(run.path(run.run_dir)) for run in (one, one_and_two["plain"][0]))
     assert manifest["flops_score"] < 0.75 * whole["flops_score"]
     metrics = [selection_log.read_metrics(each.path(each.run_dir)) for each in (one, two)]
     for a, b in zip(*metrics, strict=True):

@@ -1,0 +1,53 @@
+"""Where a shard and its part of a catalogue are: what a task that reads the shard needs of the catalogue."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import storage
+from .layouts import open_shard
+from .shards import Shard, part_name
+
+
+@dataclass(frozen=True)
+class Place:
+    """One shard of a catalogue, by its number and its paths.
+
+    number: of the shard in the catalogue. path: of the shard. directory: of the catalogue. index: folder of the indices
+    of tars.
+    """
+
+    number: int
+    path: str
+    directory: str
+    index: str
+
+    @property
+    def index_path(self) -> str | None:
+        """The path of the shard's index; None where it is no tar."""
+        return f"{self.index}/{part_name(self.number)}" if self.path.endswith(".tar") else None
+
+    @property
+    def part_path(self) -> str:
+        """The path of the shard's part of the catalogue (columns: tables.CATALOGUE)."""
+        return f"{self.directory}/parts/{part_name(self.number)}"
+
+    def open(self, columns: dict[str, str]) -> Shard:
+        """The shard; columns: data.columns of the run file."""
+        return open_shard(self.path, columns, self.index_path)
+
+    def rows(self, row_group: int) -> tuple[list[str], NDArray[np.int64]]:
+        """uid and multiplicity of each row of a row group, as the catalogue has them."""
+        part = storage.open_parquet(self.part_path).read_row_group(row_group, columns=["uid", "multiplicity"])
+        return part["uid"].to_pylist(), part["multiplicity"].to_numpy().astype(np.int64)
+
+    def aligned(self, shard: Shard, row_group: int) -> tuple[list[str], NDArray[np.int64]]:
+        """The same. Raises ValueError where the shard is not the one that was catalogued."""
+        uids, multiplicity = self.rows(row_group)
+        if row_group >= len(shard.row_group_sizes) or shard.uids(row_group) != uids:
+            raise ValueError(
+                f"{self.path}, row group {row_group}, changed since it was catalogued: run `jest catalogue` into a new "
+                "directory"
+            )
+        return uids, multiplicity

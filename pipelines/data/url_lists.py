@@ -1,0 +1,174 @@
+"""Metadata of URLs -> the lists that `jest ingest` fetches: a Parquet file of rows for each shard to be.
+
+<shards>/urls/ has, for file i of ingest.urls, the lists IIIII-NNNNN.parquet and, written last, IIIII.json: the rows
+that are kept and that each rule dropped. A further pass over what could not be fetched has retry-PPP-NNNNN.parquet.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from jest_core import run_file
+from jest_core.run_file import Ingest, Run
+
+from ..base import cluster, in_parallel, progress, storage
+from . import rules
+from .layouts import open_shard
+from .shards import ALIASES, Shard
+
+HASH = "sha256"  # the column that ingest.verify_hash compares
+_OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # in img2dataset's words
+# Columns that img2dataset itself writes for each row
+_WRITTEN = {"key", "caption", "url", "status", "error_message", "width", "height", "original_width", "original_height"}
+_WRITTEN |= {"exif", "md5", "sha256", "sha512", "uid", "txt", "json"}
+
+
+class _Retry(TypedDict):
+    """retry-PPP.json: how many lists the pass has."""
+
+    lists: int
+
+
+def write(run: Run, directory: str, paths: list[str]) -> None:
+    """Write the lists of each file of metadata: the rows that the rules keep, rows_per_shard in each list.
+
+    A second call does the files that are missing.
+    """
+    done = storage.names(f"{directory}/urls", ".json")
+    todo = [i for i in range(len(paths)) if f"{i:05d}.json" not in done]
+    text = run_file.dump(run)
+    jobs = [(text, paths[i], f"{directory}/urls/{i:05d}") for i in todo]
+    with progress.bar("ingest (lists)", len(todo), "files") as advance:
+        for _ in in_parallel.ray_tasks(_write_file.remote, jobs, cluster.n_workers(0)):
+            advance(1)
+
+
+@ray.remote(num_cpus=1)
+def _write_file(run_text: str, path: str, prefix: str) -> None:
+    run = run_file.load(run_text)
+    assert run.ingest is not None
+    spec = run.ingest
+    with_rules = run.model_copy(update={"data": run.data.model_copy(update={"rules": spec.rules})})
+    lists, audit = rules.load_lists(with_rules), Counter(dict.fromkeys(("kept", "url"), 0))
+    shard = open_shard(path, spec.columns)
+
+    def kept() -> Iterator[pa.Table]:
+        for row_group in range(len(shard.row_group_sizes)):
+            rows = _rows(shard, row_group, spec)
+            keep = np.array([bool(re.match("https?://", url)) for url in rows["url"].to_pylist()], dtype=bool)
+            audit["url"] += int((~keep).sum())
+            for rule in spec.rules:
+                by_rule = rules.apply(rule, shard, row_group, rows["uid"].to_pylist(), lists) > 0
+                audit[rule.rule] += int((keep & ~by_rule).sum())
+                keep &= by_rule
+            audit["kept"] += int(keep.sum())
+            yield rows.filter(pa.array(keep))
+
+    _write_tables(kept(), prefix, spec.rows_per_shard)
+    storage.write_json(f"{prefix}.json", dict(audit))
+
+
+def read_audit(directory: str) -> dict[str, int]:
+    """Rows of all files of metadata that are kept, and that each rule dropped (`url`: no HTTP or HTTPS URL)."""
+    rows: Counter[str] = Counter()
+    for name in storage.names(f"{directory}/urls", ".json"):
+        if not name.startswith("retry-"):
+            rows.update(storage.read_json(f"{directory}/urls/{name}"))
+    return dict(rows)
+
+
+def _rows(shard: Shard, row_group: int, spec: Ingest) -> pa.Table:
+    """uid, url and caption by those names, and the metadata's other columns by their names in the file."""
+    used = {shard.actual(name) for name in ("uid", "url", "caption")}
+    others = sorted(shard.names - used - _WRITTEN - set(ALIASES["image"]))
+    rows = shard.table(row_group, others) if others else pa.table({})
+    plain = [field.name for field in rows.schema if not pa.types.is_binary(field.type)]
+    columns = {
+        "uid": shard.uids(row_group),
+        "url": [url.strip() for url in shard.strings(row_group, "url")],
+        "caption": shard.captions(row_group),
+    }
+    refuse_columns(shard, spec)
+    if spec.verify_hash:
+        columns[HASH] = shard.strings(row_group, HASH)
+    return pa.table({**columns, **{name: rows[name] for name in plain}})
+
+
+def refuse_columns(shard: Shard, spec: Ingest) -> None:
+    """Raises ValueError where the metadata lacks a column that fetching needs."""
+    needed = {
+        "ingest.columns": [spec.columns.get(name, name) for name in ("url", "caption") if shard.actual(name) is None],
+        "ingest.verify_hash": [HASH] if spec.verify_hash else [],
+        "ingest.blur_boxes": [spec.blur_boxes] if spec.blur_boxes else [],
+    }
+    for setting, names in needed.items():
+        if missing := [name for name in names if name not in shard.names]:
+            raise ValueError(
+                f"{shard.path} has no column {', '.join(missing)}; it has {', '.join(sorted(shard.names))}: correct "
+                f"{setting}"
+            )
+
+
+def _write_tables(tables: Iterator[pa.Table], prefix: str, size: int) -> int:
+    """Tables -> prefix-NNNNN.parquet of `size` rows each, the last of fewer; returns the number of files."""
+    waiting: list[pa.Table] = []
+    n = 0
+    for table in tables:
+        waiting.append(table)
+        while sum(map(len, waiting)) >= size:
+            whole = _joined(waiting)
+            storage.write_table(f"{prefix}-{n:05d}.parquet", whole.slice(0, size))
+            waiting, n = [whole.slice(size)], n + 1
+    if sum(map(len, waiting)):
+        storage.write_table(f"{prefix}-{n:05d}.parquet", _joined(waiting))
+        n += 1
+    return n
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """One table: the files of a data set may have a column in several types."""
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def names(directory: str) -> list[str]:
+    """Names of all lists, in the order of their shards' numbers.
+
+    Leaves out the lists of a file or pass whose .json is not there: not all of its lists are written.
+    """
+    files = storage.names(f"{directory}/urls")
+    whole = {name.removesuffix(".json") for name in files if name.endswith(".json")}
+    return [name for name in files if name.endswith(".parquet") and name.rpartition("-")[0] in whole]
+
+
+def write_failed(directory: str, size: int) -> None:
+    """Write what the latest pass could not fetch as the lists of a further pass; leaves out pictures whose owners opted
+    out. size: rows_per_shard."""
+    lists = names(directory)
+    latest = max(map(pass_of, lists), default=0)
+    numbers = [i for i, name in enumerate(lists) if pass_of(name) == latest]
+
+    def failed(number: int) -> pa.Table:
+        rows = storage.open_parquet(f"{directory}/urls/{lists[number]}").read()
+        fetched = storage.open_parquet(f"{directory}/{number:05d}.parquet").read(["key", "status", "error_message"])
+        opted_out = pc.equal(pc.fill_null(fetched["error_message"], ""), _OPTED_OUT)
+        settled = fetched.filter(pc.or_(pc.not_equal(fetched["status"], "failed_to_download"), opted_out))
+        numbers_of_rows = [int(key) % 10 ** math.ceil(math.log10(size)) for key in settled["key"].to_pylist()]
+        again = np.ones(len(rows), dtype=bool)  # also rows that img2dataset does not mention
+        again[numbers_of_rows] = False
+        return rows.filter(pa.array(again))
+
+    prefix = f"{directory}/urls/retry-{latest + 1:03d}"
+    if n := _write_tables(in_parallel.read_each(failed, numbers), prefix, size):
+        storage.write_json(f"{prefix}.json", _Retry(lists=n))
+
+
+def pass_of(name: str) -> int:
+    """The pass that a list belongs to: 0 for the first, 1 for what that could not fetch, and so on."""
+    return int(name.split("-")[1]) if name.startswith("retry-") else 0

@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from pipelines.base import manifests, storage
+from pipelines.base.manifests import AnyManifest
+
+
+def finished(config: dict[str, int], **results: int) -> dict[str, object]:
+    return {"stage": "stage", "complete": True, "config": config, **results}
+
+
+def test_a_directory_of_another_configuration_is_refused_with_the_difference(tmp_path):
+    folder = str(tmp_path)
+    assert manifests.begin(folder, "stage", {"a": 1, "b": 2}, AnyManifest) is None
+    with pytest.raises(ValueError, match="a: there 1, here 3"):
+        manifests.begin(folder, "stage", {"a": 3, "b": 2}, AnyManifest)
+    with pytest.raises(FileNotFoundError, match=r"no finished stage: do it"):
+        manifests.finished(folder, "stage", AnyManifest, "do it")
+    manifests.finish(folder, finished({"a": 1, "b": 2}, n=5))
+    assert manifests.begin(folder, "stage", {"a": 1, "b": 2}, AnyManifest)["n"] == 5
+    with pytest.raises(ValueError, match="'stage'"):
+        manifests.begin(folder, "other", {"a": 1, "b": 2}, AnyManifest)
+
+
+def test_a_manifest_is_written_with_its_fingerprint_last(tmp_path):
+    """In the bytes that every version has written: other tools read these files, and lineages name fingerprints."""
+    whole = manifests.finish(str(tmp_path), finished({"a": 1}, n=5))
+    without = {"stage": "stage", "complete": True, "config": {"a": 1}, "n": 5}
+    expected = {**without, "fingerprint": storage.fingerprint(without)}
+    assert whole == manifests.read(str(tmp_path)) == expected
+    assert (tmp_path / "manifest.json").read_text() == json.dumps(expected, indent=1) + "\n"
+    assert manifests.is_finished(str(tmp_path))
+    assert not manifests.is_finished(f"{tmp_path}/none")
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"stage": ')
+    with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
+        manifests.read(str(tmp_path))
