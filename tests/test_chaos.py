@@ -10,7 +10,7 @@ import pytest
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import checkpoints, storage
+from pipelines.base import checkpoints, commits, storage
 from pipelines.training import selection_log, train
 from tests.commands import Command, bursts, command, same_log_and_weights, write
 from tests.faults import FaultyProxy
@@ -67,8 +67,8 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
     proxy.close()
     print(f"requests: {dict(proxy.counts)}", flush=True)
     assert min(proxy.counts[name] for name in ("503", "500", "slow", "reset")) >= 3
-    kept = {f"{prefix}{name}" for name in selection_log.committed(directory) for prefix in ("", "steps-")}
-    assert set(storage.names(f"{directory}/selection")) == kept
+    kept = {f"{prefix}{name}" for name in commits.read(directory) for prefix in ("", "steps-")}
+    assert set(storage.names(f"{directory}/selection")) == kept | {commits.FILE}
 
     train.run_stage(quiet)
     same_log_and_weights(quiet, killed)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jest_core import tables
 
-from ..base import storage
+from ..base import checkpoints, commits, storage
 
 Uids = NDArray[np.uint64]  # (n, 2): the halves of each
 NPY = np.dtype("u8,u8")  # DataComp's: one field a half
@@ -27,12 +27,9 @@ def read(directory: str) -> Uids:
     if manifest["stage"] == "select" and manifest["complete"]:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "selected", _where)
     if manifest["stage"] in ("train", "sub-batches"):
-        from ..base import checkpoints  # and with it PyTorch, which no other list needs
-
         if not checkpoints.steps(directory):
             raise FileNotFoundError(f"{directory} holds a run that has not come to a checkpoint: nothing to list")
-        committed = checkpoints.read(directory)["jest"]["log_parts"]
-        return _gather(f"{directory}/selection", committed, "selected", _where)
+        return _gather(f"{directory}/selection", commits.read(directory), "selected", _where)
     raise FileNotFoundError(f"{directory} holds a {manifest['stage']} that has not got to its end: nothing to list")
 
 

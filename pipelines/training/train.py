@@ -56,13 +56,13 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
     # workers of Ray Train have readers of their own
     readers = resolve_name("..stream.windows", __package__) if in_process else None
     with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):
-        from ..base import checkpoints
         from . import selection_log
 
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # once nothing is left that refuses it: one that was finished is not, from here on
     _fit(run, directory, label, in_process=in_process)
-    seconds = checkpoints.read(directory)["jest"]["seconds"]
+    lines = selection_log.read_metrics(directory)
+    seconds = lines[-1]["jest/seconds"]
     result = {
         "steps": run.n_steps,
         "examples_seen": run.n_steps * run.super_batch_size,
@@ -71,7 +71,7 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
         **costs,
     }
     manifest = storage.finish(directory, "train", run_file.identity(run), **result)
-    progress.say(label, bottleneck.limit(selection_log.read_metrics(directory)))
+    progress.say(label, bottleneck.limit(lines))
     progress.say(
         label,
         f"{result['examples_trained']:,} examples trained of {result['examples_seen']:,} seen, {seconds:.0f} s in "
