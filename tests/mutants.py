@@ -518,8 +518,8 @@ def _mutants() -> Iterator[Mutant]:
         "pipelines/training/test_train.py::test_a_run_logs_checkpoints_and_resumes_to_the_same_bits",
         fast=False,
         log_part_after_its_checkpoint=(
-            "parts = log.commit(steps_logged)",
-            "parts = [*log.committed, *log.commit(steps_logged)][: len(log.committed) - 1]",
+            "parts = self.log.commit(steps_logged)",
+            "parts = [*self.log.committed, *self.log.commit(steps_logged)][: len(self.log.committed) - 1]",
         ),
     )
 

@@ -6,11 +6,11 @@ import io
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from . import storage
 
-if TYPE_CHECKING:  # how far a run is, is asked without
+if TYPE_CHECKING:  # PyTorch is not needed to list checkpoints
     import torch
 
     from jest_core.models.towers import Towers
@@ -18,8 +18,24 @@ if TYPE_CHECKING:  # how far a run is, is asked without
 _PREFIX, _SUFFIX = "step_", ".pt"
 
 
+class OnlineReference(TypedDict):
+    """The reference whose weights scored the super-batches, of a run with reference.online."""
+
+    checkpoint: str | None  # path of its file; None of model.pretrained
+    weights: str  # SHA-256 of the names, shapes and values of its weights
+
+
+class State(TypedDict):
+    """The `jest` key: where a run goes on."""
+
+    step: int  # finished updates
+    seconds: float  # of these steps
+    log_parts: list[str]  # of the selection log, as in commits.jsonl: versions before that file resume by them
+    reference: NotRequired[OnlineReference | None]  # versions before this key did not record it
+
+
 def path_of(run_dir: str, step: int) -> str:
-    """Where the checkpoint after `step` updates lies."""
+    """Path of the checkpoint after `step` updates."""
     return f"{run_dir}/checkpoints/{_PREFIX}{step:08d}{_SUFFIX}"
 
 
@@ -38,15 +54,22 @@ def write(run_dir: str, step: int, content: dict[str, Any]) -> None:
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
 
 
+def file_of(path: str) -> str:
+    """The checkpoint file that a path names: itself, or of a run directory its newest.
+
+    Raises FileNotFoundError where the run directory has none.
+    """
+    if path.endswith(_SUFFIX):
+        return path
+    found = steps(path)
+    if not found:
+        raise FileNotFoundError(f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file")
+    return path_of(path, found[-1])
+
+
 def read(path: str) -> dict[str, Any]:
     """A checkpoint file, or a run directory's newest. Tensors and plain values only: nothing in it can run."""
-    if not path.endswith(_SUFFIX):
-        found = steps(path)
-        if not found:
-            raise FileNotFoundError(
-                f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file"
-            )
-        path = path_of(path, found[-1])
+    path = file_of(path)
     import torch
 
     data = storage.retried(storage.read_bytes)(path)
@@ -55,26 +78,29 @@ def read(path: str) -> dict[str, Any]:
 
 
 def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a checkpoint holds beside the `jest` key."""
+    """A checkpoint's keys but for `jest`."""
     state = {"state_dict": pair.model.state_dict(), "optimizer": optimizer.state_dict()}
     return {"epoch": step, "name": pair.name, **state}
 
 
-def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Take up the newest checkpoint of a run directory, if there is one; returns its `jest` key, or a new run's."""
+def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> State:
+    """Load model and optimizer from the newest checkpoint of a run directory, if there is one.
+
+    Returns its `jest` key, or that of a run before its first step.
+    """
     if not steps(run_dir):
-        return {"step": 0, "seconds": 0.0, "log_parts": []}
+        return State(step=0, seconds=0.0, log_parts=[])
     from jest_core.models import towers
 
     checkpoint = read(run_dir)
     towers.load_weights(pair, checkpoint)
     optimizer.load_state_dict(_placed(checkpoint["optimizer"], optimizer))
-    found: dict[str, Any] = checkpoint["jest"]
-    return found
+    state: State = checkpoint["jest"]
+    return state
 
 
 def _placed(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's whole state, of sharded parameters this learner's share."""
+    """The optimizer's state as this learner needs it: of sharded parameters its share."""
     import torch
 
     from jest_core.models import sharding
@@ -100,7 +126,7 @@ def prune(run_dir: str, keep_last: int | None, keep_every: int | None) -> None:
 
 @storage.retried
 def tidy(run_dir: str) -> None:
-    """Remove half-written checkpoints and metrics, which a try that was killed has left."""
+    """Remove the half-written checkpoints and metrics of a killed run."""
     for folder, prefix in ((f"{run_dir}/checkpoints", _PREFIX), (run_dir, "metrics.jsonl.")):
         for name in storage.names(folder, ".tmp"):
             if name.startswith(prefix):
@@ -108,9 +134,9 @@ def tidy(run_dir: str) -> None:
 
 
 def copied(value: Any, *, keep: bool = True) -> Any:
-    """A checkpoint's content with whole tensors of its own, on the host: what trains on does not change them.
+    """A checkpoint's content with its tensors copied to the host, whole: further training does not change them.
 
-    Collective where towers are sharded; keep=False takes part in that, and keeps no tensor.
+    Collective where towers are sharded: every learner calls it, and those that pass keep=False get None for tensors.
     """
     import torch
 
@@ -127,14 +153,14 @@ def copied(value: Any, *, keep: bool = True) -> Any:
 
 
 class Writer:
-    """Writes in a thread of its own, one thing after the other; errors come with the next call."""
+    """Writes in a background thread, in the order of the calls; an error is raised by the next call."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._last: Future[None] | None = None
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Wait for what was submitted before, and start this."""
+        """Wait for the write before, and start this one."""
         self.wait()
         self._last = self._thread.submit(write)
 

@@ -1,8 +1,8 @@
 """Which parts of a run's selection log each checkpoint commits: selection/commits.jsonl, a line for each part.
 
-A line names a part and the step of the checkpoint that commits it. A checkpoint commits the parts of its step's line and
-of all lines before it, so that readers need to list the checkpoints, and to load none. The file is written whole, after
-the part and before the checkpoint: lines beyond the newest checkpoint are what a killed run left, and are ignored.
+A line names a part and the step of the checkpoint that commits it. A checkpoint commits the parts of the lines up to
+its step, so that readers list the checkpoints and load none. The file is written whole, after the part and before the
+checkpoint: lines beyond the newest checkpoint are what a killed run left, and are ignored.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ from jest_core.run_file import Run
 
 from ..base import storage
 from ..data import needs
-from ..evaluation import evaluate
-from ..training import selection_log
+from ..evaluation import results
+from ..evaluation.results import Line
+from ..training import metrics_line, selection_log
+from ..training.metrics_line import MetricsLine
 
 NOTE = (
     "Scores in %. FLOPs as executed, and with the scoring forward of the selected examples counted as reused (the "
@@ -31,7 +33,7 @@ class Finished:
     directory: str
     run: Run
     manifest: dict[str, Any]
-    results: list[dict[str, Any]]
+    results: list[Line]
 
     @property
     def name(self) -> str:
@@ -42,7 +44,7 @@ class Finished:
         """Its name without the seed."""
         return re.sub(r"-seed\d+$", "", self.name)
 
-    def curve(self, key: str, metric: str) -> list[tuple[dict[str, Any], float]]:
+    def curve(self, key: str, metric: str) -> list[tuple[Line, float]]:
         """A score over the run's checkpoints."""
         return [(line, line["metrics"][metric]) for line in self.results if line["key"] == key]
 
@@ -59,8 +61,8 @@ class Finished:
         return {(line["key"], line.get("protocol", "")): line["metrics"]["main_metric"] for line in found}
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        return selection_log.read_metrics(self.directory)
+    def metrics(self) -> list[MetricsLine]:
+        return metrics_line.read(self.directory)
 
     def seconds_at(self, step: int) -> float:
         """Time in steps until so many updates were done."""
@@ -76,7 +78,7 @@ def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
     manifest = needs.report(directory)
     run = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode())
-    return Finished(directory, run, manifest, evaluate.read_results(directory))
+    return Finished(directory, run, manifest, results.read(directory))
 
 
 def scores(runs: Iterable[Finished]) -> list[tuple[str, str, str]]:

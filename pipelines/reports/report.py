@@ -14,7 +14,9 @@ from jest_core import run_file
 
 from ..base import progress, storage
 from ..data.catalogue import open_catalogue
+from ..evaluation.results import Line
 from ..training import selection_log
+from ..training.metrics_line import part_seconds
 from . import comparison, composition, pictures, study
 from .comparison import Finished
 from .composition import Shares
@@ -104,7 +106,7 @@ def curves(runs: list[Finished]) -> go.Figure:
     return figure
 
 
-def _spent(run: Finished, line: dict[str, Any], what: str) -> float:
+def _spent(run: Finished, line: Line, what: str) -> float:
     match what:
         case "examples trained":
             return float(line["samples_trained"])
@@ -123,7 +125,7 @@ def costs(runs: list[Finished]) -> go.Figure:
     for i, part in enumerate(dict.fromkeys([*_SHOWN_COSTS, *_SHOWN_TIMES])):
         colour = pictures.COLOURS[i % len(pictures.COLOURS)]
         flops = [run.manifest["steps"] * run.manifest.get(f"flops_{part}", 0.0) / 1e12 for run in runs]
-        seconds = [sum(line.get(f"jest/{part}_time", 0.0) for line in run.metrics) for run in runs]
+        seconds = [sum(part_seconds(line, part) for line in run.metrics) for run in runs]
         for column, values in ((1, flops), (2, seconds)):
             if any(values):
                 figure.add_bar(

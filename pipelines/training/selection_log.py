@@ -6,8 +6,7 @@ ignore the rest, so after any crash and resume the log has each step once.
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +48,7 @@ class SelectionLog:
         return steps
 
     def commit(self, steps: list[StepLog]) -> list[str]:
-        """Write steps that were taken, and then the names of all parts so far, which the checkpoint that follows commits.
+        """Write steps that were taken, and the names of all parts so far, which the checkpoint after this commits.
 
         Returns these names. May be repeated where it failed.
         """
@@ -100,8 +99,3 @@ def _read(run_dir: str, prefix: str) -> pa.Table:
     return pa.concat_tables(
         [storage.open_parquet(f"{run_dir}/selection/{prefix}{name}").read() for name in commits.read(run_dir)]
     )
-
-
-def read_metrics(run_dir: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in storage.read_bytes(f"{run_dir}/metrics.jsonl").decode().splitlines()]

@@ -20,6 +20,7 @@ from jest_core.run_file import Run
 from ..base import storage
 
 _UPLOAD_SECONDS, _UPLOAD_BYTES = 60.0, 8 << 20
+_MLFLOW_CHARACTERS = 500  # of a parameter
 _REPEAT_SECONDS = 1.0  # Ray exports gauges once in 10 s, and at most once a second
 _IDENTITIES = "trackers.json"  # of a run directory: the run's name in each tracker, so that a resumed run goes on there
 
@@ -202,11 +203,20 @@ class _MLflow:
             created = self._client.create_run(experiment, run_name=PurePosixPath(run.run_dir).name)
             known["mlflow"] = created.info.run_id
             for key, value in run_file.identity(run).items():
-                self._client.log_param(known["mlflow"], key, str(value)[:500])
+                self._client.log_param(known["mlflow"], key, str(value)[:_MLFLOW_CHARACTERS])
         self._id = known["mlflow"]
         self._client.update_run(self._id, "RUNNING")
+        self._tag_changes(run)
         told = self._client.get_metric_history(self._id, "train/loss")
         self._last = max((metric.step for metric in told), default=0)
+
+    def _tag_changes(self, run: Run) -> None:
+        """MLflow never changes a parameter: the new value of a run that was made longer becomes a tag of that name."""
+        begun = self._client.get_run(self._id).data
+        for key, value in run_file.identity(run).items():
+            text = str(value)[:_MLFLOW_CHARACTERS]
+            if begun.tags.get(key, begun.params.get(key)) != text:
+                self._client.set_tag(self._id, key, text)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

@@ -20,7 +20,7 @@ from jest_core.run_file import Run
 
 from ..base import cluster, progress, storage
 from ..stream.source import Source, open_source
-from . import bottleneck, run_directory
+from . import bottleneck, metrics_line, run_directory
 from .heartbeat import Board, Progress, every, sigterm_noted
 
 if TYPE_CHECKING:
@@ -56,12 +56,10 @@ def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None)
     # workers of Ray Train have readers of their own
     readers = resolve_name("..stream.windows", __package__) if in_process else None
     with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):
-        from . import selection_log
-
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # once nothing is left that refuses it: one that was finished is not, from here on
     _fit(run, directory, label, in_process=in_process)
-    lines = selection_log.read_metrics(directory)
+    lines = metrics_line.read(directory)
     seconds = lines[-1]["jest/seconds"]
     result = {
         "steps": run.n_steps,

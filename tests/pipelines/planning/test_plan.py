@@ -9,7 +9,7 @@ from pipelines.base import storage
 from pipelines.data import catalogue
 from pipelines.planning import calibrate as machines
 from pipelines.planning import plan, preflight, sizes
-from pipelines.training import selection_log, train
+from pipelines.training import metrics_line, train
 from tests.conftest import MakeRun
 from tests.pipelines.test_main import jest
 
@@ -167,7 +167,7 @@ def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):
 def test_rates_of_a_run_predict_that_run_and_more_learners_take_less(make_scored_run: MakeRun):
     run = make_scored_run("joint")
     train.run_stage(run, in_process=True)
-    lines = selection_log.read_metrics(run.path("joint"))
+    lines = metrics_line.read(run.path("joint"))
     spent = sum(line["train/batch_time"] for line in lines)
     checkpoints = sum(line["jest/checkpoint_time"] for line in lines)
     machine = machines.of_lines(run, lines, whole_seconds=spent + checkpoints + 7.0)
