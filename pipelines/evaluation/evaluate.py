@@ -17,7 +17,8 @@ from ..base import checkpoints, cluster, progress, storage
 from ..data import needs
 from . import results
 from .results import Line
-from .tasks import ClassTask, SetEvaluation
+from .sets import ClassTask
+from .tasks import SetEvaluation
 
 _PATIENCE = 10.0  # seconds between two looks for a new checkpoint
 

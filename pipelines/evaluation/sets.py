@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -34,6 +34,30 @@ class Example:
     captions: Sequence[str] = ()
     label: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+
+
+class Class(TypedDict):
+    """One class of a task."""
+
+    id: str  # its value in the label column
+    names: list[str]
+
+
+class ClassTask(TypedDict):
+    """A task of the file evaluation.classes, which maps its name to this."""
+
+    label: str  # column of the shards that has an example's class
+    classes: list[Class]
+    templates: list[str]  # prompts, with {} for the name
+
+
+class _KarpathyPicture(TypedDict):
+    """A picture of Karpathy's JSON, and what is read of it."""
+
+    filename: str
+    filepath: NotRequired[str]  # folder
+    split: str
+    sentences: list[dict[str, str]]  # each with `raw`
 
 
 def examples(run: Run, source: Pictures, columns: Iterable[str] = ()) -> Iterator[Example]:
@@ -155,13 +179,13 @@ def _example(held: dict[str, bytes], *, lines: bool) -> Iterator[Example]:
 
 def _of_karpathy(run: Run, source: Pictures) -> Iterator[Example]:
     path = _directory(run, source)
-    told: dict[str, Any] = storage.read_json(path)
-    if "images" not in told:
-        raise ValueError(f"{path} has no `images`: it is not Karpathy's JSON")
+    pictures: list[_KarpathyPicture] | None = storage.read_json(path).get("images")
+    if pictures is None:
+        raise ValueError(f"{path} has no `images`: it is not Karpathy's JSON; correct the set's shards or format")
     folder = run.path(source.images) if source.images is not None else path.rpartition("/")[0]
-    for picture in told["images"]:
+    for picture in pictures:
         if picture["split"] == source.split:
             name = "/".join(part for part in (picture.get("filepath", ""), picture["filename"]) if part)
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ValueError(f"{path} names {name!r}, which lies outside of {folder}")
+                raise ValueError(f"{path} names {name!r}, which is outside of {folder}: correct the name, or `images`")
             yield Example(partial(_read, f"{folder}/{name}"), [s["raw"] for s in picture["sentences"]])

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypedDict, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,25 +26,10 @@ from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Pictures, Run
 
 from . import sets
-from .sets import Example
+from .sets import ClassTask, Example
 
 Scorer = TypeVar("Scorer", ZeroShot, FewShot)
 Batch = tuple[list[int], list[Example], Tensor]  # positions in the stream, examples, and their pixels (n, 3, H, W)
-
-
-class Class(TypedDict):
-    """One class of a task."""
-
-    id: str  # its value in the label column
-    names: list[str]
-
-
-class ClassTask(TypedDict):
-    """A task of the file evaluation.classes, which maps its name to this."""
-
-    label: str  # column of the shards that has an example's class
-    classes: list[Class]
-    templates: list[str]  # prompts, with {} for the name
 
 
 @dataclass(frozen=True)
