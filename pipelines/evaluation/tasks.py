@@ -34,7 +34,7 @@ Batch = tuple[list[int], list[Example], Tensor]  # positions in the stream, exam
 
 @dataclass(frozen=True)
 class _Classifier(Generic[Scorer]):
-    """What scores a classification task. column: that has the labels; None: the set's own labels."""
+    """A classification task's scorer. column: of the labels; None: the labels that come with the set."""
 
     column: str | None
     numbers: dict[str, int]  # of each class, by its id
@@ -134,14 +134,14 @@ class SetEvaluation:
                     yield batch
 
     def _classes(self, task: str) -> tuple[str | None, ClassNames]:
-        """The column that has a task's labels (None: the set's own labels), and its classes."""
+        """The column that has a task's labels (None: those that come with the set), and its classes."""
         if task == "zero_shot":
             return None, sets.classes(self.run, self.spec, canonical=self.canonical)
         if task not in self.class_tasks:
-            known = ", ".join(self.class_tasks) or "no tasks"
+            listed = ", ".join(self.class_tasks) or "no tasks"
             raise ValueError(
                 f"evaluation set {self.spec.name!r}: task {task!r} is none of retrieval, few_shot, zero_shot, and not "
-                f"in evaluation.classes {self.classes_file}, which has {known}: correct the task, or add it there"
+                f"in evaluation.classes {self.classes_file}, which has {listed}: correct the task, or add it there"
             )
         of_file = self.class_tasks[task]
         ids, names = [c["id"] for c in of_file["classes"]], [c["names"] for c in of_file["classes"]]
@@ -227,15 +227,15 @@ def _result(classifier: _Classifier[ZeroShot] | _Classifier[FewShot] | None, pai
     return {**metrics, "mean_recall@1": main, "main_metric": main}
 
 
-def _view(own: View, spec: EvaluationSet) -> View:
-    """How the set's pictures are cut and scaled; own: how the model's are."""
+def _view(model: View, spec: EvaluationSet) -> View:
+    """How the set's pictures are cut and scaled; model: how the model's training pictures are."""
     match spec.view:
         case "model":
-            return own
+            return model
         case "crop":
-            return View(own.image_size, interpolation=own.interpolation, margin=0.875)
+            return View(model.image_size, interpolation=model.interpolation, margin=0.875)
         case "squash":
-            return View(own.image_size, interpolation=own.interpolation, resize_mode="squash")
+            return View(model.image_size, interpolation=model.interpolation, resize_mode="squash")
 
 
 def _numbered(classes: ClassNames) -> dict[str, int]:

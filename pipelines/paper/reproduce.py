@@ -72,7 +72,7 @@ def run_stage(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
 
 @cache
 def experiments() -> Experiments:
-    """What experiments.yaml says; a figure has its runs, seeds and scores. Kept, so nobody may change it."""
+    """experiments.yaml. Cached: callers must not change it."""
     found: Experiments = yaml.safe_load((FOLDER / "experiments.yaml").read_text())
     return found
 
@@ -125,9 +125,9 @@ def _settings(values: Any, key: str = "") -> Iterator[str]:
 
 
 def _changes(name: str, runs: Mapping[str, Any]) -> dict[str, Any]:
-    own = dict(runs[name])
-    like = own.pop("like", None)
-    return run_file.merged(_changes(like, runs), own) if like else own
+    changes = dict(runs[name])
+    like = changes.pop("like", None)
+    return run_file.merged(_changes(like, runs), changes) if like else changes
 
 
 def _sizes(spec: FigureSpec, *, smoke: bool) -> list[int]:
@@ -158,8 +158,7 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(run: Run) -> str:
-    """Of a run and its evaluation, wherever it lies. Without defaults: a setting that is new leaves old runs as they
-    were."""
+    """Hash of a run and its evaluation, without root, and without defaults: a new setting changes no old hash."""
     return storage.fingerprint(run.model_dump(mode="json", exclude={"root"}, exclude_defaults=True))[:16]
 
 

@@ -154,7 +154,7 @@ def _share(run: Run, directory: str) -> Run:
 
 
 def cpu() -> str:
-    """The processor's own name, where the system tells it."""
-    told = Path("/proc/cpuinfo")  # of Linux; elsewhere only the kind of processor is known
-    model = re.search(r"model name\s*: (.+)", told.read_text()) if told.exists() else None
+    """The processor's name, where the system has one."""
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux; elsewhere there is only the kind of processor
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return model[1] if model else platform.machine()

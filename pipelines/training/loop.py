@@ -245,7 +245,7 @@ def _create(
 
 
 def start_from(run: Run, pair: Towers) -> None:
-    """Load the initial checkpoint's weights, where the run has no checkpoint of its own yet."""
+    """Load the initial checkpoint's weights, where the run directory has no checkpoint yet."""
     if run.training.initial_checkpoint is not None and not checkpoints.steps(run.path(run.run_dir)):
         towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
 
@@ -253,7 +253,7 @@ def start_from(run: Run, pair: Towers) -> None:
 def _whole(run: Run, pair: Towers, rank: int) -> Towers:
     """The towers that the first learner evaluates: of sharded ones a copy with all weights, gathered from all learners.
 
-    Collective where the towers are sharded; the other learners get their own back.
+    Collective where the towers are sharded; the other learners return theirs.
     """
     if not pair.sharded:
         return pair

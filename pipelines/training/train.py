@@ -140,20 +140,20 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
         finally:
             over.set()
 
-    shown, said = (checkpoints.steps(directory) or [0])[-1], 0
+    shown, n_printed = (checkpoints.steps(directory) or [0])[-1], 0
     with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=shown) as advance:
 
         def look() -> Progress:
-            nonlocal shown, said
+            nonlocal shown, n_printed
             if stopping.is_set():
                 board.stop()
             seen = board.get()
             if seen.step > shown:
                 advance(seen.step - shown, note=seen.note)
                 shown = seen.step
-            for text in seen.told[said:]:
+            for text in seen.messages[n_printed:]:
                 progress.say(label, text)
-            said = len(seen.told)
+            n_printed = len(seen.messages)
             return seen
 
         if in_process:  # in this thread: OpenMP keeps workers for each thread that computes, and they share the cores

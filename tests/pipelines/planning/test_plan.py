@@ -131,7 +131,7 @@ def test_windows_hold_no_more_than_a_run_sees(make_scored_run: MakeRun):
     run = make_scored_run("joint", "data.window_rows=100000000")
     known = sizes.pairs(run)
     assert known is not None
-    assert sizes.window_bytes(run, known) == run.n_steps * run.super_batch_size * sizes.held_bytes(run, known)
+    assert sizes.window_bytes(run, known) == run.n_steps * run.super_batch_size * sizes.example_bytes(run, known)
     assert not failing(run)
 
 
