@@ -377,12 +377,16 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "pipelines/training/selection_log.py",
+        "pipelines/base/commits.py",
         "pipelines/training/test_selection_log.py::test_readers_see_what_a_checkpoint_commits_and_each_step_once",
         uncommitted_parts_read=(
-            'parts: list[str] = checkpoints.read(run_dir)["jest"]["log_parts"]',
-            'parts = [n for n in storage.names(f"{run_dir}/selection", ".parquet") if n[0] in "0123456789"]',
+            'return [line["part"] for line in lines if line["step"] <= newest]',
+            'return [line["part"] for line in lines]',
         ),
+    )
+    yield from of(
+        "pipelines/training/selection_log.py",
+        "pipelines/training/test_selection_log.py::test_readers_see_what_a_checkpoint_commits_and_each_step_once",
         a_repeated_part_twice=(
             "self.committed = [*(part for part in self.committed if part != name), name]"
             "  # a try that failed is repeated",
@@ -503,8 +507,9 @@ def _mutants() -> Iterator[Mutant]:
         "pipelines/offline/test_export.py::test_a_selection_log_counts_how_often",
         fast=False,
         exports_what_a_crash_left=(
-            'committed = checkpoints.read_state(directory)["log_parts"]',
-            'committed = storage.names(f"{directory}/selection", ".parquet")',
+            'return _gather(f"{directory}/selection", commits.read(directory), "selected", _where)',
+            'return _gather(f"{directory}/selection", storage.names(f"{directory}/selection", ".parquet"), "selected",'
+            " _where)",
         ),
     )
     yield from of(
@@ -512,8 +517,8 @@ def _mutants() -> Iterator[Mutant]:
         "pipelines/training/test_train.py::test_a_run_logs_checkpoints_and_resumes_to_the_same_bits",
         fast=False,
         log_part_after_its_checkpoint=(
-            "parts = log.commit(steps_logged)",
-            "parts = [*log.committed, *log.commit(steps_logged)][: len(log.committed) - 1]",
+            "parts = self.log.commit(steps_logged)",
+            "parts = [*self.log.committed, *self.log.commit(steps_logged)][: len(self.log.committed) - 1]",
         ),
     )
 

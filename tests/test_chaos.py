@@ -10,8 +10,8 @@ import pytest
 
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import checkpoints, storage
-from pipelines.training import selection_log, train
+from pipelines.base import checkpoints, commits, storage
+from pipelines.training import metrics_line, selection_log, train
 from tests.commands import Command, bursts, command, same_log_and_weights, write
 from tests.faults import FaultyProxy
 
@@ -67,13 +67,11 @@ def test_a_run_under_twenty_kills_ends_as_a_quiet_one(make_scored_run, tmp_path,
     proxy.close()
     print(f"requests: {dict(proxy.counts)}", flush=True)
     assert min(proxy.counts[name] for name in ("503", "500", "slow", "reset")) >= 3
-    kept = {f"{prefix}{name}" for name in selection_log.committed(directory) for prefix in ("", "steps-")}
-    assert set(storage.names(f"{directory}/selection")) == kept
+    kept = {f"{prefix}{name}" for name in commits.read(directory) for prefix in ("", "steps-")}
+    assert set(storage.names(f"{directory}/selection")) == kept | {commits.FILE}
 
     train.run_stage(quiet)
     same_log_and_weights(quiet, killed)
     assert selection_log.read_steps(directory).equals(selection_log.read_steps(quiet.path("quiet")))
-    losses = [
-        [line["train/loss"] for line in selection_log.read_metrics(where)] for where in (directory, quiet.path("quiet"))
-    ]
+    losses = [[line["train/loss"] for line in metrics_line.read(where)] for where in (directory, quiet.path("quiet"))]
     assert losses[0] == losses[1]

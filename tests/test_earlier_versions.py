@@ -14,7 +14,7 @@ from jest_core import run_file
 from pipelines.base import checkpoints, manifests, storage
 from pipelines.data import catalogue
 from pipelines.reports import report
-from pipelines.training import selection_log, train
+from pipelines.training import metrics_line, selection_log, train
 
 EARLIER = Path(__file__).parent / "earlier" / "2026-11-27.zip"
 
@@ -39,7 +39,7 @@ def test_a_run_of_an_earlier_version_is_read_made_longer_and_reported(s3, ray_se
     logged = selection_log.read(directory)
     assert logged.filter(np.array(logged["step"]) < 4).equals(picks)
     assert selection_log.read_steps(directory)["step"].to_pylist() == list(range(8))
-    assert [line["step"] for line in selection_log.read_metrics(directory)] == list(range(1, 9))
+    assert [line["step"] for line in metrics_line.read(directory)] == list(range(1, 9))
 
     report.write_report([directory], str(tmp_path / "report.html"))
     assert "learnability" in (tmp_path / "report.html").read_text()

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from . import storage
 
@@ -18,16 +18,20 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and listing checkpoints ne
 _PREFIX, _SUFFIX = "step_", ".pt"
 
 
-class RunState(TypedDict):
-    """How far a run is when a checkpoint is written: a checkpoint's key `jest`.
+class OnlineReference(TypedDict):
+    """The reference whose weights scored the super-batches, of a run with reference.online."""
 
-    step: number of updates. seconds: spent in steps so far. log_parts: names of the files of `<run>/selection` that
-    hold the selections of these steps.
-    """
+    checkpoint: str | None  # path of its file; None of model.pretrained
+    weights: str  # SHA-256 of the names, shapes and values of its weights
 
-    step: int
-    seconds: float
-    log_parts: list[str]
+
+class State(TypedDict):
+    """The `jest` key: where a run goes on."""
+
+    step: int  # finished updates
+    seconds: float  # of these steps
+    log_parts: list[str]  # of the selection log, as in commits.jsonl: versions before that file resume by them
+    reference: NotRequired[OnlineReference | None]  # versions before this key did not record it
 
 
 class OptimizerState(TypedDict):
@@ -44,7 +48,7 @@ class Checkpoint(TypedDict, total=False):
     name: str
     state_dict: dict[str, torch.Tensor]
     optimizer: OptimizerState
-    jest: RunState
+    jest: State
 
 
 def path_of(run_dir: str, step: int) -> str:
@@ -68,29 +72,30 @@ def write(run_dir: str, step: int, content: Checkpoint) -> None:
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
 
 
+def file_of(path: str) -> str:
+    """The checkpoint file that a path names: itself, or of a run directory its newest.
+
+    Raises FileNotFoundError where the run directory has none.
+    """
+    if path.endswith(_SUFFIX):
+        return path
+    found = steps(path)
+    if not found:
+        raise FileNotFoundError(f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file")
+    return path_of(path, found[-1])
+
+
 def read(path: str) -> dict[str, Any]:
     """A checkpoint file, or the newest checkpoint of a run directory; any that open_clip writes too.
 
     Only tensors and plain values are loaded: nothing in the file can run code.
     """
-    if not path.endswith(_SUFFIX):
-        written = steps(path)
-        if not written:
-            raise FileNotFoundError(
-                f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file"
-            )
-        path = path_of(path, written[-1])
+    path = file_of(path)
     import torch
 
     data = storage.retried(storage.read_bytes)(path)
     checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return checkpoint
-
-
-def read_state(run_dir: str) -> RunState:
-    """How far the newest checkpoint of a run directory is."""
-    state: RunState = read(run_dir)["jest"]
-    return state
 
 
 def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> Checkpoint:
@@ -103,7 +108,7 @@ def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> Checkp
     }
 
 
-def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> RunState:
+def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> State:
     """Load the newest checkpoint of a run directory into model and optimizer, if there is one; returns how far it is,
     or the state of a new run."""
     if not steps(run_dir):
@@ -113,7 +118,7 @@ def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> RunS
     checkpoint = read(run_dir)
     towers.load_weights(pair, checkpoint)
     optimizer.load_state_dict(_placed(checkpoint["optimizer"], optimizer))
-    state: RunState = checkpoint["jest"]
+    state: State = checkpoint["jest"]
     return state
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jest_core import tables
 
-from ..base import in_parallel, manifests, storage
+from ..base import checkpoints, commits, in_parallel, manifests, storage
 
 Uids = NDArray[np.uint64]  # (n, 2): the upper and lower half of each
 NPY = np.dtype("u8,u8")  # of DataComp's subset files: a field for each half
@@ -25,14 +25,11 @@ def read(directory: str) -> Uids:
     if manifest["stage"] == "select" and manifest["complete"]:
         return _gather(f"{directory}/parts", storage.names(f"{directory}/parts", ".parquet"), "selected", _where)
     if manifest["stage"] in ("train", "sub-batches"):
-        from ..base import checkpoints  # imports PyTorch, which no other list needs
-
         if not checkpoints.steps(directory):
             raise FileNotFoundError(
                 f"{directory} holds a run that has not come to a checkpoint: train it until it writes one"
             )
-        committed = checkpoints.read_state(directory)["log_parts"]
-        return _gather(f"{directory}/selection", committed, "selected", _where)
+        return _gather(f"{directory}/selection", commits.read(directory), "selected", _where)
     raise FileNotFoundError(
         f"{directory} holds a {manifest['stage']} that has no uids, or is not finished: name a finished catalogue or "
         "selection, or a run"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -30,10 +30,34 @@ _MAX_MEMBER = 1 << 28  # bytes of a tar's member that is read
 class Example:
     """One picture. label: its class by name, as the set names classes; columns: others that may hold labels."""
 
-    read: Callable[[], bytes | None]  # so that who looks for labels reads no pictures
+    read: Callable[[], bytes | None]  # called late: looking for labels reads no pictures
     captions: Sequence[str] = ()
     label: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+
+
+class Class(TypedDict):
+    """One class of a task."""
+
+    id: str  # its value in the label column
+    names: list[str]
+
+
+class ClassTask(TypedDict):
+    """A task of the file evaluation.classes, which maps its name to this."""
+
+    label: str  # column of the shards that has an example's class
+    classes: list[Class]
+    templates: list[str]  # prompts, with {} for the name
+
+
+class _KarpathyPicture(TypedDict):
+    """A picture of Karpathy's JSON, and what is read of it."""
+
+    filename: str
+    filepath: NotRequired[str]  # folder
+    split: str
+    sentences: list[dict[str, str]]  # each with `raw`
 
 
 def examples(run: Run, source: Pictures, columns: Iterable[str] = ()) -> Iterator[Example]:
@@ -73,8 +97,8 @@ def classes(run: Run, source: Pictures, *, canonical: bool = False) -> "ClassNam
         if all(re.fullmatch(r"n\d{8}", name) for name in found):
             if len(found) != len(IMAGENET_CLASSNAMES):
                 raise ValueError(
-                    f"{_directory(run, source)} has {len(found)} of ImageNet's synsets, whose names are known for all "
-                    "1,000 only: give the classes in evaluation.classes, or lay the pictures out as webdataset"
+                    f"{_directory(run, source)} has {len(found)} of ImageNet's synsets, which have names only if all "
+                    "1,000 are there: give the classes in evaluation.classes, or lay the pictures out as webdataset"
                 )
             # CLIP's names are in the order of the folders'
             return ClassNames(found, [[name] for name in IMAGENET_CLASSNAMES], templates, canonical)
@@ -82,8 +106,8 @@ def classes(run: Run, source: Pictures, *, canonical: bool = False) -> "ClassNam
     if source.format == "webdataset":
         directory = _directory(run, source)
         names = storage.read_bytes(f"{directory}/classnames.txt").decode().splitlines()
-        told = storage.read_bytes(f"{directory}/zeroshot_classification_templates.txt").decode().splitlines()
-        templates = [template.replace("{c}", "{}") for template in told if template]
+        lines = storage.read_bytes(f"{directory}/zeroshot_classification_templates.txt").decode().splitlines()
+        templates = [template.replace("{c}", "{}") for template in lines if template]
         return ClassNames([str(i) for i in range(len(names))], [[name] for name in names], templates, canonical)
     raise ValueError(
         f"an evaluation set of format {source.format} brings no classes: name a task of evaluation.classes"
@@ -94,7 +118,9 @@ def class_folders(directory: str) -> list[str]:
     """Names of the classes of an image folder, in the order that numbers them."""
     found = [name for name in storage.folders(directory) if not name.startswith(".")]
     if not found:
-        raise FileNotFoundError(f"{directory} has no folders: an image folder has one for each class")
+        raise FileNotFoundError(
+            f"{directory} has no folders, and an image folder has one for each class: correct the set's shards"
+        )
     return found
 
 
@@ -109,8 +135,8 @@ def _of_parquet(path: str, names: dict[str, str], wanted: list[str]) -> Iterator
     for group in range(len(shard.row_group_sizes)):
         columns, images, captions = _row_group(shard, group, wanted)
         for i in range(len(images)):
-            held = {name: values[i] for name, values in columns.items()}
-            yield Example(images[i].as_py, [c for c in captions[i : i + 1] if c], columns=held)
+            labels = {name: values[i] for name, values in columns.items()}
+            yield Example(images[i].as_py, [c for c in captions[i : i + 1] if c], columns=labels)
 
 
 @storage.retried
@@ -124,44 +150,46 @@ def _of_tar(path: str, *, lines: bool = False) -> Iterator[Example]:
     fs, inner = storage.filesystem(path)
     try:
         with fs.open(inner, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            key, held = "", dict[str, bytes]()
+            key, members = "", dict[str, bytes]()
             for member in tar:
                 if not member.isfile():
                     continue
                 folder, name = PurePosixPath(member.name).parent, PurePosixPath(member.name).name
                 stem, _, suffix = name.partition(".")
                 if str(folder / stem) != key:
-                    yield from _example(held, lines=lines)
-                    key, held = str(folder / stem), {}
+                    yield from _example(members, lines=lines)
+                    key, members = str(folder / stem), {}
                 if member.size > _MAX_MEMBER:
-                    raise ValueError(f"{path}: {member.name} has {member.size:,} bytes")
+                    raise ValueError(
+                        f"{path}: {member.name} has {member.size:,} bytes, more than {_MAX_MEMBER:,}: remove it"
+                    )
                 opened = tar.extractfile(member)
-                held[f".{suffix.lower()}"] = opened.read() if opened else b""
-            yield from _example(held, lines=lines)
+                members[f".{suffix.lower()}"] = opened.read() if opened else b""
+            yield from _example(members, lines=lines)
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is no sound tar: {error}") from error
+        raise ValueError(f"{path} is not a readable tar: {error}; replace the file") from error
 
 
-def _example(held: dict[str, bytes], *, lines: bool) -> Iterator[Example]:
-    image = next((suffix for suffix in _PICTURES if suffix in held), None)
+def _example(members: dict[str, bytes], *, lines: bool) -> Iterator[Example]:
+    image = next((suffix for suffix in _PICTURES if suffix in members), None)
     if image is None:
         return
-    text = held.get(".txt", b"").decode(errors="replace")
+    text = members.get(".txt", b"").decode(errors="replace")
     captions = [line for line in text.splitlines() if line] if lines else [clean(text)]
-    label = held[".cls"].decode().strip() if ".cls" in held else None
-    columns = json.loads(held[".json"]) if ".json" in held else {}
-    yield Example(partial(held.get, image), captions if text else [], label, {k: str(v) for k, v in columns.items()})
+    label = members[".cls"].decode().strip() if ".cls" in members else None
+    columns = json.loads(members[".json"]) if ".json" in members else {}
+    yield Example(partial(members.get, image), captions if text else [], label, {k: str(v) for k, v in columns.items()})
 
 
 def _of_karpathy(run: Run, source: Pictures) -> Iterator[Example]:
     path = _directory(run, source)
-    told: dict[str, Any] = storage.read_json(path)
-    if "images" not in told:
-        raise ValueError(f"{path} has no `images`: it is not Karpathy's JSON")
+    pictures: list[_KarpathyPicture] | None = storage.read_json(path).get("images")
+    if pictures is None:
+        raise ValueError(f"{path} has no `images`: it is not Karpathy's JSON; correct the set's shards or format")
     folder = run.path(source.images) if source.images is not None else path.rpartition("/")[0]
-    for picture in told["images"]:
+    for picture in pictures:
         if picture["split"] == source.split:
             name = "/".join(part for part in (picture.get("filepath", ""), picture["filename"]) if part)
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ValueError(f"{path} names {name!r}, which lies outside of {folder}")
+                raise ValueError(f"{path} names {name!r}, which is outside of {folder}: correct the name, or `images`")
             yield Example(partial(_read, f"{folder}/{name}"), [s["raw"] for s in picture["sentences"]])

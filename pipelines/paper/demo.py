@@ -27,7 +27,7 @@ _SMOKE = [
 def run_demo(*, data: str, root: str, smoke: bool, seeds: int, n_learners: int) -> None:
     """Reference, score cache, and each method for each seed; ends with a table and report.html.
 
-    Everything lies below root (a directory or URL); what is there already is not done again. Without a root it is
+    Everything is written below root (a directory or URL); what is there is not made again. Without a root it is
     runs/demo, and runs/demo-medium or runs/demo-smoke where that is what runs.
     """
     if data not in TIERS:

@@ -10,7 +10,7 @@ from copy import deepcopy
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -20,8 +20,9 @@ from jest_core.run_file import Run
 from ..base import progress, storage
 from ..reports import comparison, study
 from ..stages import Chain
-from . import figures
+from . import charts, figures
 from .drawings.place import place
+from .records import Experiments, FigureSpec, Record, Results, runs_of
 
 FOLDER = files("jest_deploy") / "reproduction"
 RESULTS = "results.json"
@@ -34,24 +35,25 @@ def reproduce(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
     seeds: at most so many of each. smoke: a few steps, on the small tier, of the first run of each kind. publish: also
     write the README, its pictures and results.json into this directory.
     """
-    told = experiments()
-    unknown = set(names) - set(told["figures"])
+    described = experiments()
+    unknown = set(names) - set(described["figures"])
     if unknown:
-        raise ValueError(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(told['figures'])}")
+        raise ValueError(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(described['figures'])}")
     root = run_file.join("", root or ("runs/reproduction-smoke" if smoke else "runs/reproduction"))
-    wanted = {name: spec for name, spec in told["figures"].items() if not names or name in names}
+    wanted = {name: spec for name, spec in described["figures"].items() if not names or name in names}
     plan = first_of_each_kind(wanted) if smoke else {name: list(_runs_of(spec, seeds)) for name, spec in wanted.items()}
     for tier in ("small",) if smoke else ("small", "medium"):
         place(tier, root)
-    chain = Chain(load_run(name, 0, root, smoke=smoke) for name in told["runs"])
+    chain = Chain(load_run(name, 0, root, smoke=smoke) for name in described["runs"])
     results = read_results(f"{root}/{RESULTS}")
     for figure, spec in wanted.items():
         todo = plan[figure]
         for i, (name, seed) in enumerate(todo, 1):
             run, done = load_run(name, seed, root, smoke=smoke), results["runs"].setdefault(name, {})
-            if done.get(str(seed), {}).get("identity") != _identity(run):
+            before = done.get(str(seed))
+            if before is None or before["identity"] != _identity(run):
                 progress.say("reproduce", f"{figure}, run {i} of {len(todo)}: {name}, seed {seed}")
-                done[str(seed)] = {"identity": _identity(run), **_record(chain.finish(run))}
+                done[str(seed)] = _record(chain.finish(run), _identity(run))
                 storage.write_json(f"{root}/{RESULTS}", results)
         if "study" in spec:
             run = load_run(spec["of"], 0, root, smoke=smoke)
@@ -62,49 +64,49 @@ def reproduce(names: Sequence[str], *, root: str, seeds: int | None, smoke: bool
                 else study.sizes(run, _sizes(spec, smoke=smoke))
             )
             storage.write_json(f"{root}/{RESULTS}", results)
-    storage.write_bytes(f"{root}/reproduction.html", figures.page(wanted, results, told["scores"]).encode())
+    storage.write_bytes(f"{root}/reproduction.html", figures.page(wanted, results, described["scores"]).encode())
     progress.say("reproduce", f"written to {root}/reproduction.html")
     if publish:
         _publish(publish, results)
 
 
 @cache
-def experiments() -> dict[str, Any]:
-    """What experiments.yaml says; a figure has its runs, seeds and scores. Kept, so nobody may change it."""
-    return dict(yaml.safe_load((FOLDER / "experiments.yaml").read_text()))
+def experiments() -> Experiments:
+    """experiments.yaml. Cached: callers must not change it."""
+    found: Experiments = yaml.safe_load((FOLDER / "experiments.yaml").read_text())
+    return found
 
 
 def load_run(name: str, seed: int, root: str, *, smoke: bool = False) -> Run:
     """A run of the experiments, whole. References have one seed, whatever the learner's."""
-    told = experiments()
-    values = deepcopy(run_file.merged(told["base"], _changes(name, told["runs"])))
+    described = experiments()
+    values = deepcopy(run_file.merged(described["base"], _changes(name, described["runs"])))
     values |= {"root": root, "run_dir": f"runs/{name}-seed{seed}", "seed": seed}
     return run_file.load(yaml.safe_dump(_small(values) if smoke else values), source=f"run {name}")
 
 
-def read_results(path: str) -> dict[str, Any]:
-    """runs: name -> seed -> scores, curve and costs. studies: figure -> what its study found."""
-    return dict(storage.read_json(path)) if storage.exists(path) else {"runs": {}, "studies": {}}
+def read_results(path: str) -> Results:
+    """results.json; empty where nothing was run yet."""
+    return cast(Results, storage.read_json(path)) if storage.exists(path) else Results(runs={}, studies={})
 
 
-def _runs_of(spec: Mapping[str, Any], seeds: int | None) -> Iterator[tuple[str, int]]:
-    names = dict.fromkeys([*spec.get("runs", []), *(name for line in spec.get("series", {}).values() for name in line)])
+def _runs_of(spec: FigureSpec, seeds: int | None) -> Iterator[tuple[str, int]]:
     for seed in spec.get("seeds", [0])[:seeds]:
-        yield from dict.fromkeys((name, 0 if name.startswith("reference") else seed) for name in names)
+        yield from dict.fromkeys((name, 0 if name.startswith("reference") else seed) for name in runs_of(spec))
 
 
-def first_of_each_kind(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, int]]]:
+def first_of_each_kind(figures: Mapping[str, FigureSpec]) -> dict[str, list[tuple[str, int]]]:
     """Of each figure the runs that have a setting which none before them has: a key, or a word, such as a method or a
     rule. Another number, or path, makes no kind."""
-    told, known = experiments(), set[str]()
+    described, seen = experiments(), set[str]()
     out: dict[str, list[tuple[str, int]]] = {}
     for figure, spec in figures.items():
         out[figure] = []
         for name, seed in _runs_of(spec, 1):
-            new = set(_settings(run_file.merged(told["base"], _changes(name, told["runs"])))) - known
+            new = set(_settings(run_file.merged(described["base"], _changes(name, described["runs"])))) - seen
             if new:
                 out[figure].append((name, seed))
-            known |= new
+            seen |= new
     return out
 
 
@@ -123,12 +125,12 @@ def _settings(values: Any, key: str = "") -> Iterator[str]:
 
 
 def _changes(name: str, runs: Mapping[str, Any]) -> dict[str, Any]:
-    own = dict(runs[name])
-    like = own.pop("like", None)
-    return run_file.merged(_changes(like, runs), own) if like else own
+    changes = dict(runs[name])
+    like = changes.pop("like", None)
+    return run_file.merged(_changes(like, runs), changes) if like else changes
 
 
-def _sizes(spec: Mapping[str, Any], *, smoke: bool) -> list[int]:
+def _sizes(spec: FigureSpec, *, smoke: bool) -> list[int]:
     return [b // _SMALLER for b in spec["sub_batch_sizes"]] if smoke else list(spec["sub_batch_sizes"])
 
 
@@ -146,7 +148,7 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
         for key in ("score_image_size", "image_size"):
             if key in part:
                 part[key] //= 2
-    flat, *others = out["evaluation"]["sets"]  # the tasks of which tables tell; of some sets the small tier has none
+    flat, *others = out["evaluation"]["sets"]  # the tasks that tables show; the small tier has not all of the sets
     flat["tasks"] = ["emoji_name", "group", "few_shot"]
     flat["few_shot"]["pool"]["shards"] = "data/small/eval-fluent-high-contrast/*.parquet"
     out["evaluation"]["sets"] = [flat, *(s for s in others if s["name"] == "clipart")]
@@ -156,12 +158,11 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(run: Run) -> str:
-    """Of a run and its evaluation, wherever it lies. Without defaults: a setting that is new leaves old runs as they
-    were."""
+    """Hash of a run and its evaluation, without root, and without defaults: a new setting changes no old hash."""
     return storage.fingerprint(run.model_dump(mode="json", exclude={"root"}, exclude_defaults=True))[:16]
 
 
-def _record(directory: str) -> dict[str, Any]:
+def _record(directory: str, identity: str) -> Record:
     """What tables and charts need of a finished run."""
     run = comparison.read_run(directory)
     by_step: dict[int, dict[str, float]] = {}
@@ -170,6 +171,7 @@ def _record(directory: str) -> dict[str, Any]:
             by_step.setdefault(line["step"], {})[f"{line['key']} {metric}"] = round(value, 5)
     m = run.manifest
     return {
+        "identity": identity,
         "checkpoints": [{"step": step, "scores": scores} for step, scores in sorted(by_step.items())],
         "steps": m["steps"],
         "examples_trained": m["examples_trained"],
@@ -182,25 +184,26 @@ def _record(directory: str) -> dict[str, Any]:
     }
 
 
-def _publish(directory: str, results: dict[str, Any]) -> None:
+def _publish(directory: str, results: Results) -> None:
     """results.json, the README made of it, and the pictures that it shows."""
-    told = experiments()
+    described = experiments()
     Path(directory, "pictures").mkdir(parents=True, exist_ok=True)
-    used = {" ".join(where) for s in [told, *told["figures"].values()] for where in s.get("scores", {}).values()}
+    scores = [described["scores"], *(spec["scores"] for spec in described["figures"].values() if "scores" in spec)]
+    used = {" ".join(where) for each in scores for where in each.values()}
     for checkpoint in (c for seeds in results["runs"].values() for r in seeds.values() for c in r["checkpoints"]):
         checkpoint["scores"] = {key: value for key, value in checkpoint["scores"].items() if key in used}
     storage.write_bytes(f"{directory}/{RESULTS}", (json.dumps(results, indent=None) + "\n").encode())
     text = readme(results)
     storage.write_bytes(f"{directory}/README.md", text.encode())
-    for name, spec in told["figures"].items():
+    for name, spec in described["figures"].items():
         if f"(pictures/{name}.svg)" in text:
-            chart = figures.chart(spec, results, told["scores"], figure=name)
-            assert chart is not None, f"the README shows {name}, of which nothing was run"
+            drawn = charts.chart(spec, results, described["scores"], figure=name)
+            assert drawn is not None, f"the README shows {name}, of which nothing was run"
             progress.say("reproduce", f"picture {name}")
-            chart.write_image(f"{directory}/pictures/{name}.svg", width=1000, height=460)
+            drawn.write_image(f"{directory}/pictures/{name}.svg", width=1000, height=460)
 
 
-def readme(results: dict[str, Any]) -> str:
+def readme(results: Results) -> str:
     """deploy/reproduction/README.md: its template with these results; every number in it is one of them."""
-    told = experiments()
-    return figures.render((FOLDER / "README.md.j2").read_text(), told["figures"], results, told["scores"])
+    described = experiments()
+    return figures.render((FOLDER / "README.md.j2").read_text(), described["figures"], results, described["scores"])

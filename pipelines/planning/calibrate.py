@@ -6,10 +6,9 @@ import re
 import statistics
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,7 +16,8 @@ from jest_core import flops, run_file
 from jest_core.run_file import Run
 
 from ..base import cluster, storage
-from ..training import selection_log, train
+from ..training import metrics_line, train
+from ..training.metrics_line import MetricsLine, part_seconds
 
 _WARM_UP = 3  # steps that are not measured: the first starts the readers, and kernels are chosen in it
 _MEASURED = 30  # at least
@@ -82,18 +82,18 @@ def measure(run: Run) -> Machine:
         began = time.perf_counter()
         train.run_stage(part, label="calibrate")
         whole = time.perf_counter() - began
-        lines = selection_log.read_metrics(directory)
+        lines = metrics_line.read(directory)
     finally:
         storage.remove_tree(directory)
     return of_lines(part, lines, whole)
 
 
-def of_lines(run: Run, lines: Sequence[Mapping[str, Any]], whole_seconds: float) -> Machine:
+def of_lines(run: Run, lines: Sequence[MetricsLine], whole_seconds: float) -> Machine:
     """The rates that a run's metrics show; whole_seconds: of its command."""
     step, warm = flops.step_flops(run), lines[_WARM_UP:]
 
     def mean(part: str) -> float:
-        return statistics.fmean(line.get(f"jest/{part}_time", 0.0) for line in warm)
+        return statistics.fmean(part_seconds(line, part) for line in warm)
 
     import torch
 
@@ -106,9 +106,9 @@ def of_lines(run: Run, lines: Sequence[Mapping[str, Any]], whole_seconds: float)
         flops_per_second={part: done[part] / spent for part, spent in seconds.items() if spent},
         seconds_per_example=(batch - sum(seconds.values()) - mean("agreement")) / run.super_batch_size,
         first_step_seconds=max(0.0, sum(line["train/batch_time"] for line in lines[:_WARM_UP]) - _WARM_UP * batch),
-        checkpoint_seconds=max(line.get("jest/checkpoint_time", 0.0) for line in lines),
+        checkpoint_seconds=max(part_seconds(line, "checkpoint") for line in lines),
         start_seconds=whole_seconds
-        - sum(line["train/batch_time"] + line.get("jest/checkpoint_time", 0.0) for line in lines),
+        - sum(line["train/batch_time"] + part_seconds(line, "checkpoint") for line in lines),
     )
 
 
@@ -161,7 +161,7 @@ def _share(run: Run, directory: str) -> Run:
 
 
 def cpu() -> str:
-    """The processor's own name, where the system tells it."""
-    told = Path("/proc/cpuinfo")  # of Linux; elsewhere only the kind of processor is known
-    model = re.search(r"model name\s*: (.+)", told.read_text()) if told.exists() else None
+    """The processor's name, where the system has one."""
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux; elsewhere there is only the kind of processor
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return model[1] if model else platform.machine()

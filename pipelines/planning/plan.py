@@ -12,7 +12,7 @@ from jest_core.models import outlines
 from jest_core.run_file import LowResolution, Reference, Run
 
 from ..base import progress
-from . import preflight, sizes, standing
+from . import preflight, sizes
 from .calibrate import Machine, predict
 from .preflight import Check
 from .sizes import Pairs
@@ -27,24 +27,22 @@ def print_plan(
     an hour of one learner's share of a machine, in any currency. Raises ValueError where a check fails.
     """
     outlines.refuse_resolutions(run)
-    known = sizes.pairs(run)
+    pairs = sizes.pairs(run)
     tables = [
-        _sizes(run, known),
+        _sizes(run, pairs),
         _forward(run),
-        _step(run, known, flops_per_second),
+        _step(run, pairs, flops_per_second),
         _alternatives(run),
-        _bytes(run, known),
-        _memory(run, known),
+        _bytes(run, pairs),
+        _memory(run, pairs),
     ]
     if machine is not None:
         tables.append(_time(run, machine, price))
     for table in tables:
         progress.console.print(table)
-    found = list(preflight.run_checks(run, known))
-    progress.console.print(_checks(found))
-    if found[0].ok:  # the storage can be read
-        progress.console.print(standing.table(run))
-    if failed := [check for check in found if check.ok is False]:
+    checks = list(preflight.run_checks(run, pairs))
+    progress.console.print(_checks(checks))
+    if failed := [check for check in checks if check.ok is False]:
         raise ValueError("the run would fail: " + "; ".join(f"{check.name}: {check.detail}" for check in failed))
 
 
@@ -73,13 +71,13 @@ def alternatives(run: Run) -> dict[str, StepFlops]:
 
 
 def _low_resolution(run: Run) -> LowResolution | None:
-    """The run's own, or for a ViT the paper's: half of the sub-batch in patches twice as large."""
+    """That of the run file, or for a ViT the paper's: half of the sub-batch in patches twice as large."""
     if run.training.low_resolution is not None:
         return run.training.low_resolution
-    own = outlines.patch_size(run.model.name)
-    if own is None or outlines.image_size(run.model.name) % (2 * own):
+    patch = outlines.patch_size(run.model.name)
+    if patch is None or outlines.image_size(run.model.name) % (2 * patch):
         return None
-    return LowResolution(patch_size=2 * own)
+    return LowResolution(patch_size=2 * patch)
 
 
 def _changed(part: Any, **values: Any) -> Any:
@@ -194,30 +192,30 @@ def _alternatives(run: Run) -> Table:
     return table
 
 
-def _bytes(run: Run, known: Pairs | None) -> Table:
+def _bytes(run: Run, pairs: Pairs | None) -> Table:
     table = Table(title="Bytes on storage, GB", title_justify="left", caption_justify="left")
     for column in ("", "GB", "a step, MB"):
         table.add_column(column, justify="right" if column else "left")
-    for kind, found in (("read", sizes.read_bytes(run, known)), ("written", sizes.written_bytes(run))):
+    for kind, found in (("read", sizes.read_bytes(run, pairs)), ("written", sizes.written_bytes(run))):
         for name, value in found.items():
             table.add_row(f"{kind}: {name}", f"{value / 1e9:,.2f}", f"{value / run.n_steps / 1e6:,.2f}")
-    if run.reads_scores and known is not None:
-        table.add_row("written: score cache, once", f"{sizes.cache_bytes(run, known.n_slots) / 1e9:,.2f}", "")
-    if known is None:
+    if run.reads_scores and pairs is not None:
+        table.add_row("written: score cache, once", f"{sizes.cache_bytes(run, pairs.n_slots) / 1e9:,.2f}", "")
+    if pairs is None:
         table.caption = "pictures of 25 kB are assumed: the catalogue tells their size"
     return table
 
 
-def _memory(run: Run, known: Pairs | None) -> Table:
+def _memory(run: Run, pairs: Pairs | None) -> Table:
     table = Table(title="Memory that the run file decides, GB", title_justify="left", caption_justify="left")
     for column in ("", "GB", "where"):
         table.add_column(column, justify="left" if column != "GB" else "right")
-    said = "by the catalogue" if known else "assumed"
-    windows = f"{run.data.n_streams} streams ({sizes.encoded_bytes(known) / 1e3:,.0f} kB a picture, {said})"
+    source = "by the catalogue" if pairs else "assumed"
+    windows = f"{run.data.n_streams} streams ({sizes.encoded_bytes(pairs) / 1e3:,.0f} kB a picture, {source})"
     host, device = "each learner's host", "each learner's device"
     rows = [
-        (f"windows of {windows}", sizes.window_bytes(run, known), "Ray's object stores together"),
-        ("super-batches, this one and two to come", sizes.super_batch_bytes(run, known), host),
+        (f"windows of {windows}", sizes.window_bytes(run, pairs), "Ray's object stores together"),
+        ("super-batches, this one and two to come", sizes.super_batch_bytes(run, pairs), host),
         ("embeddings of the super-batch", sizes.embedding_bytes(run), device),
         ("weights, gradients, AdamW's moments", sizes.state_bytes(run), device),
         ("the reference's weights", sizes.reference_bytes(run), device),
@@ -241,14 +239,14 @@ def _time(run: Run, machine: Machine, price: float | None) -> Table:
     table.add_row("checkpoints, as far as they hold up the loop", "", "", _duration(found.checkpoints_seconds))
     table.add_row("start of the command", "", "", _duration(found.start_seconds))
     hours = found.total / 3600
-    told = f"{_duration(found.total)}; {hours * n:,.2f} learner-hours"
+    caption = f"{_duration(found.total)}; {hours * n:,.2f} learner-hours"
     if price is not None:
-        told += f", {hours * n * price:,.2f} at {price:g} each"
+        caption += f", {hours * n * price:,.2f} at {price:g} each"
     if n > 1:
-        told += "; without what the learners exchange over the network, and evaluation"
+        caption += "; without what the learners exchange over the network, and evaluation"
     if machine.model != run.model.name:
-        told += f"; measured with {machine.model}, and this is {run.model.name}"
-    table.caption = told
+        caption += f"; measured with {machine.model}, and this is {run.model.name}"
+    table.caption = caption
     return table
 
 

@@ -1,4 +1,4 @@
-"""What can be checked of a run before it starts: storage, shards, what earlier stages have made, and the cluster."""
+"""Checks of a run before it starts: storage, shards, what earlier stages have made, and the cluster."""
 
 import os
 import uuid
@@ -33,10 +33,10 @@ class Check:
 
 
 class _NotYet(Exception):
-    """What another stage makes, or another machine can tell."""
+    """What another stage has yet to make, or what this machine cannot look up."""
 
 
-def run_checks(run: Run, known: Pairs | None) -> Iterator[Check]:
+def run_checks(run: Run, pairs: Pairs | None) -> Iterator[Check]:
     """Each check of this run, in the order in which its stages need what is checked."""
     reached = _check("storage", lambda: _storage(run))
     yield reached
@@ -57,7 +57,7 @@ def run_checks(run: Run, known: Pairs | None) -> Iterator[Check]:
     yield _check("run directory", lambda: _run_directory(run))
     for spec in run.evaluation.sets if run.evaluation else []:
         yield _check(f"evaluation set {spec.name}", lambda spec=spec: _evaluation_set(run, spec))  # type: ignore[misc]
-    yield _check("cluster", lambda: _cluster(run, known))
+    yield _check("cluster", lambda: _cluster(run, pairs))
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
@@ -87,22 +87,22 @@ def _storage(run: Run) -> str:
 
 def _shards(run: Run) -> str:
     """The first row group of each source has all that the run reads of it, and the rules keep something of it."""
-    told = []
+    summaries = []
     for source in run.data.sources:
         paths = storage.expand([source], run.path(""))
         if paths[0].endswith(".tar"):
-            told.append(f"{len(paths):,} tars")  # their columns are found when the catalogue indexes them
+            summaries.append(f"{len(paths):,} tars")  # their columns are found when the catalogue indexes them
             continue
         shard = open_shard(paths[0], run.data.columns, None)
         uids = shard.uids(0)
         shard.captions(0)
         if shard.actual("image") is None:
-            shard.read(0, "image")  # which says what it lacks
+            shard.read(0, "image")  # raises with the missing column
         kept = sum(_keeps(run, shard, uids))
         if not kept:
             raise _NotYet(f"the rules keep none of the first {len(uids)} rows of {paths[0]}, perhaps of none")
-        told.append(f"{len(paths):,} Parquet files; the rules keep {kept} of the first {len(uids)} rows")
-    return "; ".join(told)
+        summaries.append(f"{len(paths):,} Parquet files; the rules keep {kept} of the first {len(uids)} rows")
+    return "; ".join(summaries)
 
 
 def _keeps(run: Run, shard: Shard, uids: list[str]) -> list[bool]:
@@ -172,9 +172,9 @@ def _evaluation_set(run: Run, spec: run_file.EvaluationSet) -> str:
     return "there"
 
 
-def _cluster(run: Run, known: Pairs | None) -> str:
+def _cluster(run: Run, pairs: Pairs | None) -> str:
     """The resources of the cluster of RAY_ADDRESS, or of this machine where Ray is started on it."""
-    training, need = run.training, sizes.window_bytes(run, known)
+    training, need = run.training, sizes.window_bytes(run, pairs)
     if cluster.is_local():
         if training.gpus_per_learner:
             raise _NotYet("no RAY_ADDRESS is set: the learners' GPUs are not looked for")

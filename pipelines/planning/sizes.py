@@ -1,4 +1,4 @@
-"""Bytes that a run holds in memory, reads, and writes, from its run file and its catalogue."""
+"""Bytes of a run in memory, read and written, from its run file and its catalogue."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from jest_core.run_file import Run
 from ..base import manifests, progress
 from ..data.catalogue import open_catalogue
 
-_ENCODED_BYTES = 25_000  # of a picture, where no catalogue tells: a JPEG of 512 pixels
+_ENCODED_BYTES = 25_000  # of a picture, where there is no catalogue: a JPEG of 512 pixels
 _WINDOWS_HELD = 4  # two of each stream, while the next two are read
 _BYTES_A_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments
 _CACHED_BYTES = 64  # of a pair in a score cache, beside its embeddings
@@ -46,31 +46,31 @@ def pairs(run: Run) -> Pairs | None:
         return None
 
 
-def encoded_bytes(known: Pairs | None) -> float:
+def encoded_bytes(pairs: Pairs | None) -> float:
     """Of a picture, as it travels."""
-    return known.mean_bytes if known else _ENCODED_BYTES
+    return pairs.mean_bytes if pairs else _ENCODED_BYTES
 
 
-def held_bytes(run: Run, known: Pairs | None) -> float:
-    """Of an example in a window or a super-batch: encoded, and its pixels at the size that is held."""
+def example_bytes(run: Run, pairs: Pairs | None) -> float:
+    """Of an example in a window or a super-batch: encoded, and its pixels at the size in memory."""
     size = outlines.image_size(run.model.name)
-    held = run.selection.score_image_size or size if run.data.decode == "late" else size
-    return encoded_bytes(known) + 3 * held**2
+    pixels = run.selection.score_image_size or size if run.data.decode == "late" else size
+    return encoded_bytes(pairs) + 3 * pixels**2
 
 
-def window_bytes(run: Run, known: Pairs | None) -> float:
+def window_bytes(run: Run, pairs: Pairs | None) -> float:
     """Of Ray's object stores together, while the run trains. Windows are whole row groups, and no more than there are
     slots; where several learners share a stream, each holds its windows."""
     rows, most = float(run.data.window_rows), float(run.n_steps * run.super_batch_size)
-    if known is not None and known.n_row_groups:
-        rows, most = max(rows, known.n_slots / known.n_row_groups), min(most, float(known.n_slots))
+    if pairs is not None and pairs.n_row_groups:
+        rows, most = max(rows, pairs.n_slots / pairs.n_row_groups), min(most, float(pairs.n_slots))
     streams = max(run.data.n_streams, run.training.n_learners)
-    return min(streams * rows * _WINDOWS_HELD, most * streams / run.data.n_streams) * held_bytes(run, known)
+    return min(streams * rows * _WINDOWS_HELD, most * streams / run.data.n_streams) * example_bytes(run, pairs)
 
 
-def super_batch_bytes(run: Run, known: Pairs | None) -> float:
+def super_batch_bytes(run: Run, pairs: Pairs | None) -> float:
     """Of each learner's host: this super-batch and two to come."""
-    return 3 * run.super_batch_size // run.training.n_learners * held_bytes(run, known)
+    return 3 * run.super_batch_size // run.training.n_learners * example_bytes(run, pairs)
 
 
 def embedding_bytes(run: Run) -> float:
@@ -110,13 +110,13 @@ def cache_bytes(run: Run, n_pairs: float) -> float:
     return n_pairs * (4 * outlines.width(run.reference.model.name) + _CACHED_BYTES)
 
 
-def read_bytes(run: Run, known: Pairs | None) -> dict[str, float]:
+def read_bytes(run: Run, pairs: Pairs | None) -> dict[str, float]:
     """By all steps: the row groups of every super-batch, dropped rows included, and their cached scores."""
-    n_seen = run.n_steps * run.super_batch_size * (known.n_rows / max(1, known.n_slots) if known else 1.0)
-    found = {"shards, while training": n_seen * encoded_bytes(known)}
+    n_seen = run.n_steps * run.super_batch_size * (pairs.n_rows / max(1, pairs.n_slots) if pairs else 1.0)
+    bytes_read = {"shards, while training": n_seen * encoded_bytes(pairs)}
     if run.reads_scores:
-        found["score cache, while training"] = cache_bytes(run, n_seen)
-    return found
+        bytes_read["score cache, while training"] = cache_bytes(run, n_seen)
+    return bytes_read
 
 
 def written_bytes(run: Run) -> dict[str, float]:

@@ -1,11 +1,11 @@
 """Finished runs -> the table that compares them: scores, examples, FLOPs and time, with seeds put together."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
-from typing import Any
+from typing import cast
 
 import pyarrow as pa
 from rich.table import Table
@@ -14,9 +14,12 @@ from jest_core import flops, run_file
 from jest_core.run_file import Run
 
 from ..base import manifests, storage
-from ..evaluation import evaluate
+from ..evaluation import results
+from ..evaluation.results import Line
 from ..scores import score_cache
-from ..training import selection_log
+from ..training import metrics_line, selection_log
+from ..training.metrics_line import MetricsLine
+from ..training.run_directory import TrainManifest
 
 NOTE = (
     "Scores in %. FLOPs as executed, and with the scoring forward of the selected examples counted as reused (the "
@@ -26,12 +29,12 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Finished:
-    """One run directory, read."""
+    """What is read of one finished run."""
 
     directory: str
     run: Run
-    manifest: dict[str, Any]
-    results: list[dict[str, Any]]
+    manifest: TrainManifest
+    results: list[Line]
 
     @property
     def name(self) -> str:
@@ -42,7 +45,7 @@ class Finished:
         """Its name without the seed."""
         return re.sub(r"-seed\d+$", "", self.name)
 
-    def curve(self, key: str, metric: str) -> list[tuple[dict[str, Any], float]]:
+    def curve(self, key: str, metric: str) -> list[tuple[Line, float]]:
         """A score over the run's checkpoints."""
         return [(line, line["metrics"][metric]) for line in self.results if line["key"] == key]
 
@@ -51,32 +54,36 @@ class Finished:
         """As executed, the whole run."""
         return float(self.manifest["steps"] * self.manifest["flops_step"] / 1e12)
 
+    def flops_of(self, part: str) -> float:
+        """FLOPs of one part of a step, as executed; 0 of a part that has none, such as `wait`."""
+        return cast(Mapping[str, float], self.manifest).get(f"flops_{part}", 0.0)
+
     @cached_property
     def last(self) -> dict[tuple[str, str], float]:
         """Main metric of each task, in 0..1, at the end of the run; by the task and the definition of its set."""
         end = self.manifest["steps"]
-        found = [line for line in self.results if line["step"] == end]
-        return {(line["key"], line.get("protocol", "")): line["metrics"]["main_metric"] for line in found}
+        lines = [line for line in self.results if line["step"] == end]
+        return {(line["key"], line.get("protocol", "")): line["metrics"]["main_metric"] for line in lines}
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        return selection_log.read_metrics(self.directory)
+    def metrics(self) -> list[MetricsLine]:
+        return metrics_line.read(self.directory)
 
     def seconds_at(self, step: int) -> float:
-        """Time in steps until so many updates were done."""
+        """Seconds of the first so many steps."""
         return float(self.metrics[step - 1]["jest/seconds"]) if step else 0.0
 
     @cached_property
     def picks(self) -> pa.Table:
-        """The selection log of some steps, evenly over the run: a long one has drawn billions."""
+        """The selection log of some steps, evenly over the run: a long run has billions of rows."""
         return selection_log.sample(self.directory)
 
 
 def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
-    manifest = manifests.finished(directory, "train", dict[str, Any], "train it first")
+    manifest = manifests.finished(directory, "train", TrainManifest, "train it first")
     run = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode())
-    return Finished(directory, run, manifest, evaluate.read_results(directory))
+    return Finished(directory, run, manifest, results.read(directory))
 
 
 def scores(runs: Iterable[Finished]) -> list[tuple[str, str, str]]:
@@ -134,7 +141,7 @@ def compare(runs: list[Finished]) -> Comparison:
 
 
 def cell(values: list[float], form: str) -> str:
-    """The mean over seeds, and their range where they differ; nothing where it is not known."""
+    """The mean over seeds, and their range where they differ; empty where there are none, or one is NaN."""
     if not values or any(value != value for value in values):
         return ""
     text = form.format(mean(values))
@@ -143,7 +150,7 @@ def cell(values: list[float], form: str) -> str:
 
 
 def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
-    """What the reference's training, and its one pass over the catalogue, cost; where it is among the runs."""
+    """The cost of the reference's training and of its one pass over the catalogue; NaN where it is none of the runs."""
     if run.run.reference is None or not run.run.uses_reference:
         return 0.0
     reference = runs.get(run.run.path(run.run.reference.checkpoint or ""))
@@ -158,9 +165,9 @@ def _reference_teraflops(run: Finished, runs: dict[str, Finished]) -> float:
 
 
 def verdict(runs: list[Finished]) -> list[str]:
-    """What each way of selecting gained over uniform batches, and at what cost: a sentence each.
+    """A sentence for each method that selects: what it gained over uniform batches, and at what cost.
 
-    Compared are the tasks that both have, with the uniform runs that are nearest in examples and in FLOPs (5 %).
+    It is compared on the tasks that both have, with the uniform runs nearest in examples and in FLOPs (within 5 %).
     """
     methods: dict[str, list[Finished]] = {}
     for run in runs:
@@ -176,7 +183,7 @@ def verdict(runs: list[Finished]) -> list[str]:
     for name, group in methods.items():
         if group[0].run.selection.method == "uniform":
             continue
-        told = (
+        sentence = (
             f"{name} reached a mean score of {100 * _mean_score(group, set(group[0].last)):.1f} % with "
             f"{group[0].manifest['examples_trained']:,} examples trained, {group[0].teraflops:.1f} TFLOPs and "
             f"{_seconds(group):.0f} s in steps."
@@ -188,13 +195,13 @@ def verdict(runs: list[Finished]) -> list[str]:
             common = set.intersection(*(set(run.last) for run in [*group, *near]))
             if common:
                 gain = 100 * (_mean_score(group, common) - _mean_score(near, common))
-                told += (
+                sentence += (
                     f" Against {near[0].method}, at equal {kind}: {gain:+.1f} points, for "
                     f"{group[0].teraflops / near[0].teraflops:.2f} times the FLOPs, "
                     f"{_examples(group[0]) / _examples(near[0]):.2f} times the examples, "
                     f"{_seconds(group) / _seconds(near):.2f} times the time."
                 )
-        out.append(told)
+        out.append(sentence)
     return out
 
 

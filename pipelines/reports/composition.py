@@ -1,7 +1,7 @@
-"""A selection log and the shards' columns -> the share of each source, language or kind of noise in what was drawn.
+"""A selection log and the shards' columns -> the share of each source, language or kind of noise among the selected.
 
-Only rows that were logged are looked up, and no more than a sample of them: a run may have drawn billions. What was
-offered follows from what was selected and the sample of what was refused.
+A sample of the logged rows is looked up in the shards: a run may have selected billions. The shares of what was offered
+follow from those of the selected and of the logged sample of the refused.
 """
 
 from collections import Counter
@@ -15,13 +15,13 @@ from .comparison import Finished
 
 COLUMNS = ("kind", "noise", "language", "source", "nsfw")  # those that the shards have are shown
 _SAMPLE = 5_000  # logged rows that are looked up, of the selected and of the refused each
-_LARGEST = 9  # values with a line of their own; the others are put together
+_LARGEST = 9  # values that have a line each; the others share one
 _BINS = 20
 
 
 @dataclass(frozen=True)
 class Shares:
-    """steps: the middle of each bin. selected: value -> its share of the selected, by bin; offered: of all offered."""
+    """steps: mean step of each bin. selected: value -> its share of the selected, by bin; offered: of all offered."""
 
     column: str
     steps: list[float]
@@ -47,7 +47,7 @@ def shares(run: Finished, seed: int = 0) -> list[Shares]:
             continue
         largest = [value for value, _ in counts.most_common(_LARGEST)]
         names = [*largest, *(["other"] if len(counts) > _LARGEST else [])]
-        drawn, left = (np.array([v if v in largest else "other" for v in held]) for held in (of_chosen, of_refused))
+        drawn, left = (np.array([v if v in largest else "other" for v in each]) for each in (of_chosen, of_refused))
         weight = ratio if len(left) else 0.0  # of what was offered, the part that was refused
         offered = {n: (1 - weight) * float(np.mean(drawn == n)) for n in names}
         if weight:
@@ -73,15 +73,15 @@ def _some(picks: pa.Table, seed: int) -> pa.Table:
 
 
 def _values(run: Finished, catalogue: Catalogue, picks: pa.Table) -> dict[str, list[str]]:
-    """Column -> the value of each pick; an empty one is called so."""
+    """Column -> the value of each pick; `none` where it is empty."""
     rows = list(zip(picks["shard"].to_pylist(), picks["row"].to_pylist(), strict=True))
     out: dict[str, list[str]] = {}
     for (number, group), wanted in catalogue.by_row_group(rows).items():
         shard = catalogue.place(number).open(run.run.data.columns)
         for column in COLUMNS:
             if shard.actual(column):
-                held = shard.strings(group, column)
+                cells = shard.strings(group, column)
                 values = out.setdefault(column, ["none"] * len(rows))
                 for row, position in wanted:
-                    values[position] = held[row] or "none"
+                    values[position] = cells[row] or "none"
     return out

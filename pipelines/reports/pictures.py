@@ -1,10 +1,10 @@
-"""What pages are made of: thumbnails of examples, and charts as HTML."""
+"""Thumbnails of examples, and charts as HTML, for pages."""
 
 import base64
 import html as escaped
 import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 from PIL import Image
@@ -26,21 +26,41 @@ COLOURS = (
     "#9c6b4e",
     "#9498a0",
 )
-_UNSAFE = 0.5  # of LAION's and DataComp's scores, from where on a picture is blurred
+_UNSAFE = 0.5  # a picture is blurred from this score on, of LAION's and DataComp's
 
 
-def tiles(
-    run: Run, catalogue: Catalogue, rows: Sequence[tuple[int, int]], notes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Thumbnail, caption, note and unsafety of rows (shard, row of the shard); each row group is read once."""
-    out: list[dict[str, Any]] = [{} for _ in rows]
+@dataclass(frozen=True)
+class Tile:
+    """An example as pages show it. image: a data URL; score: the text before the caption."""
+
+    image: str
+    caption: str
+    score: str
+    unsafe: bool
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of a page. description: what it shows, for those who do not see it."""
+
+    title: str
+    figure: go.Figure
+    description: str = ""
+
+    @property
+    def html(self) -> str:
+        return html(self.figure, self.description)
+
+
+def tiles(run: Run, catalogue: Catalogue, rows: Sequence[tuple[int, int]], notes: Sequence[str]) -> list[Tile]:
+    """Tiles of rows (shard, row of the shard), each with its note; each row group is read once."""
+    out: dict[int, Tile] = {}
     for (number, group), wanted in catalogue.by_row_group(rows).items():
         shard = catalogue.place(number).open(run.data.columns)
         images, captions, unsafe = shard.images(group), shard.captions(group), _unsafe(shard, group)
         for row, i in wanted:
-            image = thumbnail(images[row].as_py())
-            out[i] = {"image": image, "caption": captions[row], "score": notes[i], "unsafe": unsafe[row]}
-    return out
+            out[i] = Tile(thumbnail(images[row].as_py()), captions[row], notes[i], unsafe[row])
+    return [out[i] for i in range(len(rows))]
 
 
 def _unsafe(shard: Shard, group: int) -> list[bool]:

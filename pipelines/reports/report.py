@@ -1,8 +1,9 @@
 """The report stage: run directories -> one page: what was gained at what cost, the curves, and what was drawn."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,16 +17,37 @@ from jest_core.run_file import Run
 
 from ..base import progress, storage
 from ..data.catalogue import open_catalogue
+from ..evaluation.results import Line
 from ..training import selection_log
+from ..training.metrics_line import part_seconds
 from . import comparison, composition, pictures, study
 from .comparison import Finished
 from .composition import Shares
+from .pictures import Chart, Tile
 
 _THUMBNAILS = 12  # in each row of the grids
 _MOMENTS = 4  # of training, of which thumbnails are shown
 _MATRIX = 64  # examples a side
 _SHOWN_COSTS = ("score", "reference", "select", "train", "loss", "optimizer", "agreement")
 _SHOWN_TIMES = ("wait", "score", "reference", "select", "exchange", "train", "log")
+
+
+class Pick(TypedDict):
+    """Columns of a row of the selection log that the page shows; losses of the matched pair, in nats, NaN if none."""
+
+    shard: int
+    row: int
+    selected: bool
+    learner_loss: float
+    reference_loss: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of training. rows: labels and their tiles."""
+
+    step: int
+    rows: list[tuple[str, list[Tile]]]
 
 
 def run_stage(run: Run) -> None:
@@ -49,22 +71,27 @@ def page(runs: list[Finished], table: comparison.Comparison) -> str:
     """The whole page, without a need for the network."""
     selecting = [run for run in runs if run.run.selection.method != "uniform"]
     charts = [
-        ("Scores against examples, FLOPs and time", curves(runs), "Lines of each score over training, a line a run."),
-        ("Where the FLOPs and the time went", costs(runs), "Stacked bars of each run's FLOPs and seconds by part."),
+        Chart(
+            "Scores against examples, FLOPs and time", curves(runs), "Lines of each score over training, a line a run."
+        ),
+        Chart(
+            "Where the FLOPs and the time went", costs(runs), "Stacked bars of each run's FLOPs and seconds by part."
+        ),
     ]
     if selecting:
-        told = "Learnability of the super-batches and of the sub-batches over steps."
-        charts.append(
-            ("Learnability of what was offered and of what was selected", learnability_chart(selecting), told)
-        )
+        title = "Learnability of what was offered and of what was selected"
+        description = "Learnability of the super-batches and of the sub-batches over steps."
+        charts.append(Chart(title, learnability_chart(selecting), description))
     for run in selecting:
-        for found in composition.shares(run):
-            told = f"Share of each {found.column} among the selected over steps, with its share of what was offered."
-            charts.append((f"What {run.name} selected, by {found.column}", share_chart(found), told))
+        for each in composition.shares(run):
+            title = f"What {run.name} selected, by {each.column}"
+            description = f"Share of each {each.column} of the selected over steps, with its share of what was offered."
+            charts.append(Chart(title, share_chart(each), description))
     for run in selecting[:1]:
         if run.run.reads_scores and run.run.selection.criterion == "learnability":
-            told = "Heat map: learner loss minus reference loss of every image with every caption of a batch."
-            charts.append((f"Learnability of the pairs of a batch, by {run.name}", matrix_chart(run), told))
+            title = f"Learnability of the pairs of a batch, by {run.name}"
+            description = "Heat map: learner loss minus reference loss of every image with every caption of a batch."
+            charts.append(Chart(title, matrix_chart(run), description))
     template = Environment(autoescape=True).from_string((files(__package__) / "report.html.j2").read_text())
     return template.render(
         plotly=get_plotlyjs(),
@@ -72,7 +99,7 @@ def page(runs: list[Finished], table: comparison.Comparison) -> str:
         note=comparison.NOTE,
         columns=table.columns,
         rows=table.rows,
-        charts=[(title, pictures.html(chart, told), told) for title, chart, told in charts],
+        charts=charts,
         grids=[(run.name, grids(run), repeated(run)) for run in selecting],
     )
 
@@ -92,10 +119,10 @@ def curves(runs: list[Finished]) -> go.Figure:
     for r, (key, metric, _) in enumerate(columns, 1):
         for c, title in enumerate(axes, 1):
             for i, run in enumerate(compared):
-                found = run.curve(key, metric)
+                curve = run.curve(key, metric)
                 figure.add_scatter(
-                    x=[_spent(run, line, title) for line, _ in found],
-                    y=[100 * value for _, value in found],
+                    x=[_spent(run, line, title) for line, _ in curve],
+                    y=[100 * value for _, value in curve],
                     name=run.name,
                     legendgroup=run.name,
                     showlegend=r == c == 1,
@@ -112,7 +139,7 @@ def curves(runs: list[Finished]) -> go.Figure:
     return figure
 
 
-def _spent(run: Finished, line: dict[str, Any], what: str) -> float:
+def _spent(run: Finished, line: Line, what: str) -> float:
     match what:
         case "examples trained":
             return float(line["samples_trained"])
@@ -130,8 +157,8 @@ def costs(runs: list[Finished]) -> go.Figure:
     names = [run.name for run in runs]
     for i, part in enumerate(dict.fromkeys([*_SHOWN_COSTS, *_SHOWN_TIMES])):
         colour = pictures.COLOURS[i % len(pictures.COLOURS)]
-        flops = [run.manifest["steps"] * run.manifest.get(f"flops_{part}", 0.0) / 1e12 for run in runs]
-        seconds = [sum(line.get(f"jest/{part}_time", 0.0) for line in run.metrics) for run in runs]
+        flops = [run.manifest["steps"] * run.flops_of(part) / 1e12 for run in runs]
+        seconds = [sum(part_seconds(line, part) for line in run.metrics) for run in runs]
         for column, values in ((1, flops), (2, seconds)):
             if any(values):
                 figure.add_bar(
@@ -165,17 +192,17 @@ def learnability_chart(runs: list[Finished]) -> go.Figure:
     return figure
 
 
-def share_chart(found: Shares) -> go.Figure:
+def share_chart(shares: Shares) -> go.Figure:
     """Share of each value among the selected over time, with its share of what was offered as a dotted line."""
     figure = go.Figure()
-    for i, (name, share) in enumerate(found.selected.items()):
+    for i, (name, share) in enumerate(shares.selected.items()):
         colour = pictures.COLOURS[i % len(pictures.COLOURS)]
         figure.add_scatter(
-            x=found.steps, y=[100 * s for s in share], name=name[:40], line={"color": colour}, legendgroup=name
+            x=shares.steps, y=[100 * s for s in share], name=name[:40], line={"color": colour}, legendgroup=name
         )
         figure.add_scatter(
-            x=[found.steps[0], found.steps[-1]],
-            y=[100 * found.offered[name]] * 2,
+            x=[shares.steps[0], shares.steps[-1]],
+            y=[100 * shares.offered[name]] * 2,
             line={"color": colour, "dash": "dot"},
             legendgroup=name,
             showlegend=False,
@@ -194,34 +221,34 @@ def matrix_chart(run: Finished) -> go.Figure:
     return figure
 
 
-def grids(run: Finished) -> list[dict[str, Any]]:
+def grids(run: Finished) -> list[Moment]:
     """Thumbnails of selected and refused examples at a few of the logged steps, from the first to the last."""
     steps = np.unique(run.picks["step"].to_numpy())
     out = []
     for step in dict.fromkeys(steps[np.linspace(0, len(steps) - 1, _MOMENTS).astype(int)].tolist()):
-        rows = run.picks.filter(pa.compute.equal(run.picks["step"], int(step))).to_pylist()
+        rows: list[Pick] = run.picks.filter(pa.compute.equal(run.picks["step"], int(step))).to_pylist()
         selected = sorted((row for row in rows if row["selected"]), key=_score, reverse=True)
         spread = [selected[i] for i in np.linspace(0, len(selected) - 1, min(_THUMBNAILS, len(selected))).astype(int)]
         refused = [r for r in rows if not r["selected"]][:_THUMBNAILS]
-        out.append({"step": int(step), "rows": [("selected", _tiles(run, spread)), ("refused", _tiles(run, refused))]})
+        out.append(Moment(int(step), [("selected", _tiles(run, spread)), ("refused", _tiles(run, refused))]))
     return out
 
 
-def repeated(run: Finished) -> list[dict[str, Any]]:
+def repeated(run: Finished) -> list[Tile]:
     """Thumbnails of what was selected most often."""
-    found = composition.repeats(run, _THUMBNAILS)
+    repeats = composition.repeats(run, _THUMBNAILS)
     catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
-    notes = [f"{times} times" for _, _, times in found]
-    return pictures.tiles(run.run, catalogue, [(shard, row) for shard, row, _ in found], notes)
+    notes = [f"{times} times" for _, _, times in repeats]
+    return pictures.tiles(run.run, catalogue, [(shard, row) for shard, row, _ in repeats], notes)
 
 
-def _score(row: dict[str, Any]) -> float:
-    """What a row's own pair scores, by the models that gave it a loss: one or both. NaN where none did."""
+def _score(row: Pick) -> float:
+    """The score of a row's matched pair, in nats, by the models that scored it: one or both. NaN where none did."""
     losses = (row["learner_loss"], -row["reference_loss"])
     return sum(loss for loss in losses if loss == loss) if any(loss == loss for loss in losses) else float("nan")
 
 
-def _tiles(run: Finished, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _tiles(run: Finished, rows: list[Pick]) -> list[Tile]:
     catalogue = open_catalogue(run.run.path(run.run.data.catalogue))
     notes = [f"{score:.1f}" if (score := _score(row)) == score else "" for row in rows]
     return pictures.tiles(run.run, catalogue, [(row["shard"], row["row"]) for row in rows], notes)

@@ -5,11 +5,12 @@ No training. The super-batch is the run's first; each checkpoint scores it anew.
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
+from torch import Tensor
 
-from jest_core.choices import Method
+from jest_core.examples.super_batch import Examples
 from jest_core.models import configurations, towers
 from jest_core.run_file import Run
 from jest_core.selection.algorithm import gibbs_select, select
@@ -20,12 +21,60 @@ from ..base import checkpoints, cluster, progress
 from ..stream import super_batches
 from ..stream.source import open_source
 
+
+class AnatomyLine(TypedDict):
+    """`Anatomy` of one draw, and after how many updates the learner drew: fields and units as there."""
+
+    step: int
+    sub_batch_size: int
+    super_batch_size: int
+    off_diagonal_share: float
+    off_diagonal_deviation: float
+    diagonal_deviation: float
+    overlap: float
+    joint: float
+    independent: float
+    uniform: float
+
+
+class _Options(TypedDict):
+    """What all draws of one figure have in common."""
+
+    sub_batch_size: int
+    seed: int
+    step: int
+
+
+class MethodScores(TypedDict):
+    """Learnability of the sub-batch that each method selects, in nats a pair."""
+
+    joint: float
+    independent: float
+
+
+class Matrices(TypedDict):
+    """Learnability of each image (row) with each caption (column), in nats."""
+
+    selected: list[list[float]]
+    refused: list[list[float]]
+
+
+class Figure2(TypedDict):
+    """What a draw selects: learnability of sub-batches, in nats a pair."""
+
+    step: int  # updates of the learner
+    sub_batch_size: int
+    chunks: dict[str, float]  # by the number of chunks
+    gibbs: list[list[float]]  # [iteration from 0, learnability]
+    filter_ratio: dict[str, MethodScores]  # by the filter ratio
+    matrices: Matrices
+
+
 _CHUNKS = (1, 2, 4, 8, 16, 32)
-_METHODS: tuple[Method, ...] = ("joint", "independent")
 _SIDE = 48  # rows of the matrix that is shown
 
 
-def super_batch(run: Run, sub_batch_size: int) -> tuple[Run, Any, Embeddings]:
+def super_batch(run: Run, sub_batch_size: int) -> tuple[Run, Examples, Embeddings]:
     """The run with sub-batches of this size, a super-batch of it, and the reference's embeddings of that."""
     training = run.training.model_copy(update={"sub_batch_size": sub_batch_size, "examples_trained": sub_batch_size})
     run = run.model_copy(update={"training": training})
@@ -46,7 +95,7 @@ def super_batch(run: Run, sub_batch_size: int) -> tuple[Run, Any, Embeddings]:
     return run, examples, reference
 
 
-def learner_at(run: Run, step: int, examples: Any) -> Embeddings:
+def learner_at(run: Run, step: int, examples: Examples) -> Embeddings:
     """The super-batch as the run's learner saw it after so many updates; 0: before the first."""
     pair = towers.build(run.model, seed=run.seed)
     if step:
@@ -60,7 +109,7 @@ def learner_at(run: Run, step: int, examples: Any) -> Embeddings:
     )
 
 
-def sizes(run: Run, sub_batch_sizes: list[int]) -> list[dict[str, float]]:
+def sizes(run: Run, sub_batch_sizes: list[int]) -> list[AnatomyLine]:
     """Anatomy of a draw for each age of the learner and each size of the sub-batch."""
     wide, examples, reference = super_batch(run, max(sub_batch_sizes))
     out = []
@@ -68,7 +117,7 @@ def sizes(run: Run, sub_batch_sizes: list[int]) -> list[dict[str, float]]:
         learner = learner_at(wide, step, examples)
         for b in sub_batch_sizes:
             part = slice(0, round(b / (1 - run.selection.filter_ratio)))
-            found = dissect(
+            anatomy = dissect(
                 learner[part],
                 reference[part],
                 sub_batch_size=b,
@@ -78,61 +127,53 @@ def sizes(run: Run, sub_batch_sizes: list[int]) -> list[dict[str, float]]:
                 seed=run.seed,
                 step=step,
             )
-            out.append({"step": step, **asdict(found)})
-            progress.say("study", f"step {step}, b {b}: off-diagonal {found.off_diagonal_share:.1%}")
+            out.append(cast(AnatomyLine, {"step": step, **asdict(anatomy)}))
+            progress.say("study", f"step {step}, b {b}: off-diagonal {anatomy.off_diagonal_share:.1%}")
     return out
 
 
-def figure2(run: Run, n_iterations: int) -> dict[str, Any]:
-    """The learnability matrix of what was selected and of what was not, learnability by chunks beside Gibbs sampling,
-    and by filter ratio; by the newest checkpoint."""
+def figure2(run: Run, n_iterations: int) -> Figure2:
+    """Figure 2 of the paper, by the newest checkpoint: learnability by chunks, by Gibbs sampling and by filter ratio;
+    and the matrices of some selected and some refused examples."""
     b = run.training.sub_batch_size
     wide, examples, reference = super_batch(run, 2 * b)  # for filter ratios up to 0.9
     step = checkpoints.steps(run.path(run.run_dir))[-1]
     learner, uids = learner_at(wide, step, examples), examples.uids
-    options: dict[str, Any] = {"seed": run.seed, "step": step}
+    whole = slice(0, run.super_batch_size)
+    options = _Options(sub_batch_size=b, seed=run.seed, step=step)
 
-    def learnability(indices: Any, part: slice) -> float:
-        return float(batch_score(learner[part], reference[part], indices)) / b
+    def learnability(indices: Tensor) -> float:
+        return float(batch_score(learner[whole], reference[whole], indices)) / b
 
-    part = slice(0, run.super_batch_size)
     drawn = {
-        n: select(learner[part], reference[part], sub_batch_size=b, n_chunks=n, uids=uids[part], **options)
+        n: select(learner[whole], reference[whole], n_chunks=n, uids=uids[whole], **options).indices
         for n in _CHUNKS
         if b % n == 0
     }
-    _, trace = gibbs_select(
-        learner[part], reference[part], sub_batch_size=b, n_iterations=n_iterations, uids=uids[part], **options
-    )
+    _, trace = gibbs_select(learner[whole], reference[whole], n_iterations=n_iterations, uids=uids[whole], **options)
     by_ratio = {}
     for ratio in (0.0, 0.5, 0.8, 0.9):
-        part_of = slice(0, round(b / (1 - ratio)))
-        chosen = {
-            method: select(
-                learner[part_of],
-                reference[part_of],
-                sub_batch_size=b,
-                n_chunks=run.selection.n_chunks,
-                method=method,
-                uids=uids[part_of],
-                **options,
-            ).indices
-            for method in _METHODS
-        }
-        by_ratio[str(ratio)] = {method: learnability(indices, part_of) for method, indices in chosen.items()}
-    shown = drawn[max(n for n in drawn if n <= run.selection.n_chunks)].indices[:_SIDE]
-    refused = torch.tensor(sorted(set(range(run.super_batch_size)) - set(shown.tolist())))[:_SIDE]
+        part = slice(0, round(b / (1 - ratio)))
+        scores = dissect(learner[part], reference[part], n_chunks=run.selection.n_chunks, uids=uids[part], **options)
+        by_ratio[str(ratio)] = MethodScores(joint=scores.joint, independent=scores.independent)
+    selected = drawn[max(n for n in drawn if n <= run.selection.n_chunks)][:_SIDE]
+    refused = torch.tensor(sorted(set(range(run.super_batch_size)) - set(selected.tolist())))[:_SIDE]
     return {
         "step": step,
         "sub_batch_size": b,
-        "chunks": {str(n): learnability(chosen.indices, part) for n, chosen in drawn.items()},
+        "chunks": {str(n): learnability(indices) for n, indices in drawn.items()},
         "gibbs": [[i, float(trace[i]) / b] for i in _logarithmic(n_iterations)],
         "filter_ratio": by_ratio,
         "matrices": {
-            name: pair_scores(learner[part][rows], reference[part][rows]).round(decimals=2).tolist()
-            for name, rows in (("selected", shown), ("refused", refused))
+            "selected": _matrix(learner, reference, selected),
+            "refused": _matrix(learner, reference, refused),
         },
     }
+
+
+def _matrix(learner: Embeddings, reference: Embeddings, rows: Tensor | slice) -> list[list[float]]:
+    scores: list[list[float]] = pair_scores(learner[rows], reference[rows]).round(decimals=2).tolist()
+    return scores
 
 
 def _logarithmic(n: int) -> list[int]:
@@ -144,6 +185,4 @@ def matrix(run: Run, side: int) -> list[list[float]]:
     """The learnability of each image with each caption among the first examples of the run's first super-batch."""
     wide, examples, reference = super_batch(run, min(side, run.training.sub_batch_size))
     learner = learner_at(wide, checkpoints.steps(run.path(run.run_dir))[-1], examples)
-    rows = slice(0, side)
-    scores: list[list[float]] = pair_scores(learner[rows], reference[rows]).round(decimals=2).tolist()
-    return scores
+    return _matrix(learner, reference, slice(0, side))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,6 +18,7 @@ from ..data.catalogue import Catalogue, open_catalogue
 from ..data.quantiles import thresholds
 from ..scores import score_cache
 from . import pictures
+from .pictures import Chart, Tile
 
 STAGE = "thresholds"
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)  # kept
@@ -28,7 +28,7 @@ _TILES = 12  # on either side of a threshold
 
 @dataclass(frozen=True)
 class Sample:
-    """Scored rows of some shards: where they are, their score, and whether they are known to be clean."""
+    """Scored rows of some shards; clean: which of them are, None where no column says it."""
 
     shard: NDArray[np.int64]
     row: NDArray[np.int64]
@@ -36,20 +36,31 @@ class Sample:
     clean: NDArray[np.bool_] | None
 
 
+@dataclass(frozen=True)
+class Section:
+    """A threshold on the page. kept, dropped: pairs of the sample; rows: labels and their tiles."""
+
+    share: str  # of the pairs that it keeps, in %
+    limit: str  # the least score that it keeps
+    kept: int
+    dropped: int
+    rows: list[tuple[str, list[Tile]]]
+
+
 def write_page(run: Run, column: str, truth: str | None, output: str) -> None:
     """Write the page. truth: a column of the shards that is empty where a pair is clean; precision and recall of each
     threshold are against it."""
     if run.reference is None:
-        raise ValueError("the run file has no `reference` part: it has no score cache")
+        raise ValueError("the run file has no `reference` part, and so no score cache to choose a threshold in: add it")
     directory = run.path(run.reference.scores)
     catalogue = _scored(run, directory)
     cluster.connect()
     cluster.data_context()
     limits = dict(zip(SHARES, thresholds(directory, column, SHARES), strict=True))
     sample = _sample(run, catalogue, directory, column, truth)
-    charts = [("How the scores are spread", histogram(sample, limits))]
+    charts = [Chart("How the scores are spread", histogram(sample, limits))]
     if sample.clean is not None:
-        charts.append(("Precision and recall of clean pairs", precision_recall(sample, limits)))
+        charts.append(Chart("Precision and recall of clean pairs", precision_recall(sample, limits)))
         for share, limit in limits.items():
             precision, recall = at(sample, limit)
             progress.say(
@@ -63,8 +74,8 @@ def write_page(run: Run, column: str, truth: str | None, output: str) -> None:
         column=column,
         n=len(sample.score),
         n_shards=min(_PARTS, len(catalogue.shards)),
-        charts=[(title, pictures.html(chart)) for title, chart in charts],
-        moments=_moments(run, catalogue, sample, limits),
+        charts=charts,
+        sections=_sections(run, catalogue, sample, limits),
     )
     output = run_file.join("", output)
     storage.write_bytes(output, page.encode())
@@ -76,10 +87,13 @@ def _scored(run: Run, directory: str) -> Catalogue:
     made_for = score_cache.opened(directory)["config"]["catalogue"]
     for path in (run.data.catalogue, run.data.refines):
         if path and manifests.exists(run.path(path)):
-            found = open_catalogue(run.path(path))
-            if found.manifest["fingerprint"] == made_for:
-                return found
-    raise ValueError(f"{directory} was scored for neither data.catalogue {run.data.catalogue} nor data.refines")
+            catalogue = open_catalogue(run.path(path))
+            if catalogue.manifest["fingerprint"] == made_for:
+                return catalogue
+    raise ValueError(
+        f"{directory} was scored for neither data.catalogue {run.data.catalogue} nor data.refines {run.data.refines}: "
+        "correct reference.scores, or run `jest reference-scores`"
+    )
 
 
 def _sample(run: Run, catalogue: Catalogue, directory: str, column: str, truth: str | None) -> Sample:
@@ -98,8 +112,8 @@ def _sample(run: Run, catalogue: Catalogue, directory: str, column: str, truth: 
             groups = range(len(shard.row_group_sizes))
             values = np.array([v for g in groups for v in shard.strings(g, truth)], dtype=object)
             clean.append(values[ok] == "")
-    known = np.concatenate(clean) if truth is not None else None
-    return Sample(np.concatenate(shards), np.concatenate(rows), np.concatenate(scores), known)
+    is_clean = np.concatenate(clean) if truth is not None else None
+    return Sample(np.concatenate(shards), np.concatenate(rows), np.concatenate(scores), is_clean)
 
 
 def at(sample: Sample, limit: float) -> tuple[float, float]:
@@ -152,8 +166,8 @@ def histogram(sample: Sample, limits: dict[float, float]) -> go.Figure:
     return figure
 
 
-def _moments(run: Run, catalogue: Catalogue, sample: Sample, limits: dict[float, float]) -> list[dict[str, Any]]:
-    """Of each threshold: examples that it just keeps, and just drops."""
+def _sections(run: Run, catalogue: Catalogue, sample: Sample, limits: dict[float, float]) -> list[Section]:
+    """One for each threshold, with examples that it just keeps, and just drops."""
     order = np.argsort(sample.score, kind="stable")
     borders = np.searchsorted(sample.score[order], list(limits.values()), "left").tolist()
     kept = [order[border : border + _TILES] for border in borders]
@@ -163,15 +177,15 @@ def _moments(run: Run, catalogue: Catalogue, sample: Sample, limits: dict[float,
     pictured = pictures.tiles(run, catalogue, places, [f"{score:.3f}" for score in sample.score[shown]])
     tiles = dict(zip(shown.tolist(), pictured, strict=True))
     return [
-        {
-            "share": f"{share:.0%}",
-            "limit": f"{limit:.3f}",
-            "kept": len(order) - borders[i],
-            "dropped": borders[i],
-            "rows": [
+        Section(
+            share=f"{share:.0%}",
+            limit=f"{limit:.3f}",
+            kept=len(order) - borders[i],
+            dropped=borders[i],
+            rows=[
                 (f"just {side}", [tiles[j] for j in rows[i].tolist()])
                 for side, rows in (("kept", kept), ("dropped", dropped))
             ],
-        }
+        )
         for i, (share, limit) in enumerate(limits.items())
     ]

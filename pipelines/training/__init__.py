@@ -5,9 +5,11 @@ selection_log  what was drawn at each step, committed with checkpoints
 replay         a run's selection log -> each learner's share of its sub-batches
 sub_batches    the selected sub-batches, for our learner and for a loop of one's own
 heartbeat      how far the learners are, and whether they are to stop
-bottleneck     where the time of a step goes, what limits it, and what would help
+metrics_line   keys, types and units of metrics.jsonl
+bottleneck     where the time of a step goes, which part limits it, and what would help
+online_reference  the reference of reference.online, and the record of its weights
 trackers       gauges for Prometheus; TensorBoard, W&B and MLflow
-metrics        a line of metrics.jsonl for each step, which also goes to trackers
+metrics        writes a line of metrics.jsonl for each step, and sends it to the trackers
 loop           one learner: score, select, train, log and checkpoint, step by step
 train          the stage: starts the learners, and shows how far they are
 """

@@ -1,12 +1,12 @@
-"""Where the time of a run's steps goes, by its metrics: the share of each part, what limits it, and what would help."""
+"""Where the time of a run's steps goes: the share of each part, which part limits the run, and what would help."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from .metrics_line import MetricsLine, part_seconds
 
 # Parts of a step, as metrics.jsonl names their seconds (jest/wait_time ...), each with what makes it shorter
 REMEDIES = {
-    "wait": "the data comes too slowly: more CPUs for the cluster's readers, storage nearer by, or data.decode late "
+    "wait": "the data comes too slowly: more CPUs for the cluster's readers, faster storage, or data.decode late "
     "with a small selection.score_image_size",
     "score": "a larger selection.score_patch_size or a smaller score_image_size (FlexiJEST), score_precision bf16, "
     "training.compile",
@@ -15,20 +15,21 @@ REMEDIES = {
     "log": "a smaller training.n_refused_logged",
     "agreement": "a larger selection.agreement_every_steps",
     "exchange": "a faster network between the learners",
-    "train": "training.precision bf16, compile, or low_resolution; nothing else stands in its way",
+    "train": "training.precision bf16, compile, or low_resolution; no other part is slower",
     "checkpoint": "a larger training.checkpoint_every_steps, or faster storage",
 }
 
 
-def shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each part's share of the time of these lines of metrics.jsonl, the greatest first; `other`: what no part has."""
-    seconds = Counter({part: sum(line.get(f"jest/{part}_time", 0.0) for line in lines) for part in REMEDIES})
+def shares(lines: Sequence[MetricsLine]) -> dict[str, float]:
+    """Each part's share of the time of these lines of metrics.jsonl, the greatest first; `other`: the rest."""
+    seconds = {part: sum(part_seconds(line, part) for line in lines) for part in REMEDIES}
     total = sum(line.get("train/batch_time", 0.0) for line in lines) + seconds["checkpoint"]
-    seconds["other"] = max(0.0, total - seconds.total())
-    return {part: spent / total for part, spent in seconds.most_common()} if total else {}
+    seconds["other"] = max(0.0, total - sum(seconds.values()))
+    ordered = sorted(seconds.items(), key=lambda item: item[1], reverse=True)
+    return {part: spent / total for part, spent in ordered} if total else {}
 
 
-def note(lines: Sequence[Mapping[str, Any]]) -> str:
+def note(lines: Sequence[MetricsLine]) -> str:
     """For a line of progress: what was seen and trained so far, and the parts that take a hundredth or more."""
     last = lines[-1]
     parts = [f"{part} {share:.0%}" for part, share in shares(lines).items() if share >= 0.01]
@@ -38,7 +39,7 @@ def note(lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def limit(lines: Sequence[Mapping[str, Any]]) -> str:
+def limit(lines: Sequence[MetricsLine]) -> str:
     """The part that takes most of the time after the first step, which also starts the readers; and its remedy."""
     part, share = next(found for found in shares(lines[1:] or lines).items() if found[0] in REMEDIES)
     return f"limited by {part}, {share:.0%} of the time; what shortens it: {REMEDIES[part]}"

@@ -1,4 +1,4 @@
-"""The board: where the learners say how far they are, and read whether they are to stop."""
+"""The board: the learners write their progress to it, and read from it whether they have to stop."""
 
 import contextlib
 import signal
@@ -8,29 +8,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-EVALUATES = "evaluates"  # which takes as long as it takes
-_BEAT = 2.0  # seconds between two signs of life of a learner
+EVALUATES = "evaluates"  # which has no time limit
+_BEAT = 2.0  # seconds between two heartbeats of a learner
 
 
 @dataclass
 class Progress:
     step: int = 0
     note: str = ""
-    told: list[str] = field(default_factory=list)  # what the user is to know
-    failure: str = ""  # why the run is over, which no restart would mend
-    doing: dict[int, str] = field(default_factory=dict)  # by rank: what each learner said last
-    silent: dict[int, float] = field(default_factory=dict)  # by rank: seconds since it did
-    still: float = 0.0  # seconds since one of them said something new
+    messages: list[str] = field(default_factory=list)  # for the user, in order
+    failure: str = ""  # an error that ends the run, as a restart would meet it again
+    doing: dict[int, str] = field(default_factory=dict)  # by rank: each learner's last heartbeat
+    silent: dict[int, float] = field(default_factory=dict)  # by rank: seconds since then
+    still: float = 0.0  # seconds since a heartbeat said something new
 
     def hang(self, minutes: float) -> str:
-        """Who does what, where no learner has moved for so many minutes; empty where one has, or none has begun."""
+        """What each learner does, where none has moved for so many minutes; empty where one has, or none has begun."""
         if not self.doing or self.still < 60 * minutes or EVALUATES in self.doing.values():
             return ""
-        told = []
+        learners = []
         for rank, doing in sorted(self.doing.items()):
             silent = self.silent[rank]
-            told.append(f"learner {rank} {doing}" + (f", silent for {silent:.0f} s" if silent > 5 * _BEAT else ""))
-        return f"no learner has moved for {self.still / 60:.1f} minutes (training.hang_minutes): {'; '.join(told)}"
+            learners.append(f"learner {rank} {doing}" + (f", silent for {silent:.0f} s" if silent > 5 * _BEAT else ""))
+        return f"no learner has moved for {self.still / 60:.1f} minutes (training.hang_minutes): {'; '.join(learners)}"
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Pulse:
 class _Board:
     def __init__(self) -> None:
         self.progress, self.stopping = Progress(), False
-        self.heard: dict[int, float] = {}
+        self.last_beat: dict[int, float] = {}
         self.moved = time.monotonic()
 
     def put(self, step: int, note: str) -> bool:
@@ -49,20 +49,20 @@ class _Board:
         return self.stopping
 
     def tell(self, text: str) -> None:
-        self.progress.told.append(text)
+        self.progress.messages.append(text)
 
     def fail(self, reason: str) -> None:
         self.progress.failure = self.progress.failure or reason
 
     def beat(self, rank: int, doing: str) -> None:
-        self.heard[rank] = time.monotonic()
+        self.last_beat[rank] = time.monotonic()
         if self.progress.doing.get(rank) != doing:
             self.progress.doing[rank] = doing
             self.moved = time.monotonic()
 
     def get(self) -> Progress:
         now = time.monotonic()
-        self.progress.silent = {rank: now - heard for rank, heard in self.heard.items()}
+        self.progress.silent = {rank: now - beat for rank, beat in self.last_beat.items()}
         self.progress.still = now - self.moved
         return self.progress
 
@@ -86,7 +86,7 @@ class Board:
         self._actor: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Start a call of the board; returns what `_wait` gets its answer from."""
+        """Start a call of the board; `_wait` returns its answer."""
         if self._own is not None:
             return getattr(self._own, name)(*arguments)
         return getattr(self._actor, name).remote(*arguments)
@@ -99,26 +99,26 @@ class Board:
         return ray.get(answer)
 
     def put(self, step: int, note: str) -> None:
-        """Say how far the run is; does not wait."""
+        """Write the number of finished steps, and a note on them; does not wait."""
         self._answer = self._call("put", step, note)
 
     def tell(self, text: str) -> None:
-        """Have the driver say it; does not wait."""
+        """Have the driver print a message; does not wait."""
         self._call("tell", text)
 
     def fail(self, reason: str) -> None:
-        """Say that the run is over, and why, which the first who fails knows; returns once that is told."""
+        """End the run with this reason, unless another learner gave one first; returns once the board has it."""
         self._wait(self._call("fail", reason))
 
     @contextlib.contextmanager
     def pulse(self, rank: int) -> Iterator[Pulse]:
-        """Within the block a learner gives signs of life; it writes into the pulse what it does."""
+        """Within the block heartbeats go to the board; the learner writes into the pulse what it does."""
         pulse = Pulse()
         with every(_BEAT, lambda: self._call("beat", rank, pulse.doing)):
             yield pulse
 
     def is_stopping(self) -> bool:
-        """Whether the learners were told to stop when this one last put something."""
+        """Whether the learners had to stop when this one last wrote its progress."""
         return self._answer is not None and bool(self._wait(self._answer))
 
     def get(self) -> Progress:
@@ -126,13 +126,13 @@ class Board:
         return found
 
     def stop(self) -> None:
-        """Have the learners stop once their step is done."""
+        """Have the learners stop after the step that they are in."""
         self._call("stop")
 
 
 @contextlib.contextmanager
 def every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
-    """Within the block a thread does it again and again, so many seconds apart, and once more at the end."""
+    """Within the block a thread calls `do` again and again, so many seconds apart, and once more at the end."""
     over = threading.Event()
 
     def run() -> None:
@@ -152,12 +152,12 @@ def every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
 @contextlib.contextmanager
 def sigterm_noted() -> Iterator[threading.Event]:
     """Within the block SIGTERM sets the event, and ends no process by itself."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach no other
-        yield told
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # no other thread receives signals
+        yield stopping
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:
-        yield told
+        yield stopping
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,10 +1,11 @@
 """The training loop of one learner: score, select, train, log and checkpoint, step by step.
 
-The run directory is the only state: whoever is started again goes on from the newest checkpoint there.
+The run directory is the only state: a learner that is started again goes on from the newest checkpoint there.
 """
 
 import math
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from jest_core.collectives import Learners
+from jest_core.examples.super_batch import Examples
 from jest_core.models import towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import Run
@@ -24,11 +26,12 @@ from jest_core.training.step import Learner, StepResult, train_step
 
 from ..base import checkpoints, cluster, storage
 from ..base.prefetch import prefetch
-from ..evaluation import evaluate
+from ..evaluation import evaluate, results
 from ..stream.source import Source, open_source
-from . import selection_log, sub_batches
-from .heartbeat import EVALUATES, Board
+from . import online_reference, selection_log, sub_batches
+from .heartbeat import EVALUATES, Board, Pulse
 from .metrics import Journal
+from .online_reference import Online
 
 
 @dataclass(frozen=True)
@@ -46,86 +49,163 @@ ALONE = Place(0, 1, 1, torch.device("cpu"))
 
 def learn(run: Run, board: Board, place: Place = ALONE) -> None:
     """One learner: from the newest checkpoint to the end of the run."""
-    if board.get().failure:  # and this is the restart, which would only fail there again
+    if board.get().failure:  # this is the restart after it, which would only fail there again
         return
-    rank, size = place.rank, place.n_learners
-    directory = run.path(run.run_dir)
-    group = dist.group.WORLD if size > 1 else None
     if not run.training.gpus_per_learner:
-        torch.set_num_threads(max(1, cluster.n_cores() // size))
+        torch.set_num_threads(max(1, cluster.n_cores() // place.n_learners))
         cluster.keep_freed_memory()
-    source = storage.retried(open_source)(run)
-    learner = _create(run, source, place, group)
-    done = checkpoints.resume(directory, learner.towers, learner.optimizer)
-    log = selection_log.SelectionLog(directory, done["log_parts"])
-    if rank == 0:
-        log.tidy()
-        checkpoints.tidy(directory)
-    step = done["step"]
-    journal = Journal(run, board, done) if rank == 0 else None
-    items = sub_batches.stream(run, source, learner.towers, rank=rank, n_learners=size, first_step=step)
-    learners, committed, saving = Learners(group), time.monotonic(), 0.0
-    if len(set(learners.counts(step))) > 1:
-        raise RuntimeError(
-            "the learners found different newest checkpoints; the storage shows some of them an old list"
-        )
+    loop = _Loop(run, board, place)
     with (
-        journal or nullcontext(),
-        checkpoints.Writer() as writer,
-        board.pulse(rank) as pulse,
-        closing(prefetch(items)) as super_batch_stream,
+        loop.journal or nullcontext(),
+        loop.writer,
+        board.pulse(place.rank) as pulse,
+        closing(prefetch(loop.super_batches())) as super_batches,
     ):
-
-        def evaluate_now() -> None:
-            """After the step's checkpoint, so that what fails here loses no step; the others wait."""
-            pulse.doing = EVALUATES
-            whole = _whole(run, learner.towers, rank)
-            if journal is not None:
-                writer.wait()
-                journal.add_evaluation(step, evaluate.evaluate_step(run, whole, step))
-                if step in checkpoints.steps(directory):
-                    writer.submit(partial(storage.retried(journal.write), journal.text()))
-            if group is not None:
-                dist.barrier(group)
-
-        if step and learners.any(rank == 0 and evaluate.is_due(run, step) and evaluate.is_missing(run, step))[0]:
-            evaluate_now()  # the try before this one did not come to it
-        while step < run.n_steps:
-            began = time.perf_counter()
-            pulse.doing = f"waits for the data of step {step}"
-            super_batch = next(super_batch_stream)
-            times = {"wait": time.perf_counter() - began, "checkpoint": saving}
-            pulse.doing = f"is in step {step}"
-            try:
-                result = _sound(run, train_step(learner, super_batch, step))
-            except Diverged as error:
-                board.fail(f"step {step}: {error}; {directory}/failed has the examples of its super-batch")
-                storage.write_table(f"{directory}/failed/step-{step:08d}-{rank}.parquet", super_batch.identities())
-                raise
-            step += 1
-            times |= result.seconds | {"batch": time.perf_counter() - began}
-            if journal is not None:
-                log.add(result)
-                journal.add(result, step, times)
-            due = (time.monotonic() - committed) / 60 >= (run.training.checkpoint_every_minutes or math.inf)
-            stops, due = learners.any(rank == 0 and board.is_stopping(), rank == 0 and due)
-            commits = due or stops or step % run.training.checkpoint_every_steps == 0 or step == run.n_steps
-            began = time.perf_counter()
-            if commits and (journal is not None or learner.towers.sharded):  # whose shares are on all learners
-                content = checkpoints.content(step, learner.towers, learner.optimizer)
-                held = checkpoints.copied(content, keep=journal is not None)
-                if journal is not None:
-                    _checkpoint(writer, run, directory, step, held, log, journal)
-                committed = time.monotonic()
-            saving = time.perf_counter() - began
-            if evaluate.is_due(run, step) and (not stops or step == run.n_steps):
-                evaluate_now()
+        loop.evaluate_if_missed(pulse)
+        while loop.step < run.n_steps:
+            pulse.doing = f"waits for the data of step {loop.step}"
+            super_batch, wait_seconds = _timed_next(super_batches)
+            pulse.doing = f"is in step {loop.step}"
+            loop.train(super_batch, wait_seconds)
+            stops = loop.checkpoint_if_due()
+            if evaluate.is_due(run, loop.step) and (not stops or loop.step == run.n_steps):
+                loop.evaluate(pulse)
             if stops:
                 return
 
 
+class _Loop:
+    """What one learner has between two steps; `step` counts finished updates. The first learner has a journal."""
+
+    def __init__(self, run: Run, board: Board, place: Place) -> None:
+        self.run, self.board, self.rank = run, board, place.rank
+        self.n_learners, self.directory = place.n_learners, run.path(run.run_dir)
+        self.group = dist.group.WORLD if place.n_learners > 1 else None
+        self.source = storage.retried(open_source)(run)
+        self.reference = online_reference.load(run)
+        self.learner = _create(run, self.source, place, self.group, self.reference)
+        state = checkpoints.resume(self.directory, self.learner.towers, self.learner.optimizer)
+        self.step = state["step"]
+        self.learners = Learners(self.group)
+        self._refuse_other_start(state)
+        self.log = selection_log.SelectionLog(self.directory, state["log_parts"])
+        self.journal: Journal | None = None
+        if self.rank == 0:
+            self.log.tidy()
+            checkpoints.tidy(self.directory)
+            results.remove_after(self.directory, self.step)
+            self.journal = Journal(run, board, state)
+        self.writer = checkpoints.Writer()
+        self._committed_at, self._saving_seconds = time.monotonic(), 0.0
+
+    def _refuse_other_start(self, state: checkpoints.State) -> None:
+        if len(set(self.learners.counts(self.step))) > 1:
+            raise RuntimeError(
+                f"{self.directory}: the learners see different newest checkpoints, as its storage lists old files to "
+                "some of them; start the run again"
+            )
+        try:
+            online_reference.refuse_other(self.run, state, self.reference)
+        except ValueError as error:
+            self.board.fail(str(error))
+            raise
+        if self.reference is not None and len(set(self.learners.counts(self.reference.short_hash))) > 1:
+            assert self.run.reference is not None
+            raise RuntimeError(
+                f"the learners loaded different weights of reference.checkpoint {self.run.reference.checkpoint}, to "
+                "which a run still writes checkpoints; start the run again, or name a checkpoint file there"
+            )
+
+    def super_batches(self) -> Iterator[Examples]:
+        """This learner's share of the super-batches from here on."""
+        place = {"rank": self.rank, "n_learners": self.n_learners, "first_step": self.step}
+        return sub_batches.stream(self.run, self.source, self.learner.towers, **place)
+
+    def train(self, super_batch: Examples, wait_seconds: float) -> None:
+        """One step: select, update and log. Raises Diverged where the update is not sound."""
+        began = time.perf_counter()
+        try:
+            result = _sound(self.run, train_step(self.learner, super_batch, self.step))
+        except Diverged as error:
+            failed = f"{self.directory}/failed"
+            self.board.fail(f"step {self.step}: {error}; {failed} has the examples of its super-batch")
+            storage.write_table(f"{failed}/step-{self.step:08d}-{self.rank}.parquet", super_batch.identities())
+            raise
+        self.step += 1
+        if self.journal is not None:
+            batch = wait_seconds + time.perf_counter() - began
+            times = {"wait": wait_seconds, "checkpoint": self._saving_seconds} | result.seconds | {"batch": batch}
+            self.log.add(result)
+            self.journal.add(result, self.step, times)
+
+    def checkpoint_if_due(self) -> bool:
+        """Checkpoint after so many steps or minutes, at the end, or on SIGTERM; returns whether the learners stop."""
+        training, first = self.run.training, self.rank == 0
+        minutes = (time.monotonic() - self._committed_at) / 60
+        by_time = minutes >= (training.checkpoint_every_minutes or math.inf)
+        stops, by_time = self.learners.any(first and self.board.is_stopping(), first and by_time)
+        by_steps = self.step % training.checkpoint_every_steps == 0 or self.step == self.run.n_steps
+        began = time.perf_counter()
+        # of sharded towers all learners have a share
+        if (by_time or stops or by_steps) and (self.journal is not None or self.learner.towers.sharded):
+            content = checkpoints.content(self.step, self.learner.towers, self.learner.optimizer)
+            copied = checkpoints.copied(content, keep=self.journal is not None)
+            if self.journal is not None:
+                self._checkpoint(copied, self.journal)
+            self._committed_at = time.monotonic()
+        self._saving_seconds = time.perf_counter() - began
+        return stops
+
+    def _checkpoint(self, copied: checkpoints.Checkpoint, journal: Journal) -> None:
+        """Write the copied content while training goes on: log parts and metrics, then the checkpoint that commits
+        them; then remove the checkpoints that are not kept."""
+        training, directory, step = self.run.training, self.directory, self.step
+        steps_logged, metrics, seconds = self.log.take(), journal.text(), journal.seconds
+
+        def write() -> None:
+            parts = self.log.commit(steps_logged)
+            journal.write(metrics)
+            state: checkpoints.State = {"step": step, "seconds": seconds, "log_parts": parts}
+            if self.reference is not None:
+                state["reference"] = self.reference.record
+            checkpoints.write(directory, step, copied | {"jest": state})
+
+        def write_and_prune() -> None:
+            storage.retried(write)()
+            storage.retried(checkpoints.prune)(
+                directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps
+            )
+
+        self.writer.submit(write_and_prune)
+
+    def evaluate_if_missed(self, pulse: Pulse) -> None:
+        """Evaluate the checkpoint from which the run goes on, where it ended before it came to that."""
+        run, step = self.run, self.step
+        missed = bool(step) and self.rank == 0 and evaluate.is_due(run, step) and evaluate.is_missing(run, step)
+        if step and self.learners.any(missed)[0]:
+            self.evaluate(pulse)
+
+    def evaluate(self, pulse: Pulse) -> None:
+        """After the step's checkpoint, so that an error here loses no step; the other learners wait."""
+        pulse.doing = EVALUATES
+        whole = _whole(self.run, self.learner.towers, self.rank)
+        if self.journal is not None:
+            self.writer.wait()
+            self.journal.add_evaluation(self.step, evaluate.evaluate_step(self.run, whole, self.step))
+            if self.step in checkpoints.steps(self.directory):
+                self.writer.submit(partial(storage.retried(self.journal.write), self.journal.text()))
+        if self.group is not None:
+            dist.barrier(self.group)
+
+
+def _timed_next(super_batches: Iterator[Examples]) -> tuple[Examples, float]:
+    """The next super-batch, and the seconds that the loop waited for it."""
+    began = time.perf_counter()
+    return next(super_batches), time.perf_counter() - began
+
+
 def _sound(run: Run, result: StepResult) -> StepResult:
-    """The step, unless it diverged."""
+    """The step. Raises Diverged where its loss or gradient is not finite, or the loss above training.max_loss."""
     loss, norm = (result.optimisation[name] for name in ("loss", "gradient_norm"))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(f"loss {loss:.4g}, gradient norm {norm:.4g}")
@@ -134,7 +214,9 @@ def _sound(run: Run, result: StepResult) -> StepResult:
     return result
 
 
-def _create(run: Run, source: Source, place: Place, group: dist.ProcessGroup | None) -> Learner:
+def _create(
+    run: Run, source: Source, place: Place, group: dist.ProcessGroup | None, reference: Online | None
+) -> Learner:
     config = run.training
     pair = towers.build(run.model, seed=run.seed)
     start_from(run, pair)
@@ -158,18 +240,21 @@ def _create(run: Run, source: Source, place: Place, group: dist.ProcessGroup | N
     if group is not None and not pair.sharded:  # no buffer of a tower changes: batch norm is refused
         trained = torch.nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
     decoders = max(1, cluster.n_cores() // place.n_here)
-    selector = sub_batches.selector(run, source, pair, group, ThreadPoolExecutor(decoders))
+    selector = sub_batches.selector(run, source, pair, group, ThreadPoolExecutor(decoders), reference)
     return Learner(**vars(selector), optimizer=optimizer, wrapped=trained)
 
 
 def start_from(run: Run, pair: Towers) -> None:
-    """The initial checkpoint's weights, where the run has no checkpoint of its own yet."""
+    """Load the initial checkpoint's weights, where the run directory has no checkpoint yet."""
     if run.training.initial_checkpoint is not None and not checkpoints.steps(run.path(run.run_dir)):
         towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
 
 
 def _whole(run: Run, pair: Towers, rank: int) -> Towers:
-    """What the first learner evaluates alone: of sharded towers a copy with all weights, which all learners give it."""
+    """The towers that the first learner evaluates: of sharded ones a copy with all weights, gathered from all learners.
+
+    Collective where the towers are sharded; the other learners return theirs.
+    """
     if not pair.sharded:
         return pair
     state = checkpoints.copied(pair.model.state_dict(), keep=rank == 0)
@@ -179,31 +264,3 @@ def _whole(run: Run, pair: Towers, rank: int) -> Towers:
     towers.load_weights(copy, state)
     copy.model.to(pair.device)
     return copy
-
-
-def _checkpoint(
-    writer: checkpoints.Writer,
-    run: Run,
-    directory: str,
-    step: int,
-    held: checkpoints.Checkpoint,
-    log: selection_log.SelectionLog,
-    journal: Journal,
-) -> None:
-    """Write the copied state while training goes on: log parts and metrics, then the checkpoint that commits them, then
-    away with those that are not to be kept."""
-    training = run.training
-    steps_logged, told, seconds = log.take(), journal.text(), journal.seconds
-
-    def write() -> None:
-        parts = log.commit(steps_logged)
-        journal.write(told)
-        checkpoints.write(directory, step, held | {"jest": {"step": step, "seconds": seconds, "log_parts": parts}})
-
-    def write_and_prune() -> None:
-        storage.retried(write)()
-        storage.retried(checkpoints.prune)(
-            directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps
-        )
-
-    writer.submit(write_and_prune)

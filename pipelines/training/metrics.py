@@ -1,9 +1,9 @@
-"""What the first learner tells of each step: a line of metrics.jsonl, which also goes to the trackers and the board."""
+"""The metrics of each step: the first learner writes them to metrics.jsonl, and sends them to trackers and board."""
 
 import json
 from collections import deque
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 from jest_core import flops
 from jest_core.run_file import Run
@@ -12,27 +12,42 @@ from jest_core.training.step import StepResult
 from ..base import checkpoints, storage
 from . import bottleneck
 from .heartbeat import Board
+from .metrics_line import MetricsLine
 from .trackers import Trackers
 
-_RECENT = 20  # steps that progress is told of
+_RECENT = 20  # steps over which progress is averaged
 
 
 class Journal:
     """The lines of a run so far, and the seconds of its steps; a context manager, which closes the trackers.
 
-    done: what the checkpoint says that the run goes on from.
+    state: where the run goes on. Lines of later steps are removed from the file: the run makes these steps again.
     """
 
-    def __init__(self, run: Run, board: Board, done: checkpoints.RunState) -> None:
+    def __init__(self, run: Run, board: Board, state: checkpoints.State) -> None:
         self._run, self._board, self._costs = run, board, step_costs(run)
-        self._directory = run.path(run.run_dir)
-        self._lines: list[str] = []
-        if done["step"]:
-            told = storage.retried(storage.read_bytes)(f"{self._directory}/metrics.jsonl").decode()
-            self._lines = told.splitlines()[: done["step"]]
-        self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
-        self._trackers = Trackers(run, done["step"], board.tell)
-        self.seconds: float = done["seconds"]
+        self._path = f"{run.path(run.run_dir)}/metrics.jsonl"
+        self._lines = self._cut_after(state["step"])
+        self._recent: deque[MetricsLine] = deque(maxlen=_RECENT)
+        self._trackers = Trackers(run, state["step"], board.tell)
+        self.seconds = state["seconds"]
+
+    @storage.retried
+    def _cut_after(self, step: int) -> list[str]:
+        """The lines of the file up to this step, as the file has them from now on."""
+        if not storage.exists(self._path):
+            if step:
+                raise FileNotFoundError(
+                    f"{self._path} is missing, and the run has a checkpoint after step {step:,}: restore the file, or "
+                    "start another run_dir"
+                )
+            return []
+        lines = storage.read_bytes(self._path).decode().splitlines()
+        if not step:
+            storage.remove(self._path)
+        elif len(lines) > step:
+            self.write(_text(lines[:step]))
+        return lines[:step]
 
     def add(self, result: StepResult, step: int, times: dict[str, float]) -> None:
         """A finished step; times: seconds by part, `batch` all of it."""
@@ -43,17 +58,17 @@ class Journal:
         self._trackers.log(step, line)
         self._board.put(step, bottleneck.note(self._recent))
 
-    def add_evaluation(self, step: int, found: dict[str, float]) -> None:
-        """What an evaluation found after the last step, on that step's line."""
-        self._lines[-1] = json.dumps(json.loads(self._lines[-1]) | found)
-        self._trackers.log(step, found)
+    def add_evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """Put an evaluation's scores, made after the last step, on that step's line."""
+        self._lines[-1] = json.dumps(json.loads(self._lines[-1]) | scores)
+        self._trackers.log(step, scores)
 
     def text(self) -> bytes:
         """metrics.jsonl as it is now."""
-        return ("\n".join(self._lines) + "\n").encode()
+        return _text(self._lines)
 
     def write(self, text: bytes) -> None:
-        storage.write_bytes(f"{self._directory}/metrics.jsonl", text)
+        storage.write_bytes(self._path, text)
 
     def __enter__(self) -> "Journal":
         return self
@@ -62,6 +77,10 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._trackers.close(failed=error is not None)
+
+
+def _text(lines: list[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode()
 
 
 def step_costs(run: Run) -> dict[str, float]:
@@ -82,10 +101,11 @@ def step_costs(run: Run) -> dict[str, float]:
 
 def metrics(
     run: Run, result: StepResult, step: int, seconds: float, times: dict[str, float], costs: dict[str, float]
-) -> dict[str, Any]:
-    """One line of metrics.jsonl, in open_clip's names and jest's; `step` counts finished updates.
+) -> MetricsLine:
+    """One line of metrics.jsonl.
 
-    times: seconds of the step by part. `batch` is all of it; `checkpoint` is what the one before it took of the loop.
+    seconds: of all steps so far. times: seconds of the step by part; `batch` is all of it, and `checkpoint` is for how
+    long the checkpoint before it kept the loop. costs: those of `step_costs`.
     """
     parts = dict(times)
     batch = parts.pop("batch")
@@ -116,4 +136,5 @@ def metrics(
         **{f"jest/{name}": value for name, value in result.agreement.items()},
         **{f"jest/{name}_time": value for name, value in parts.items()},
     }
-    return {k: v for k, v in line.items() if v == v}  # NaN is no JSON: what was not computed is left out
+    # NaN is no JSON: what was not computed is left out
+    return cast(MetricsLine, {k: v for k, v in line.items() if v == v})

@@ -1,7 +1,7 @@
 """A run's selection log -> each learner's share of its sub-batches, step by step: what `jest train --replay` trains on.
 
-Nothing is scored. The log says which row of which shard each selected example was, so that neither the order nor a
-score cache is needed: only the catalogue that the log's shards are numbered by.
+Nothing is scored. The log has the shard and the row of each selected example, so that neither the order nor a score
+cache is needed: only the catalogue in which the shards have these numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Steps:
 
 
 def refuse(run: Run) -> None:
-    """Raises ValueError where the log has other sub-batches than the run's, or fewer."""
+    """Raises ValueError where the log's sub-batches have another size than the run's, or are fewer."""
     assert run.data.replay is not None
     directory = run.path(run.data.replay)
     logged = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode(), source=f"{directory}/run.yaml")
@@ -82,7 +82,7 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
 
 
 def _plan(run: Run, first_step: int, at_once: int) -> Iterator[Steps]:
-    """So many steps for each task, from first_step to the end of the run."""
+    """At most `at_once` steps for each task, from first_step to the end of the run."""
     assert run.data.replay is not None
     directory = run.path(run.data.replay)
     for name, first, last in selection_log.parts(directory):
@@ -100,14 +100,14 @@ def _read(batch: dict[str, np.ndarray], run_text: str, inputs: Inputs) -> pa.Tab
     rows = pa.concat_tables(_selected(log.read_row_group(i), run, steps).slice(first, share) for i in steps.row_groups)
     catalogue = held_catalogue(run.path(run.data.catalogue))
     shards = rows["shard"].to_numpy()
-    found, order = [], []
+    tables, order = [], []
     for number in np.unique(shards):
         at = np.flatnonzero(shards == number)
         for positions, table in _read_shard(run, catalogue.place(int(number)), rows.take(pa.array(at))):
             order.append(at[positions])
-            found.append(table)
+            tables.append(table)
     back = np.argsort(np.concatenate(order))
-    return decoded(pa.concat_tables(found).take(pa.array(back)), inputs)
+    return decoded(pa.concat_tables(tables).take(pa.array(back)), inputs)
 
 
 def _selected(rows: pa.Table, run: Run, steps: Steps) -> pa.Table:
@@ -130,13 +130,13 @@ def _read_shard(run: Run, place: Place, rows: pa.Table) -> list[tuple[NDArray[np
     out = []
     for group in np.unique(groups):
         positions = np.flatnonzero(groups == group)
-        own = row[positions] - (ends[group] - shard.row_group_sizes[group])
+        in_group = row[positions] - (ends[group] - shard.row_group_sizes[group])
         uids, _ = place.aligned(shard, int(group))
-        if [uids[i] for i in own] != rows["uid"].take(pa.array(positions)).to_pylist():
+        if [uids[i] for i in in_group] != rows["uid"].take(pa.array(positions)).to_pylist():
             raise ValueError(
                 f"{place.path}, row group {group}: other uids than in the log of {run.data.replay}; replay with the "
                 "catalogue that it was made with"
             )
         occurrences = rows["occurrence"].to_numpy()[positions]
-        out.append((positions, encoded(shard, place.number, int(group), own, uids, occurrences)))
+        out.append((positions, encoded(shard, place.number, int(group), in_group, uids, occurrences)))
     return out

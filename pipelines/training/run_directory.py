@@ -1,7 +1,7 @@
 """A run's directory: whether a run file may begin there, go on there, or make the run that is there longer."""
 
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from jest_core import run_file
 from jest_core.run_file import Run
@@ -11,18 +11,40 @@ from ..base import checkpoints, manifests
 _BUDGET = {"training.examples_trained", "training.cooldown_steps"}
 
 
-def claim(run: Run, stage: str = "train") -> dict[str, Any] | None:
-    """Begin there, or go on: the manifest where the run is finished, else None.
+class TrainManifest(TypedDict):
+    """manifest.json of the stage train; from `steps` on once it is complete. FLOPs are those of one step, by part."""
 
-    Raises ValueError, naming what differs and the way on, where the directory belongs to another run.
+    stage: str
+    complete: bool
+    config: run_file.Identity
+    steps: int
+    examples_seen: int  # of the super-batches
+    examples_trained: int  # of the sub-batches
+    seconds: float  # of all steps
+    flops_step: float  # as executed
+    flops_step_with_reuse: float  # with the scoring forward of the selected examples counted as reused
+    flops_score: float
+    flops_reference: float
+    flops_select: float
+    flops_train: float
+    flops_loss: float
+    flops_optimizer: float
+    flops_agreement: float
+    fingerprint: str
+
+
+def claim(run: Run, stage: str = "train") -> TrainManifest | None:
+    """Begin a run in its directory, or go on; returns the manifest where the run is finished, else None.
+
+    Raises ValueError, naming the values that differ and what to do, where the directory belongs to another run.
     """
-    return manifests.begin(run.path(run.run_dir), stage, run_file.identity(run), dict[str, Any], **_changes(run, stage))
+    return manifests.begin(run.path(run.run_dir), stage, run_file.identity(run), TrainManifest, **_changes(run, stage))
 
 
-def refuse_other(run: Run, stage: str = "train") -> dict[str, Any] | None:
-    """Raise as `claim` would, and write nothing; the manifest that is there, None of a new directory."""
+def refuse_other(run: Run, stage: str = "train") -> TrainManifest | None:
+    """Raise as `claim` would, and write nothing; returns the directory's manifest, None of a new directory."""
     return manifests.refuse_other(
-        run.path(run.run_dir), stage, run_file.identity(run), dict[str, Any], **_changes(run, stage)
+        run.path(run.run_dir), stage, run_file.identity(run), TrainManifest, **_changes(run, stage)
     )
 
 
@@ -33,9 +55,9 @@ def _changes(run: Run, stage: str) -> dict[str, Any]:
 def _extends(run: Run, stage: str, old: run_file.Identity, differing: list[str]) -> bool:
     """Whether only the budget differs, and all steps so far are those of the new one too.
 
-    They are where the learning rate does not depend on the budget: up to the cool-down of the schedules rsqrt and
-    constant. A loop of one's own (stage `sub-batches`) has a schedule of its own. Raises ValueError, with the way on,
-    where that is over.
+    That is so while the learning rate does not depend on the budget: up to the cool-down of the schedules rsqrt and
+    constant. The schedule of a user's loop (stage `sub-batches`) is not in the run file, and any budget will do. Raises
+    ValueError, with what to do, where steps would differ.
     """
     if not set(differing) <= _BUDGET:
         return False
@@ -45,7 +67,10 @@ def _extends(run: Run, stage: str, old: run_file.Identity, differing: list[str])
     new = run_file.identity(run)
     changes = "; ".join(f"{key}: there {old[key]:,}, here {new[key]:,}" for key in differing)
     if reached > run.n_steps:
-        raise ValueError(f"{directory} has a checkpoint after step {reached:,}, which is past the budget ({changes})")
+        raise ValueError(
+            f"{directory} has a checkpoint after step {reached:,}, which is past the budget ({changes}): give the "
+            "earlier budget, or another run_dir"
+        )
     if stage != "train":
         return True
     same_until = 0
@@ -63,5 +88,5 @@ def _extends(run: Run, stage: str, old: run_file.Identity, differing: list[str])
 
 
 def _full_rate(n_steps: int, cooldown_steps: int) -> int:
-    """How many of the first steps no cool-down makes slower: at its first the factor is still 1."""
+    """How many of the first steps have the full learning rate: that of the cool-down's first step is still full."""
     return n_steps - max(0, cooldown_steps - 1)

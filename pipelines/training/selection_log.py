@@ -1,36 +1,40 @@
 """The selection log: what was drawn at each step and its scores, in parts that become valid with a checkpoint.
 
-Parts are named by the steps they hold; a checkpoint lists those that are committed with it, and readers ignore the
-rest, so after any crash and resume the log holds each step once.
+Parts are named by their first and last step. selection/commits.jsonl says which parts a checkpoint commits; readers
+ignore the rest, so after any crash and resume the log has each step once.
 """
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from jest_core import tables
 
-from ..base import checkpoints, storage
+from ..base import commits, storage
 
 if TYPE_CHECKING:
     from jest_core.training.step_log import StepLog
 
 
 class SelectionLog:
-    """Collects steps since the last checkpoint; the first learner writes them."""
+    """Collects steps since the last checkpoint; the first learner writes them.
+
+    committed: names of the parts that the checkpoint commits from which the run goes on.
+    """
 
     def __init__(self, run_dir: str, committed: list[str]) -> None:
-        self.directory, self.committed = f"{run_dir}/selection", committed
+        self.run_dir, self.directory, self.committed = run_dir, f"{run_dir}/selection", committed
         self.steps: list[StepLog] = []
 
     @storage.retried
     def tidy(self) -> None:
-        """Remove what a try that was killed has left: parts that no checkpoint commits, half-written files."""
+        """Remove what a killed run left: parts that no checkpoint commits, their names, and half-written files."""
+        commits.write(self.run_dir, self.committed)
         kept = {f"{prefix}{name}" for name in self.committed for prefix in ("", "steps-", "bad-")}
+        kept |= {commits.FILE} if self.committed else set()
         for name in storage.names(self.directory):
             if name not in kept:
                 storage.remove(f"{self.directory}/{name}")
@@ -44,7 +48,10 @@ class SelectionLog:
         return steps
 
     def commit(self, steps: list[StepLog]) -> list[str]:
-        """Write steps that were taken; returns the names of all parts so far, for the checkpoint."""
+        """Write steps that were taken, and the names of all parts so far, which the checkpoint after this commits.
+
+        Returns these names. May be repeated where it failed.
+        """
         if steps:
             name = f"{steps[0].summary['step']:08d}-{steps[-1].summary['step']:08d}.parquet"
             sizes = [len(step.picks) for step in steps]  # a row group a step, so that one step can be read
@@ -54,18 +61,13 @@ class SelectionLog:
             if len(bad := pa.concat_tables(step.bad_rows for step in steps)):
                 storage.write_table(f"{self.directory}/bad-{name}", bad)
             self.committed = [*(part for part in self.committed if part != name), name]  # a try that failed is repeated
+            commits.write(self.run_dir, self.committed)
         return self.committed
-
-
-def committed(run_dir: str) -> list[str]:
-    """Names of the log parts that the newest checkpoint commits."""
-    parts: list[str] = checkpoints.read(run_dir)["jest"]["log_parts"]
-    return parts
 
 
 def parts(run_dir: str) -> list[tuple[str, int, int]]:
     """Of each committed part its name, and the first and the last of its steps; a step is a row group."""
-    return [(name, *map(int, name.removesuffix(".parquet").split("-"))) for name in committed(run_dir)]  # type: ignore[misc]
+    return [(name, *commits.steps_of(name)) for name in commits.read(run_dir)]
 
 
 def read(run_dir: str) -> pa.Table:
@@ -75,7 +77,7 @@ def read(run_dir: str) -> pa.Table:
 
 def sample(run_dir: str, n_steps: int = 100) -> pa.Table:
     """The committed rows of so many steps (all, if there are not more), evenly from the first to the last."""
-    files = [storage.open_parquet(f"{run_dir}/selection/{name}") for name in committed(run_dir)]
+    files = [storage.open_parquet(f"{run_dir}/selection/{name}") for name in commits.read(run_dir)]
     groups = [(file, i) for file in files for i in range(file.num_row_groups)]
     chosen = np.unique(np.linspace(0, len(groups) - 1, min(n_steps, len(groups))).astype(int))
     return pa.concat_tables([groups[i][0].read_row_group(groups[i][1]) for i in chosen])
@@ -89,16 +91,11 @@ def read_steps(run_dir: str) -> pa.Table:
 def read_bad_rows(run_dir: str) -> pa.Table:
     """Slots whose image did not decode, in the columns of tables.BAD_ROWS; most parts have none, and no file."""
     there = set(storage.names(f"{run_dir}/selection"))
-    parts = [f"{run_dir}/selection/bad-{name}" for name in committed(run_dir) if f"bad-{name}" in there]
+    parts = [f"{run_dir}/selection/bad-{name}" for name in commits.read(run_dir) if f"bad-{name}" in there]
     return pa.concat_tables([tables.BAD_ROWS.empty_table(), *(storage.open_parquet(part).read() for part in parts)])
 
 
 def _read(run_dir: str, prefix: str) -> pa.Table:
     return pa.concat_tables(
-        [storage.open_parquet(f"{run_dir}/selection/{prefix}{name}").read() for name in committed(run_dir)]
+        [storage.open_parquet(f"{run_dir}/selection/{prefix}{name}").read() for name in commits.read(run_dir)]
     )
-
-
-def read_metrics(run_dir: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in storage.read_bytes(f"{run_dir}/metrics.jsonl").decode().splitlines()]

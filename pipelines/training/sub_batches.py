@@ -28,10 +28,11 @@ from jest_core.training.draw import Selector, draw
 
 from ..base import checkpoints, cluster, manifests, storage
 from ..base.prefetch import prefetch
-from ..scores.embedder import load_reference
+from ..evaluation import results
 from ..stream import super_batches
 from ..stream.source import Source, open_source
-from . import replay, run_directory
+from . import online_reference, replay, run_directory
+from .online_reference import Online
 from .selection_log import SelectionLog
 
 
@@ -60,14 +61,17 @@ class SubBatches:
         if self.rank == 0:
             run_directory.claim(run, "sub-batches")
             storage.write_bytes(f"{self.directory}/run.yaml", run_file.dump(run).encode())
-        done = checkpoints.resume(self.directory, self.pair, optimizer)
-        self.step: int = done["step"]  # in the loop, the number of updates with the one that is being made
-        self._log = SelectionLog(self.directory, done["log_parts"])
+        state = checkpoints.resume(self.directory, self.pair, optimizer)
+        self.step = state["step"]  # in the loop, the number of updates with the one that is being made
+        self._reference = online_reference.load(run)
+        online_reference.refuse_other(run, state, self._reference)
+        self._log = SelectionLog(self.directory, state["log_parts"])
         if self.rank == 0:
             self._log.tidy()
             checkpoints.tidy(self.directory)
+            results.remove_after(self.directory, self.step)
         decoders = ThreadPoolExecutor(max(1, cluster.n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-        self._selector = selector(run, source, self.pair, self.group, decoders)
+        self._selector = selector(run, source, self.pair, self.group, decoders, self._reference)
         cluster.connect()
         place = {"rank": self.rank, "n_learners": self.size, "first_step": self.step}
         self._stream = prefetch(stream(run, source, self.pair, **place))
@@ -90,13 +94,15 @@ class SubBatches:
         Within the loop, after the update of the step. All processes may call it; the first writes.
         """
         if self.rank == 0:
-            done: checkpoints.RunState = {
+            state: checkpoints.State = {
                 "step": self.step,
                 "seconds": 0.0,
                 "log_parts": self._log.commit(self._log.take()),
             }
-            held = checkpoints.content(self.step, self.pair, self.optimizer)
-            checkpoints.write(self.directory, self.step, held | {"jest": done})
+            if self._reference is not None:
+                state["reference"] = self._reference.record
+            content = checkpoints.content(self.step, self.pair, self.optimizer)
+            checkpoints.write(self.directory, self.step, content | {"jest": state})
             if self.step == self.run.n_steps:
                 manifest = {"stage": "sub-batches", "complete": True, "config": run_file.identity(self.run)}
                 manifests.finish(self.directory, {**manifest, "steps": self.step})
@@ -105,19 +111,25 @@ class SubBatches:
 def stream(
     run: Run, source: Source, pair: Towers, *, rank: int, n_learners: int, first_step: int
 ) -> Iterator[Examples]:
-    """What a learner draws from: its share of the order's super-batches, or of the sub-batches that are replayed."""
+    """A learner's share of the super-batches, or of the sub-batches of data.replay."""
     size = pair.view.image_size
     if run.data.replay is not None:
         return replay.stream(run, size, rank=rank, n_learners=n_learners, first_step=first_step)
     return super_batches.stream(run, source, size, rank=rank, n_learners=n_learners, first_step=first_step)
 
 
-def selector(run: Run, source: Source, pair: Towers, group: dist.ProcessGroup | None, decoders: Executor) -> Selector:
-    """What a learner selects with: the reference's cache, or the reference itself; decoders: threads."""
+def selector(
+    run: Run,
+    source: Source,
+    pair: Towers,
+    group: dist.ProcessGroup | None,
+    decoders: Executor,
+    online: Online | None,
+) -> Selector:
+    """What a learner selects with: the reference's cache, or online the reference itself; decoders: threads."""
     reference, prepare_reference, scale_and_bias = None, None, source.scale_and_bias
-    if run.uses_reference and not run.reads_scores:
-        assert run.reference is not None
-        reference = load_reference(run, run.reference)
+    if online is not None:
+        reference = online.towers
         reference.model.to(device=pair.device, memory_format=torch.channels_last)
         scale_and_bias = _online_scale_and_bias(run, reference)
         if run.data.decode == "late" or not reference.inputs.prepares_as(pair.inputs):
@@ -132,7 +144,7 @@ def selector(run: Run, source: Source, pair: Towers, group: dist.ProcessGroup | 
 
 
 def _online_scale_and_bias(run: Run, reference: Towers) -> tuple[float, float]:
-    """The reference's own; of a softmax-trained one, the bias that the run file gives where it is needed."""
+    """The reference's logit scale and bias; of a softmax-trained one reference.logit_bias, if a bias is needed."""
     assert run.reference is not None
     scale, bias = reference.scale_and_bias()
     if reference.loss == "softmax" and run.selection.loss == "sigmoid":

@@ -20,6 +20,7 @@ from jest_core.run_file import Run
 from ..base import storage
 
 _UPLOAD_SECONDS, _UPLOAD_BYTES = 60.0, 8 << 20
+_MLFLOW_CHARACTERS = 500  # of a parameter
 _REPEAT_SECONDS = 1.0  # Ray exports gauges once in 10 s, and at most once a second
 _IDENTITIES = "trackers.json"  # of a run directory: the run's name in each tracker, so that a resumed run goes on there
 
@@ -33,9 +34,9 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """All trackers of a run, opened by its first learner after `step` updates; they are told in a thread.
+    """All trackers of a run, opened by its first learner after `step` updates; a thread writes to them.
 
-    tell: takes what a user should know: which of them the run goes on without, and why.
+    tell: prints a message to the user: which tracker failed and why, while the run goes on without it.
     """
 
     def __init__(self, run: Run, step: int, tell: Callable[[str], None]) -> None:
@@ -52,20 +53,20 @@ class Trackers:
         self._thread.submit(self._log, step, numbers)
 
     def close(self, *, failed: bool) -> None:
-        """Once they were told all."""
+        """Once all was written."""
         self._thread.shutdown()
         for name, tracker in self._open.items():
             self._guarded(name, partial(tracker.close, failed=failed))
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        def told(tracker: Tracker) -> bool:
+        def logged(tracker: Tracker) -> bool:
             tracker.log(step, metrics)
             return True
 
-        self._open = {name: each for name, each in self._open.items() if self._guarded(name, partial(told, each))}
+        self._open = {name: each for name, each in self._open.items() if self._guarded(name, partial(logged, each))}
 
     def _guarded(self, name: str, work: Callable[[], Any]) -> Any:
-        """What the work returns; None where it raised: a run goes on without its trackers."""
+        """Returns what the work returns; None where it raised, and the run goes on without that tracker."""
         try:
             return work()
         except Exception as error:  # of any of their many kinds
@@ -76,10 +77,10 @@ class Trackers:
 def _opened(name: choices.Tracker, run: Run, step: int) -> Tracker:
     path = f"{run.path(run.run_dir)}/{_IDENTITIES}"
     before: dict[str, str] = storage.read_json(path) if storage.exists(path) else {}
-    known = dict(before)
-    tracker = _KINDS[name](run, step, known)
-    if known != before:
-        storage.write_json(path, known)
+    identities = dict(before)
+    tracker = _KINDS[name](run, step, identities)
+    if identities != before:
+        storage.write_json(path, identities)
     return tracker
 
 
@@ -128,10 +129,10 @@ class _TensorBoard:
     """Event files in RUN_DIR/tensorboard. On storage that appends to no file the newest is written whole once a minute;
     after 8 MB another is begun."""
 
-    def __init__(self, run: Run, step: int, known: dict[str, str]) -> None:
+    def __init__(self, run: Run, step: int, identities: dict[str, str]) -> None:
         self._directory = f"{run.path(run.run_dir)}/tensorboard"
         self._remote = "://" in self._directory
-        # steps that were reported after the checkpoint that this try starts from are told once more
+        # steps after the checkpoint from which the run goes on were reported before, and are reported again
         self._begin(purge_step=step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -167,14 +168,14 @@ class _TensorBoard:
 class _WandB:
     """A run of the project WANDB_PROJECT, or `jest`; WANDB_MODE=offline writes to RUN_DIR/wandb where that is local."""
 
-    def __init__(self, run: Run, step: int, known: dict[str, str]) -> None:
+    def __init__(self, run: Run, step: int, identities: dict[str, str]) -> None:
         import wandb
 
         directory = run.path(run.run_dir)
-        known.setdefault("wandb", uuid.uuid4().hex)
+        identities.setdefault("wandb", uuid.uuid4().hex)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "jest"),
-            id=known["wandb"],
+            id=identities["wandb"],
             name=PurePosixPath(run.run_dir).name,
             resume="allow",
             config=run_file.identity(run),
@@ -191,22 +192,31 @@ class _WandB:
 class _MLflow:
     """A run of the experiment MLFLOW_EXPERIMENT_NAME, or `jest`, at MLFLOW_TRACKING_URI."""
 
-    def __init__(self, run: Run, step: int, known: dict[str, str]) -> None:
+    def __init__(self, run: Run, step: int, identities: dict[str, str]) -> None:
         from mlflow import MlflowClient
 
         self._client = MlflowClient()
-        if "mlflow" not in known:
+        if "mlflow" not in identities:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "jest")
-            found = self._client.get_experiment_by_name(name)
-            experiment = found.experiment_id if found else self._client.create_experiment(name)
+            existing = self._client.get_experiment_by_name(name)
+            experiment = existing.experiment_id if existing else self._client.create_experiment(name)
             created = self._client.create_run(experiment, run_name=PurePosixPath(run.run_dir).name)
-            known["mlflow"] = created.info.run_id
+            identities["mlflow"] = created.info.run_id
             for key, value in run_file.identity(run).items():
-                self._client.log_param(known["mlflow"], key, str(value)[:500])
-        self._id = known["mlflow"]
+                self._client.log_param(identities["mlflow"], key, str(value)[:_MLFLOW_CHARACTERS])
+        self._id = identities["mlflow"]
         self._client.update_run(self._id, "RUNNING")
-        told = self._client.get_metric_history(self._id, "train/loss")
-        self._last = max((metric.step for metric in told), default=0)
+        self._tag_changes(run)
+        logged = self._client.get_metric_history(self._id, "train/loss")
+        self._last = max((metric.step for metric in logged), default=0)
+
+    def _tag_changes(self, run: Run) -> None:
+        """MLflow never changes a parameter: the new value of a run that was made longer becomes a tag of that name."""
+        begun = self._client.get_run(self._id).data
+        for key, value in run_file.identity(run).items():
+            text = str(value)[:_MLFLOW_CHARACTERS]
+            if begun.tags.get(key, begun.params.get(key)) != text:
+                self._client.set_tag(self._id, key, text)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

@@ -1,9 +1,8 @@
 """The train stage: learners that score, select, train, log and checkpoint, each in a worker of Ray Train; on a machine
 without a cluster a single learner works in this process.
 
-The run directory is the only state: whoever is started again, a learner by Ray Train or the whole command by its user,
-goes on from the newest checkpoint there. PyTorch is imported when it is needed, so that what is wrong with the run file
-or its inputs is said at once.
+The run directory is the only state: a learner that Ray Train starts again, and a command that its user repeats, go on
+from the newest checkpoint there. PyTorch is imported late, so that errors of the run file and its inputs come at once.
 """
 
 from __future__ import annotations
@@ -13,33 +12,37 @@ import threading
 import time
 from collections.abc import Callable
 from importlib.util import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from jest_core import run_file
 from jest_core.run_file import Run
 
 from ..base import cluster, manifests, progress, storage
 from ..stream.source import Source, open_source
-from . import bottleneck, run_directory
+from . import bottleneck, metrics_line, run_directory
 from .heartbeat import Board, Progress, every, sigterm_noted
+from .run_directory import TrainManifest
 
 if TYPE_CHECKING:
     from jest_core.models.towers import Towers
 
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
-_PATIENCE = 30.0  # seconds for Ray Train's controller to be there, if it is starting, and to be ended
-_LOOK_SECONDS = 0.5  # between two looks at how far the learners are
+_PATIENCE = 30.0  # seconds within which Ray Train's controller has started, and is ended
+_LOOK_SECONDS = 0.5  # between two looks at the learners' progress
 
 
-def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None) -> dict[str, Any]:
+def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None) -> TrainManifest:
     """Train to the run's budget, or go on from its newest checkpoint; returns the manifest.
 
-    in_process: one learner, in this process, which nothing restarts. If not given, so it is where Ray is this machine
-    alone and the run has one learner without a GPU: starting a worker of Ray Train would be most of a short run.
+    in_process: one learner, in this process, which nothing restarts. If not given, that is what happens where there is
+    no cluster and the run has one learner without a GPU: starting a worker of Ray Train would take most of a short run.
     """
     alone = run.training.n_learners == 1 and not run.training.gpus_per_learner
     if in_process and not alone:
-        raise ValueError("in_process trains with one learner, and without a GPU of its own")
+        raise ValueError(
+            f"in_process trains one learner without a GPU: training.n_learners is {run.training.n_learners}, "
+            f"gpus_per_learner {run.training.gpus_per_learner}"
+        )
     in_process = alone and cluster.is_local() if in_process is None else in_process
     directory = run.path(run.run_dir)
     source = open_source(run)  # first, so that a run without its inputs claims no directory
@@ -56,33 +59,25 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     # workers of Ray Train have readers of their own
     readers = resolve_name("..stream.windows", __package__) if in_process else None
     with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):
-        from ..base import checkpoints
-        from . import selection_log
-
         costs = _look_over(run, source, directory, label)
-    run_directory.claim(run)  # once nothing is left that refuses it: one that was finished is not, from here on
+    run_directory.claim(run)  # after all checks: it marks a finished run that is made longer as not complete
     _fit(run, directory, label, in_process=in_process)
-    seconds = checkpoints.read_state(directory)["seconds"]
-    result = {
-        "steps": run.n_steps,
-        "examples_seen": run.n_steps * run.super_batch_size,
-        "examples_trained": run.n_steps * run.sub_batch_size,
-        "seconds": seconds,
-        **costs,
-    }
-    config = run_file.identity(run)
-    manifest = manifests.finish(directory, {"stage": "train", "complete": True, "config": config, **result})
-    progress.say(label, bottleneck.limit(selection_log.read_metrics(directory)))
-    progress.say(
-        label,
-        f"{result['examples_trained']:,} examples trained of {result['examples_seen']:,} seen, {seconds:.0f} s in "
-        "steps",
+    lines = metrics_line.read(directory)
+    seen, trained, seconds = (
+        run.n_steps * run.super_batch_size,
+        run.n_steps * run.sub_batch_size,
+        lines[-1]["jest/seconds"],
     )
-    return manifest
+    begun = {"stage": "train", "complete": True, "config": run_file.identity(run)}
+    results = {"steps": run.n_steps, "examples_seen": seen, "examples_trained": trained, "seconds": seconds, **costs}
+    finished = manifests.finish(directory, begun | results)
+    progress.say(label, bottleneck.limit(lines))
+    progress.say(label, f"{trained:,} examples trained of {seen:,} seen, {seconds:.0f} s in steps")
+    return cast(TrainManifest, finished)
 
 
 def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str, float]:
-    """Refuse what the model cannot do, write run.yaml, say what will be trained; returns the cost of a step."""
+    """Refuse what the model cannot do, write run.yaml, print what will be trained; returns the cost of a step."""
     from jest_core.models import outlines, towers
 
     from ..base import checkpoints
@@ -92,7 +87,7 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     outlines.refuse_resolutions(run)
-    loop.start_from(run, pair)  # a checkpoint that does not fit is told here, not by every learner
+    loop.start_from(run, pair)  # a checkpoint that does not fit is refused here, not in every learner
     if run.training.activation_checkpointing:
         pair.checkpoint_activations()
     costs = step_costs(run)
@@ -122,13 +117,13 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
         return None
     patches = f" in patches of {scored.patch_size}" if scored.patch_size else ""
     return (
-        f"scores at {scored.image_size} pixels{patches} and never trains at that: what a learner has not seen it "
-        "scores badly; set training.low_resolution to the same"
+        f"scores at {scored.image_size} pixels{patches} and never trains at that, so that its scores are poor: set "
+        "training.low_resolution to the same size"
     )
 
 
 def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
-    """Have the learners train, and show the board meanwhile; an error of the learners is raised here."""
+    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail."""
     from ..base import checkpoints
     from . import loop
 
@@ -146,20 +141,20 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
         finally:
             over.set()
 
-    shown, said = (checkpoints.steps(directory) or [0])[-1], 0
+    shown, n_printed = (checkpoints.steps(directory) or [0])[-1], 0
     with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=shown) as advance:
 
         def look() -> Progress:
-            nonlocal shown, said
+            nonlocal shown, n_printed
             if stopping.is_set():
                 board.stop()
             seen = board.get()
             if seen.step > shown:
                 advance(seen.step - shown, note=seen.note)
                 shown = seen.step
-            for text in seen.told[said:]:
+            for text in seen.messages[n_printed:]:
                 progress.say(label, text)
-            said = len(seen.told)
+            n_printed = len(seen.messages)
             return seen
 
         if in_process:  # in this thread: OpenMP keeps workers for each thread that computes, and they share the cores
@@ -189,8 +184,8 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
 
 
 def _give_up(over: threading.Event) -> None:
-    """End what the thread waits for, where that is in a Ray of this process: when such a Ray is shut down, Ray ends
-    the whole process at once if one of its threads waits for an actor."""
+    """End the actor for which the thread waits, in a Ray that this process started: Ray's shutdown would end the whole
+    process at once while one of its threads waits for an actor."""
     deadline = time.monotonic() + _PATIENCE
     while not over.is_set() and cluster.is_own() and time.monotonic() < deadline:
         cluster.kill_own("TrainController")  # which may be starting up
@@ -198,15 +193,16 @@ def _give_up(over: threading.Event) -> None:
 
 
 def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:
-    """Ray Train, which starts a worker for each learner, and starts them again where they fail."""
+    """The call that runs Ray Train, with a worker for each learner, which it starts again where one fails."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = run.training.gpus_per_learner
     fs, inner = storage.filesystem(f"{directory}/ray")
+    worker: Any = learn_as_worker  # Ray Train's type of it is a plain dictionary's
     trainer = TorchTrainer(
-        learn_as_worker,
-        train_loop_config={"run": run_file.dump(run), "board": board},
+        worker,
+        train_loop_config=dict(WorkerSettings(run=run_file.dump(run), board=board)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.training.n_learners,
             use_gpu=bool(gpus),
@@ -223,8 +219,15 @@ def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:
     return trainer.fit
 
 
-def learn_as_worker(settings: dict[str, Any]) -> None:
-    """One of training.n_learners, in a worker of Ray Train; settings: the run, as text, and the board."""
+class WorkerSettings(TypedDict):
+    """What a worker of Ray Train is started with."""
+
+    run: str  # the run file
+    board: Board
+
+
+def learn_as_worker(settings: WorkerSettings) -> None:
+    """One of training.n_learners, in a worker of Ray Train."""
     import ray.train.torch
 
     cluster.import_large(f"{__package__}.loop")
@@ -241,7 +244,7 @@ def learn_as_worker(settings: dict[str, Any]) -> None:
 
 
 def _arrow(fs: Any) -> Any:
-    """An fsspec file system as Ray Train takes it."""
+    """An fsspec file system as pyarrow's, which Ray Train needs."""
     import pyarrow.fs
 
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

@@ -40,8 +40,8 @@ from jest_core.models import configurations
 from pipelines.base import cluster
 from pipelines.base.prefetch import prefetch
 from pipelines.data import catalogue
-from pipelines.paper.drawings import pictures, rows, sources
-from pipelines.paper.drawings.sources import EmojiNames
+from pipelines.paper.drawings import icons, names, packages, pictures, rows
+from pipelines.paper.drawings.emoji import EmojiNames
 from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
 from tests.benchmarks.measure import console, machine, peak_bytes, table, threads
@@ -78,10 +78,10 @@ def make_shards(folder: Path, raw: Path, n: int) -> None:
     if len(list(folder.glob("*.tar"))) >= n_shards:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    versions = sources.fetch("medium", raw)
-    icon_sets, emoji = sources.list_icon_sets(raw, "medium"), EmojiNames(raw / "emojibase-data/package")
+    versions = packages.fetch("medium", raw)
+    icon_sets, emoji = icons.list_icon_sets(raw, "medium"), EmojiNames(raw / "emojibase-data/package")
     listed = [r for r in rows.list_rows("medium", raw, icon_sets, emoji, versions, 0) if r.prefix]
-    listed.sort(key=lambda row: sources.stable_hash(row.uid))
+    listed.sort(key=lambda row: names.stable_hash(row.uid))
     # by icon set within a worker's part, which reads each set once
     spare = PER_SHARD + PER_SHARD // 10  # some drawings come out blank
     parts = [listed[i * spare : (i + 1) * spare] for i in range(n_shards)]

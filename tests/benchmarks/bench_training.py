@@ -39,7 +39,7 @@ from pipelines.base import cluster
 from pipelines.data import catalogue
 from pipelines.paper.drawings.place import place
 from pipelines.planning import calibrate as machines
-from pipelines.training import bottleneck, selection_log, train
+from pipelines.training import bottleneck, metrics_line, selection_log, train
 from tests.benchmarks.bench_flexi import examples
 from tests.benchmarks.measure import console, machine, resident_bytes, table, threads
 
@@ -78,7 +78,7 @@ def of_jest(root: str, model: str, b: int, n_steps: int) -> list[float]:
 
         with mock.patch("pipelines.training.sub_batches.stream", stream):
             train.run_stage(run, in_process=True)
-        lines = selection_log.read_metrics(f"{scratch}/loop")
+        lines = metrics_line.read(f"{scratch}/loop")
     return [line["train/batch_time"] + line["jest/checkpoint_time"] for line in lines]
 
 
@@ -185,7 +185,7 @@ def bench_plan(root: str, repeats: int) -> None:
         predicted.append(expected.total)
         steps_predicted.append(expected.steps_seconds)
         steps_measured.append(json.loads(Path(root, name, "manifest.json").read_text())["seconds"])
-        bench_step(selection_log.read_metrics(f"{root}/{name}"))
+        bench_step(metrics_line.read(f"{root}/{name}"))
     rows = []
     for name, expected_s, found in (
         ("the command", predicted, measured),
@@ -206,7 +206,7 @@ def bench_learners(root: str, repeats: int) -> None:
             name = f"learners-{n}-{turn}"
             sizes = ["--set", f"training.n_learners={n}", "--set", "training.examples_trained=10240"]
             jest("train", str(JOINT), "--set", f"root={root}", "--set", f"run_dir={name}", *sizes)
-            lines = selection_log.read_metrics(f"{root}/{name}")[_WARM_UP:]
+            lines = metrics_line.read(f"{root}/{name}")[_WARM_UP:]
             parts.append(
                 {
                     part: median(line.get(f"jest/{part}_time", math.nan) for line in lines)

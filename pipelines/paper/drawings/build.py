@@ -10,17 +10,22 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from . import sources as packages
+from ...evaluation.sets import Class, ClassTask
+from . import icons, packages
+from .emoji import EmojiNames
+from .icons import IconSet
+from .names import as_words
+from .packages import Plan
 from .pictures import IMAGE_SIZE, Picture, batches, import_resvg, near_copies, render_rows
 from .rows import Row, cut_to_plan, list_rows
-from .sources import EmojiNames, IconSet, as_words
 
 # Order and types of img2dataset 1.47.0: additional columns, caption, url, its own columns, then the encoded image.
 SCHEMA = pa.schema(
@@ -31,6 +36,27 @@ SCHEMA = pa.schema(
     + [(name, pa.int32()) for name in ("width", "height", "original_width", "original_height")]
     + [("exif", pa.string()), ("sha256", pa.string()), ("webp", pa.binary())]
 )
+
+
+class ShardFile(TypedDict):
+    """A shard, in the manifest."""
+
+    name: str
+    rows: int
+    bytes: int
+
+
+class ShardStats(TypedDict):
+    """img2dataset's _stats.json."""
+
+    count: int
+    successes: int
+    failed_to_download: int
+    failed_to_resize: int
+    duration: float  # seconds
+    start_time: float
+    end_time: float
+    status_dict: dict[str, int]
 
 
 def build(tier: str, out: Path, *, raw: Path, seed: int = 0, n_workers: int | None = None) -> None:
@@ -44,7 +70,7 @@ def build(tier: str, out: Path, *, raw: Path, seed: int = 0, n_workers: int | No
     plan = sources["tiers"][tier]
     raw = raw.resolve()
     versions = packages.fetch(tier, raw)
-    icon_sets = packages.list_icon_sets(raw, tier)
+    icon_sets = icons.list_icon_sets(raw, tier)
     emoji = EmojiNames(raw / "emojibase-data/package")
 
     rows = cut_to_plan(list_rows(tier, raw, icon_sets, emoji, versions, seed), plan, seed)
@@ -65,11 +91,9 @@ def build(tier: str, out: Path, *, raw: Path, seed: int = 0, n_workers: int | No
     unfinished.rename(out)
 
 
-def write_splits(
-    rows: list[Row], pictures: dict[str, Picture], plan: dict[str, Any], out: Path
-) -> list[dict[str, Any]]:
+def write_splits(rows: list[Row], pictures: dict[str, Picture], plan: Plan, out: Path) -> list[ShardFile]:
     """Shards of every split, img2dataset's way; returns name, rows and bytes of each."""
-    files = []
+    files: list[ShardFile] = []
     n_key_digits = len(str(plan["rows_per_shard"] - 1))
     for split in sorted({row.split for row in rows}):
         (out / split).mkdir()
@@ -105,7 +129,8 @@ def _record(row: Row, picture: Picture, key: str) -> dict[str, Any]:
     }
 
 
-def _shard_stats(records: list[dict[str, Any]]) -> dict[str, Any]:
+def _shard_stats(records: list[dict[str, Any]]) -> ShardStats:
+    """What img2dataset says of a shard."""
     statuses = Counter(record["error_message"] or "success" for record in records)
     n_successes = statuses["success"]
     return {
@@ -120,7 +145,7 @@ def _shard_stats(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def zero_shot_tasks(emoji: EmojiNames, rows: list[Row]) -> dict[str, Any]:
+def zero_shot_tasks(emoji: EmojiNames, rows: list[Row]) -> dict[str, ClassTask]:
     """Classification tasks of the emoji evaluation sets: task -> label column, classes with names, templates.
 
     An evaluation set may hold only some of a task's classes; a task of which none holds any is left out.
@@ -129,8 +154,8 @@ def zero_shot_tasks(emoji: EmojiNames, rows: list[Row]) -> dict[str, Any]:
     named = {c: e for c, e in emoji.english.items() if not e.is_toned and e.group not in ("component", "")}
     object_groups = {"animals-nature", "food-drink", "travel-places", "activities", "objects"}
 
-    def task(label: str, names: dict[str, str]) -> dict[str, Any]:
-        classes = [{"id": label_id, "names": [name]} for label_id, name in names.items()]
+    def task(label: str, names: dict[str, str]) -> ClassTask:
+        classes = [Class(id=label_id, names=[name]) for label_id, name in names.items()]
         return {"label": label, "classes": classes, "templates": ["{}"]}
 
     tasks = {
@@ -180,7 +205,7 @@ def count_splits(rows: list[Row], pictures: dict[str, Picture]) -> dict[str, Any
     return splits
 
 
-def _write_json(path: Path, content: dict[str, Any], *, indent: int) -> None:
+def _write_json(path: Path, content: Mapping[str, object], *, indent: int) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 

@@ -14,14 +14,15 @@ from functools import partial
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
 
-from . import sources as packages
+from . import packages
+from .icons import Icons, load_icons
+from .names import uniform
 from .rows import Row
-from .sources import uniform
 
 IMAGE_SIZE = 64
 THUMBNAIL_SIZE = 12
@@ -37,6 +38,14 @@ class Picture:
     thumbnail: bytes = b""
     original_size: tuple[int, int] = (0, 0)
     error: str = ""
+
+
+class WebP(TypedDict):
+    """Pillow's options of the encoder."""
+
+    lossless: bool
+    method: int
+    quality: int
 
 
 def import_resvg() -> Any:
@@ -72,11 +81,11 @@ def _mute_stderr() -> None:
 
 def _render_batch(tier: str, raw: Path, rows: list[Row]) -> list[Picture]:
     plan = packages.load_sources()["tiers"][tier]
-    webp = {"lossless": True, "method": plan["webp_method"], "quality": plan["webp_quality"]}
+    webp = WebP(lossless=True, method=plan["webp_method"], quality=plan["webp_quality"])
     return [_render(row, tier, raw, webp) for row in rows]
 
 
-def _render(row: Row, tier: str, raw: Path, webp: dict[str, Any]) -> Picture:
+def _render(row: Row, tier: str, raw: Path, webp: WebP) -> Picture:
     try:
         drawing, original_size, background = draw(row, tier, raw, IMAGE_SIZE)
     except (KeyboardInterrupt, SystemExit):
@@ -99,7 +108,7 @@ def draw(row: Row, tier: str, raw: Path, size: int) -> tuple[Image.Image, tuple[
     """A row's drawing, RGBA and at most size pixels a side, the size it was made for, and the colour it lies on."""
     background, ink = _colours(row)
     if row.prefix:
-        icons = packages.load_icons(raw, tier, row.prefix)
+        icons = load_icons(raw, tier, row.prefix)
         return *_draw_icon(icons, row.name, ink, size), background
     return *_draw_file(raw / row.name, size), background
 
@@ -117,10 +126,10 @@ def _colours(row: Row) -> tuple[tuple[int, int, int], str]:
     return (red, green, blue), "#" + "".join(f"{round(255 * value):02x}" for value in ink)
 
 
-def _draw_icon(icons: dict[str, Any], name: str, ink: str, size: int) -> tuple[Image.Image, tuple[int, int]]:
+def _draw_icon(icons: Icons, name: str, ink: str, size: int) -> tuple[Image.Image, tuple[int, int]]:
     icon = icons["icons"][name]
-    left, top = (icon.get(key, icons.get(key, 0)) for key in ("left", "top"))
-    width, height = (icon.get(key, icons.get(key, 16)) for key in ("width", "height"))
+    left, top = icon.get("left", icons.get("left", 0)), icon.get("top", icons.get("top", 0))
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
     pad = 0.04 * max(width, height)
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
-from . import sources as packages
-from .sources import EmojiName, EmojiNames, IconSet, as_words, stable_hash, uniform
+from . import clip_art, packages
+from .clip_art import ClipArt
+from .emoji import EmojiName, EmojiNames
+from .icons import Icons, IconSet, icon_aliases, icon_base_names, load_icons, visible_icons
+from .names import as_slug, as_words, stable_hash, uniform
+from .packages import Plan, Roles
 
 NOVEL_FRACTION = 0.15  # of the emoji concepts, which the curated set never shows: only the pool can teach them
 
@@ -27,6 +31,19 @@ BRAND_NAME = re.compile(
 VAGUE_TITLE = re.compile(
     r"hash|clipart by|^part of|theme$|collection|icons?$|@|http|untitled|^\W*$|\d{3,}|cliparts$|^svg ", re.IGNORECASE
 )
+
+
+class RowFields(TypedDict, total=False):
+    """The fields of a row that have a default."""
+
+    lang: str
+    noise: str
+    texts_alt: list[str]
+    concept: str
+    group: str
+    subgroup: str
+    dup_group: str
+    has_palette: bool
 
 
 @dataclass
@@ -71,33 +88,36 @@ def list_rows(
         if (icon_set.licence in licences if licences is not None else "NC" not in icon_set.licence)
     }
 
-    def icon_row(prefix: str, name: str, split: str, kind: str, caption: str, **fields: Any) -> Row:
+    def icon_row(prefix: str, name: str, split: str, kind: str, caption: str, **fields: Unpack[RowFields]) -> Row:
         package = "@iconify/json" if "@iconify/json" in versions else f"@iconify-json/{prefix}"
         folder = prefix if package == "@iconify/json" else "icons"
         source, url = f"iconify:{prefix}", f"npm:{package}@{versions[package]}#{folder}/{name}"
         return Row(split, kind, source, allowed[prefix].licence, caption, url, prefix, name, **fields)
 
-    def file_row(package: str, licence: str, item: packages.ClipArt, split: str, kind: str, text: str, **f: Any) -> Row:
+    def file_row(
+        package: str, licence: str, item: ClipArt, split: str, kind: str, text: str, **fields: Unpack[RowFields]
+    ) -> Row:
         url = f"deb:{package}@{versions[package]}#{item.name}"
-        return Row(split, kind, package, licence, text, url, "", item.path, group=item.name.split("/")[0], **f)
+        fields["group"] = item.name.split("/")[0]
+        return Row(split, kind, package, licence, text, url, "", item.path, **fields)
 
-    icons = partial(packages.load_icons, raw, tier)
+    icons = partial(load_icons, raw, tier)
     yield from _emoji_rows(icons, emoji, allowed, roles, plan, seed, icon_row)
     for prefix in roles["curated_flags"]:
         if prefix in allowed:
-            yield from _flag_rows(prefix, packages.visible_icons(icons(prefix)), emoji, icon_row)
+            yield from _flag_rows(prefix, visible_icons(icons(prefix)), emoji, icon_row)
     emoji_and_flags = {*roles["curated_emoji"], *roles["pool_emoji"], *roles["curated_flags"]}
     for prefix, icon_set in allowed.items():
         if prefix not in emoji_and_flags and not prefix.startswith(tuple(roles["never_train_prefixes"])):
             is_brand_set = prefix in roles["brand_sets"] or icon_set.category == "Logos"
             yield from _icon_set_rows(icon_set, icons(prefix), is_brand_set, plan["brands"], icon_row)
     if "openclipart-svg" in versions:
-        items = list(packages.list_open_clip_art(raw))
+        items = list(clip_art.list_open_clip_art(raw))
         if not plan["brands"]:
-            items = [item for item in items if not BRAND_NAME.search(packages.as_slug(f"{item.title} {item.name}"))]
+            items = [item for item in items if not BRAND_NAME.search(as_slug(f"{item.title} {item.name}"))]
         yield from _clip_art_rows(items, partial(file_row, "openclipart-svg", "public-domain"))
     if "tuxpaint-stamps-default" in versions:
-        yield from _stamp_rows(packages.list_stamps(raw), seed, partial(file_row, "tuxpaint-stamps-default", "GPL-2.0"))
+        yield from _stamp_rows(clip_art.list_stamps(raw), seed, partial(file_row, "tuxpaint-stamps-default", "GPL-2.0"))
 
 
 def is_novel(concept: str) -> bool:
@@ -105,16 +125,16 @@ def is_novel(concept: str) -> bool:
 
 
 def _emoji_rows(
-    icons: Callable[[str], dict[str, Any]], emoji: EmojiNames, allowed: dict[str, IconSet], roles: dict[str, Any],
-    plan: dict[str, Any], seed: int, icon_row: Callable[..., Row],
+    icons: Callable[[str], Icons], emoji: EmojiNames, allowed: dict[str, IconSet], roles: Roles,
+    plan: Plan, seed: int, icon_row: Callable[..., Row],
 ) -> Iterator[Row]:  # fmt: skip
     """Emoji by vendor: curated names and keywords, evaluation sets, machine slugs and other languages in the pool."""
-    translatable: list[tuple[str, str, str, dict[str, Any]]] = []
+    translatable: list[tuple[str, str, str, RowFields]] = []
     vendors = [*roles["curated_emoji"], *roles["pool_emoji"], *roles["evaluation"], *roles["i18n_emoji"]]
     for prefix in dict.fromkeys(vendor for vendor in vendors if vendor in allowed):
         icon_set = icons(prefix)
         code_points_of = emoji.match(icon_set)
-        for name in packages.visible_icons(icon_set):
+        for name in visible_icons(icon_set):
             code_points = code_points_of.get(name, "")
             found = emoji.english.get(code_points)
             if not plan["skin_tones"] and (found.is_toned if found else "skin-tone" in name):
@@ -154,11 +174,10 @@ def _emoji_rows(
                 yield icon_row(prefix, name, "pool", "pool_emoji_i18n", caption, lang=language, noise="lang", **fields)
 
 
-def _emoji_fields(name: str, code_points: str, found: EmojiName | None, has_palette: bool) -> dict[str, Any]:
+def _emoji_fields(name: str, code_points: str, found: EmojiName | None, has_palette: bool) -> RowFields:
     group, subgroup = (found.group, found.subgroup) if found else ("", "")
-    concept, dup_group = code_points or packages.as_slug(name), code_points or name
-    shared = {"concept": concept, "group": group, "subgroup": subgroup}
-    return shared | {"dup_group": dup_group, "has_palette": has_palette}
+    concept, dup_group = code_points or as_slug(name), code_points or name
+    return RowFields(concept=concept, group=group, subgroup=subgroup, dup_group=dup_group, has_palette=has_palette)
 
 
 def _flag_rows(prefix: str, names: list[str], emoji: EmojiNames, icon_row: Callable[..., Row]) -> Iterator[Row]:
@@ -174,15 +193,15 @@ def _flag_rows(prefix: str, names: list[str], emoji: EmojiNames, icon_row: Calla
 
 
 def _icon_set_rows(
-    icon_set: IconSet, icons: dict[str, Any], is_brand_set: bool, with_brands: bool, icon_row: Callable[..., Row]
+    icon_set: IconSet, icons: Icons, is_brand_set: bool, with_brands: bool, icon_row: Callable[..., Row]
 ) -> Iterator[Row]:
     """An icon set as the web shows it: the machine name, the name in words, or the name behind the set's title."""
     if is_brand_set and not with_brands:
         return
     kind = "pool_brand" if is_brand_set else "pool_color_icon" if icon_set.has_palette else "pool_ui_mono"
-    aliases, base_names = packages.icon_aliases(icons), packages.icon_base_names(icons)
+    aliases, base_names = icon_aliases(icons), icon_base_names(icons)
     categories = {name: title for title, names in icons.get("categories", {}).items() for name in names}
-    for name in packages.visible_icons(icons):
+    for name in visible_icons(icons):
         category = categories.get(name, icon_set.category)
         if not with_brands and (BRAND_NAME.search(name) or re.search("brand|logo", category, re.IGNORECASE)):
             continue
@@ -199,7 +218,7 @@ def _icon_set_rows(
         )  # fmt: skip
 
 
-def _clip_art_rows(items: list[packages.ClipArt], file_row: Callable[..., Row]) -> Iterator[Row]:
+def _clip_art_rows(items: list[ClipArt], file_row: Callable[..., Row]) -> Iterator[Row]:
     """Clip art: clean titles are shared out over the three kinds of split, the others are the pool's noise."""
     n_uses = Counter(item.title.lower() for item in items)
     for item in items:
@@ -220,7 +239,7 @@ def _clip_art_rows(items: list[packages.ClipArt], file_row: Callable[..., Row]) 
             yield file_row(item, "pool", "pool_clipart_raw", caption, **fields)
 
 
-def _stamp_rows(items: Iterator[packages.ClipArt], seed: int, file_row: Callable[..., Row]) -> Iterator[Row]:
+def _stamp_rows(items: Iterator[ClipArt], seed: int, file_row: Callable[..., Row]) -> Iterator[Row]:
     """Stamps: half of the pictures for evaluation, the others curated in English and in the pool in two languages."""
     for item in items:
         is_glyph = "alphabets/" in item.name or "numbers/" in item.name or item.name.startswith("symbols/")
@@ -234,7 +253,7 @@ def _stamp_rows(items: Iterator[packages.ClipArt], seed: int, file_row: Callable
                 yield file_row(item, "pool", "pool_stamp_i18n", text, **fields)
 
 
-def cut_to_plan(rows: Iterator[Row], plan: dict[str, Any], seed: int) -> list[Row]:
+def cut_to_plan(rows: Iterator[Row], plan: Plan, seed: int) -> list[Row]:
     """The tier's number of rows of each kind, drawn by hash; a kind the plan does not number is taken whole.
 
     A plan that keeps to some licences also lists every kind it wants, so that nothing enters unnoticed.

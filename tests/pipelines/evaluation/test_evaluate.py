@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import shutil
@@ -8,105 +7,34 @@ import threading
 import time
 from pathlib import Path
 
-import open_clip
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image
 
 from jest_core import run_file
 from jest_core.models import towers
-from jest_core.run_file import Pictures
 from pipelines.base import checkpoints, manifests, storage
-from pipelines.evaluation import evaluate, sets
+from pipelines.evaluation import evaluate, results
 from pipelines.training import train
-
-SMALL = Path(__file__).resolve().parents[3] / "deploy" / "data" / "small"
-SETS = [
-    f"{{name: shards, shards: '{SMALL}/eval-fluent-flat/*.parquet', tasks: [group, retrieval]}}",
-    "{name: folder, format: folder, shards: folder, tasks: [zero_shot]}",
-    "{name: wds, format: webdataset, shards: wds, tasks: [zero_shot, few_shot],"
-    " few_shot: {pool: {format: folder, shards: numbered}, n_shots: 4, n_seeds: 2}}",
-    "{name: captions, format: karpathy, shards: captions.json, split: test, tasks: [retrieval]}",
-    "{name: wds-captions, format: webdataset, shards: wds-captions, tasks: [retrieval]}",
-]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """The same evaluation pictures in every layout that other tools write."""
-    root = tmp_path_factory.mktemp("evaluation")
-    rows = pq.read_table(SMALL / "eval-fluent-flat" / "00000.parquet").to_pylist()
-    names = sorted({row["group"] for row in rows})
-    for i, row in enumerate(rows):
-        for folder in (root / "folder" / row["group"], root / "numbered" / str(names.index(row["group"]))):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{i:05d}.webp").write_bytes(row["webp"])
-
-    for layout in ("wds", "wds-captions"):
-        (root / layout / "test").mkdir(parents=True)
-        with webdataset.ShardWriter(str(root / layout / "test" / "%d.tar"), maxcount=300, verbose=0) as writer:
-            for i, row in enumerate(rows):
-                told = {"cls": names.index(row["group"])} if layout == "wds" else {"txt": "\n".join(_captions(row))}
-                writer.write({"__key__": f"s{i:07d}", "webp": row["webp"], **told})
-            n_shards = writer.shard
-        (root / layout / "test" / "nshards.txt").write_text(f"{n_shards}\n")
-    (root / "wds" / "classnames.txt").write_text("\n".join(n.replace("_", " ") for n in names) + "\n")
-    templates = [template("{c}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
-    (root / "wds" / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
-
-    (root / "images").mkdir()
-    told = []
-    for i, row in enumerate(rows):
-        Image.open(io.BytesIO(row["webp"])).convert("RGB").save(root / "images" / f"{i:012d}.png")
-        sentences = [{"raw": caption, "tokens": caption.split()} for caption in _captions(row)]
-        told.append({"filepath": "images", "filename": f"{i:012d}.png", "split": "test", "sentences": sentences})
-    told[0]["split"] = "train"
-    (root / "captions.json").write_text(json.dumps({"images": told, "dataset": "coco"}))
-    model = towers.create("jest-tiny", seed=3).model
-    checkpoints.write(str(root / "run"), 2, {"epoch": 2, "state_dict": model.state_dict(), "jest": {"step": 2}})
-    return root
-
-
-def _captions(row):
-    return [row["caption"], *(row["texts_alt"] or [])][:3]
-
-
-def run_of(root, sets=SETS, run_dir="run"):
-    text = f"""
-root: {root}
-run_dir: {run_dir}
-seed: 0
-data: {{shards: none, catalogue: none, rules: [], n_streams: 1, window_rows: 8}}
-model: {{name: jest-tiny}}
-selection: {{method: uniform}}
-training:
-  {{sub_batch_size: 8, examples_trained: 16, learning_rate: 1.0e-3, warmup_steps: 0, weight_decay: 0.0,
-  checkpoint_every_steps: 1}}
-evaluation:
-  classes: {SMALL}/classes.json
-  batch_size: 128
-  sets: [{", ".join(sets)}]
-"""
-    return run_file.load(text)
+from tests.pipelines.evaluation.conftest import SETS, SMALL, run_of
 
 
 def test_the_same_pictures_score_the_same_in_every_layout(pictures):
-    results = {line["key"]: line["metrics"] for line in evaluate.run_stage(run_of(pictures))}
-    assert results["folder/zero_shot"] == pytest.approx(results["wds/zero_shot"])
-    assert set(results["wds/few_shot"]) == {"acc1", "acc1_seed0", "acc1_seed1", "main_metric"}
-    assert results["wds/few_shot"]["acc1"] > results["wds/zero_shot"]["acc1"]  # a random tower's features tell colours
-    captions, shards = results["wds-captions/retrieval"], results["shards/retrieval"]
+    found = {line["key"]: line["metrics"] for line in evaluate.run_stage(run_of(pictures))}
+    assert found["folder/zero_shot"] == pytest.approx(found["wds/zero_shot"])
+    assert set(found["wds/few_shot"]) == {"acc1", "acc1_seed0", "acc1_seed1", "main_metric"}
+    assert found["wds/few_shot"]["acc1"] > found["wds/zero_shot"]["acc1"]  # a random tower's features tell colours
+    captions, shards = found["wds-captions/retrieval"], found["shards/retrieval"]
     assert shards["text_retrieval_recall@10"] < 0.2
     assert captions["image_retrieval_mean_rank"] == pytest.approx(
-        results["captions/retrieval"]["image_retrieval_mean_rank"], rel=0.01
+        found["captions/retrieval"]["image_retrieval_mean_rank"], rel=0.01
     )  # which has all pictures but the one of the other split
 
 
 def test_results_are_written_as_other_tools_write_theirs(pictures):
     run = run_of(pictures)
     evaluate.run_stage(run)
-    lines = evaluate.read_results(run.path("run"))
+    lines = results.read(run.path("run"))
     assert {line["key"] for line in lines} >= {"shards/group", "captions/retrieval", "wds/few_shot"}
     assert all({"key", "dataset", "metrics"} <= set(line) and "main_metric" in line["metrics"] for line in lines)
 
@@ -125,13 +53,13 @@ def test_only_what_changed_is_evaluated_again(pictures, tmp_path, monkeypatch):
     (tmp_path / "run").symlink_to(pictures / "run")
     one = run_of(pictures, SETS[1:2])
     evaluate.run_stage(one)
-    before = evaluate.read_results(one.path("run"))
+    before = results.read(one.path("run"))
     monkeypatch.setattr(evaluate, "_of_checkpoint", lambda *_: pytest.fail("evaluated again"))
     assert evaluate.run_stage(one) == before
     monkeypatch.undo()
     squashed = run_of(pictures, [SETS[1].replace("tasks", "view: squash, tasks")])
     evaluate.run_stage(squashed)
-    after = evaluate.read_results(one.path("run"))
+    after = results.read(one.path("run"))
     assert [line["protocol"] for line in after] != [line["protocol"] for line in before]
 
 
@@ -147,16 +75,16 @@ def test_watching_goes_on_until_the_run_has_finished(pictures, tmp_path, monkeyp
     def train():
         for step in (1, 2):
             storage.write_bytes(checkpoints.path_of(directory, step), weights)
-            while step not in {line["step"] for line in evaluate.read_results(directory)}:
+            while step not in {line["step"] for line in results.read(directory)}:
                 time.sleep(0.05)
             seen.append(step)
         manifests.finish(directory, {"stage": "train", "complete": True, "config": {}})
 
     trainer = threading.Thread(target=train)
     trainer.start()
-    results = evaluate.run_stage(run, watch=True)
+    lines = evaluate.run_stage(run, watch=True)
     trainer.join()
-    assert seen == [line["step"] for line in results] == [1, 2]
+    assert seen == [line["step"] for line in lines] == [1, 2]
 
 
 def test_a_changed_class_file_is_evaluated_again_and_other_sets_stay(pictures, tmp_path):
@@ -172,7 +100,7 @@ def test_a_changed_class_file_is_evaluated_again_and_other_sets_stay(pictures, t
     after = {line["key"]: line for line in evaluate.run_stage(run)}
     assert after["shards/group"]["metrics"] != before["shards/group"]["metrics"]
     evaluate.run_stage(run_of(pictures, SETS[1:2], str(tmp_path / "run")))
-    assert {line["key"] for line in evaluate.read_results(run.path(run.run_dir))} == {*after, "folder/zero_shot"}
+    assert {line["key"] for line in results.read(run.path(run.run_dir))} == {*after, "folder/zero_shot"}
 
 
 def test_a_set_of_damaged_pictures_is_refused(pictures, tmp_path):
@@ -185,24 +113,6 @@ def test_a_set_of_damaged_pictures_is_refused(pictures, tmp_path):
     )
     with pytest.raises(ValueError, match="2 of 2 pictures do not decode"):
         evaluate.run_stage(run)
-
-
-def test_a_part_of_imagenet_has_no_names(tmp_path):
-    for i in range(200):
-        (tmp_path / "imagenet-r" / f"n{i:08d}").mkdir(parents=True)
-    with pytest.raises(ValueError, match="200 of ImageNet's synsets"):
-        sets.classes(run_of(tmp_path), Pictures(format="folder", shards="imagenet-r"))
-
-
-def test_imagenet_has_clips_names_and_prompts(tmp_path):
-    for i in range(1000):
-        (tmp_path / "imagenet" / f"n{i:08d}").mkdir(parents=True)
-    source = Pictures(format="folder", shards="imagenet")
-    classes = sets.classes(run_of(tmp_path), source)
-    assert classes.ids[0] == "n00000000"
-    assert list(classes.names[:2]) == [["tench"], ["goldfish"]]
-    assert len(classes.templates) == 80
-    assert classes.prompts()[0] == (0, "a bad photo of a tench.")
 
 
 @pytest.mark.parametrize(
@@ -222,24 +132,6 @@ def test_what_cannot_be_evaluated_says_why(pictures, spec, why):
     (checkpoint / "step_00000002.pt").write_bytes((pictures / "run/checkpoints/step_00000002.pt").read_bytes())
     with pytest.raises((ValueError, FileNotFoundError), match=why):
         evaluate.run_stage(run_of(pictures, [spec], "bad"))
-
-
-def test_a_name_in_the_json_cannot_leave_its_folder(tmp_path):
-    picture = {"filepath": "..", "filename": "secret.png", "split": "test", "sentences": [{"raw": "x"}]}
-    (tmp_path / "captions.json").write_text(json.dumps({"images": [picture]}))
-    source = Pictures(format="karpathy", shards="captions.json")
-    with pytest.raises(ValueError, match="outside"):
-        list(sets.examples(run_of(tmp_path), source))
-
-
-def test_pictures_come_from_object_storage(pictures, s3):
-    url = f"{s3}/evaluation"
-    for path in (pictures / "wds").rglob("*"):
-        if path.is_file():
-            storage.write_bytes(f"{url}/wds/{path.relative_to(pictures / 'wds')}", path.read_bytes())
-    source = Pictures(format="webdataset", shards="wds")
-    near, far = (list(sets.examples(run_of(root), source)) for root in (pictures, url))
-    assert [(e.label, e.read()) for e in near] == [(e.label, e.read()) for e in far]
 
 
 @pytest.mark.slow
@@ -286,25 +178,25 @@ def test_the_training_loop_evaluates_on_a_schedule(make_scored_run, shards):
     lines = [json.loads(line) for line in Path(run.path("uniform"), "metrics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in lines if "val/own-image_to_text_R@1" in line]
     assert evaluated == [2, 4, 6]
-    results = evaluate.read_results(run.path("uniform"))
-    assert [line["step"] for line in results] == evaluated
-    for line, told in zip(results, [lines[step - 1] for step in evaluated], strict=True):
+    found = results.read(run.path("uniform"))
+    assert [line["step"] for line in found] == evaluated
+    for line, told in zip(found, [lines[step - 1] for step in evaluated], strict=True):
         assert told["val/own-text_to_image_R@5"] == line["metrics"]["image_retrieval_recall@5"]
-    before = Path(run.path("uniform"), evaluate.RESULTS).stat().st_mtime_ns
+    before = Path(run.path("uniform"), results.FILE).stat().st_mtime_ns
     evaluate.run_stage(run, watch=True)
-    assert Path(run.path("uniform"), evaluate.RESULTS).stat().st_mtime_ns == before
+    assert Path(run.path("uniform"), results.FILE).stat().st_mtime_ns == before
     # the weights of a checkpoint score as those in the loop did
-    Path(run.path("uniform"), evaluate.RESULTS).unlink()
+    Path(run.path("uniform"), results.FILE).unlink()
     again = evaluate.run_stage(run)
-    assert [line["metrics"] for line in again] == [pytest.approx(line["metrics"], abs=0.02) for line in results]
+    assert [line["metrics"] for line in again] == [pytest.approx(line["metrics"], abs=0.02) for line in found]
     # a try that died between a checkpoint and its evaluation: the next one makes up for it
     resumed = run_file.load(run_file.dump(run), ["run_dir=resumed", "training.n_learners=1"])
     shutil.copytree(run.path("uniform"), resumed.path("resumed"), ignore=shutil.ignore_patterns("*_00000006.pt", "ray"))
-    for name in ("manifest.json", evaluate.RESULTS):
+    for name in ("manifest.json", results.FILE):
         Path(resumed.path("resumed"), name).unlink()
     train.run_stage(resumed, in_process=True)
-    made_up = evaluate.read_results(resumed.path("resumed"))
+    made_up = results.read(resumed.path("resumed"))
     assert [line["step"] for line in made_up] == [4, 6]
-    assert made_up[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=0.02)
+    assert made_up[0]["metrics"] == pytest.approx(found[1]["metrics"], abs=0.02)
     # a checkpoint that its run has removed meanwhile has no results, and stops nothing
     assert evaluate._of_checkpoint(run, 3) == []

@@ -4,7 +4,7 @@ import pytest
 
 from jest_core.run_file import Run
 from pipelines.base import storage
-from pipelines.paper import figures, reproduce
+from pipelines.paper import charts, figures, records, reproduce
 from pipelines.stages import Chain
 
 TOLD = reproduce.experiments()
@@ -17,7 +17,7 @@ def test_every_run_is_a_whole_run_file_and_every_figure_has_its_runs():
             assert isinstance(run, Run)
             assert run.run_dir == f"runs/{name}-seed3"
     for spec in TOLD["figures"].values():
-        for name in [*figures.runs_of(spec), *([spec["of"]] if "of" in spec else [])]:
+        for name in [*records.runs_of(spec), *([spec["of"]] if "of" in spec else [])]:
             assert name in TOLD["runs"]
 
 
@@ -61,7 +61,7 @@ def test_a_table_has_the_mean_and_the_range_of_the_last_checkpoint():
     assert uniform[:3] == ["uniform", "2", "3.0 (2.0 to 4.0)"]  # the seed that settings were tuned on is left out
     assert uniform[-5:] == ["1,000", "5,000", "1.5", "1.2", "3"]
     assert joint[:2] == ["joint", "not run yet"]
-    chart = figures.chart(spec, results, TOLD["scores"], figure="x")
+    chart = charts.chart(spec, results, TOLD["scores"], figure="x")
     assert list(chart.data[0].y) == pytest.approx([1.5, 3.0])
     assert list(chart.data[1].x) == pytest.approx([0.75, 1.5])
     told = figures.render("{{ value('uniform') }} {{ picture('f') }}", {"f": spec}, results, TOLD["scores"])
@@ -85,7 +85,7 @@ def test_who_is_ahead_is_told_seed_by_seed():
     told = figures.render("{{ ahead('f') }}", {"f": spec}, results, TOLD["scores"]).splitlines()
     assert told[0] == "|  | sub-batch size | seeds | mean of four | naming @5 |"
     assert told[2:] == ["| a learner | 256 | 2 | +3.5 (+2.0 to +5.0) | +3.5 (+2.0 to +5.0) |"]
-    line = figures.chart(spec, results, TOLD["scores"], figure="f").data[-1]
+    line = charts.chart(spec, results, TOLD["scores"], figure="f").data[-1]
     assert (list(line.x), list(line.y)) == ([256], pytest.approx([3.5]))
     assert list(line.error_y.arrayminus) == pytest.approx([1.5])
 

@@ -9,7 +9,7 @@ from pipelines.base import manifests, storage
 from pipelines.data import catalogue
 from pipelines.planning import calibrate as machines
 from pipelines.planning import plan, preflight, sizes
-from pipelines.training import selection_log, train
+from pipelines.training import metrics_line, train
 from tests.conftest import MakeRun
 from tests.pipelines.test_main import jest
 
@@ -131,7 +131,7 @@ def test_windows_hold_no_more_than_a_run_sees(make_scored_run: MakeRun):
     run = make_scored_run("joint", "data.window_rows=100000000")
     known = sizes.pairs(run)
     assert known is not None
-    assert sizes.window_bytes(run, known) == run.n_steps * run.super_batch_size * sizes.held_bytes(run, known)
+    assert sizes.window_bytes(run, known) == run.n_steps * run.super_batch_size * sizes.example_bytes(run, known)
     assert not failing(run)
 
 
@@ -167,7 +167,7 @@ def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):
 def test_rates_of_a_run_predict_that_run_and_more_learners_take_less(make_scored_run: MakeRun):
     run = make_scored_run("joint")
     train.run_stage(run, in_process=True)
-    lines = selection_log.read_metrics(run.path("joint"))
+    lines = metrics_line.read(run.path("joint"))
     spent = sum(line["train/batch_time"] for line in lines)
     checkpoints = sum(line["jest/checkpoint_time"] for line in lines)
     machine = machines.of_lines(run, lines, whole_seconds=spent + checkpoints + 7.0)

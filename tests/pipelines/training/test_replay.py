@@ -9,7 +9,7 @@ import pytest
 from jest_core import run_file
 from pipelines.base import checkpoints, storage
 from pipelines.data import catalogue
-from pipelines.training import replay, selection_log, train
+from pipelines.training import metrics_line, replay, selection_log, train
 
 
 def picked(run) -> list[list[str]]:
@@ -33,9 +33,7 @@ def test_a_replay_trains_on_the_same_sub_batches_and_comes_to_the_same_losses(ma
     assert done.returncode == 0, done.stdout + done.stderr
     again = run_file.load(storage.read_bytes(f"{run.path('replayed')}/run.yaml").decode())
     assert picked(again) == picked(run)
-    losses = [
-        [line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in (run, again)
-    ]
+    losses = [[line["train/loss"] for line in metrics_line.read(each.path(each.run_dir))] for each in (run, again)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 

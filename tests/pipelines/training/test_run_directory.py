@@ -3,8 +3,10 @@
 import pytest
 
 from jest_core import run_file
+from jest_core.training.step import train_step
 from pipelines.base import checkpoints, manifests, storage
-from pipelines.training import run_directory, train
+from pipelines.evaluation import results
+from pipelines.training import loop, metrics_line, run_directory, selection_log, train
 from tests.commands import same_log_and_weights
 
 CONSTANT = ["training.schedule=constant", "training.warmup_steps=2"]
@@ -36,6 +38,32 @@ def test_a_run_that_is_made_longer_is_the_one_that_was_longer_from_the_start(mak
     same_log_and_weights(extended, longer)
     with pytest.raises(ValueError, match="checkpoint after step 6, which is past the budget"):
         train.run_stage(short, in_process=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_has_each_step_once_in_every_file(make_scored_run, shards, monkeypatch):
+    sets = f"evaluation={{every_steps: 2, sets: [{{name: own, shards: '{shards}/*.parquet', tasks: [retrieval]}}]}}"
+    run = make_scored_run("joint", sets)
+    directory = run.path("joint")
+    train.run_stage(run, in_process=True)
+    before = [(line["step"], line["train/loss"]) for line in metrics_line.read(directory)]
+    for name in (checkpoints.path_of(directory, 6), checkpoints.path_of(directory, 4), f"{directory}/manifest.json"):
+        storage.remove(name)
+    seen: list[tuple[int, ...]] = []
+
+    def step_of(*arguments):
+        if not seen:  # the first step after the resume: what readers find from here to the next checkpoint
+            seen.append(tuple(line["step"] for line in metrics_line.read(directory)))
+            seen.append(tuple(line["step"] for line in results.read(directory)))
+            seen.append(tuple(selection_log.read_steps(directory)["step"].to_pylist()))
+        return train_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", step_of)
+    train.run_stage(run, in_process=True)
+    assert seen == [(1, 2), (2,), (0, 1)]
+    assert [(line["step"], line["train/loss"]) for line in metrics_line.read(directory)] == before
+    assert [line["step"] for line in results.read(directory)] == [2, 4, 6]
+    assert selection_log.read_steps(directory)["step"].to_pylist() == list(range(6))
 
 
 def test_circumstances_may_change(begun):

@@ -1,10 +1,11 @@
-"""Parts of the selection log become valid with the checkpoint that lists them."""
+"""Parts of the selection log become valid with the checkpoint that commits them."""
 
 import pyarrow as pa
+import pytest
 
 from jest_core import tables
 from jest_core.training.step_log import StepLog
-from pipelines.base import checkpoints, storage
+from pipelines.base import checkpoints, commits, storage
 from pipelines.training import selection_log
 from pipelines.training.selection_log import SelectionLog
 
@@ -42,12 +43,119 @@ def test_readers_see_what_a_checkpoint_commits_and_each_step_once(tmp_path):
     assert selection_log.read_bad_rows(run_dir)["step"].to_pylist() == [1]
 
     # a crash now: the next try takes up the checkpoint, clears away, and makes the same steps again
-    again = SelectionLog(run_dir, selection_log.committed(run_dir))
+    again = SelectionLog(run_dir, commits.read(run_dir))
     again.tidy()
-    assert storage.names(f"{run_dir}/selection") == [f"{prefix}{parts[0]}" for prefix in ("", "bad-", "steps-")]
+    kept = [f"{prefix}{parts[0]}" for prefix in ("", "bad-", "steps-")]
+    assert storage.names(f"{run_dir}/selection") == sorted([*kept, commits.FILE])
     for _ in range(2):  # the second time as after an error between the part and its checkpoint
         parts = log_of(again, range(2, 4))
     checkpoints.write(run_dir, 4, {"jest": {"log_parts": parts}})
     assert selection_log.read_steps(run_dir)["step"].to_pylist() == [0, 1, 2, 3]
     assert selection_log.sample(run_dir, 2)["step"].to_pylist() == [0] * 3 + [3] * 3
     assert again.commit(again.take()) == parts  # a checkpoint without a new step
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def checkpoint(log: SelectionLog, numbers: range) -> None:
+    """As the training loop does it."""
+    parts = log_of(log, numbers)
+    checkpoints.write(log.run_dir, numbers.stop, {"jest": {"step": numbers.stop, "log_parts": parts}})
+
+
+def resumed(run_dir: str) -> SelectionLog:
+    log = SelectionLog(run_dir, checkpoints.read(run_dir)["jest"]["log_parts"])
+    log.tidy()
+    return log
+
+
+def logged(run_dir: str) -> list[int]:
+    """The steps of the log, which all of its tables have."""
+    steps = selection_log.read_steps(run_dir)["step"].to_pylist()
+    assert selection_log.read(run_dir)["step"].to_pylist() == [number for number in steps for _ in range(3)]
+    assert selection_log.read_bad_rows(run_dir)["step"].to_pylist() == [number for number in steps if number % 2]
+    assert sum(last + 1 - first for _, first, last in selection_log.parts(run_dir)) == len(steps)
+    return steps
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_kill_between_any_two_writes_leaves_each_step_once(where, tmp_path, request, monkeypatch):
+    root = str(tmp_path) if where == "disk" else f"{request.getfixturevalue('s3')}/kill-windows"
+    write, n_writes = storage.write_bytes, 0
+    for n_done in range(6):  # a part has three files; commits.jsonl; the checkpoint; none is killed
+        run_dir = f"{root}/{n_done}"
+        checkpoint(SelectionLog(run_dir, []), range(2))
+        log, n_writes = resumed(run_dir), 0
+
+        def killed(path: str, data: bytes, n_done: int = n_done) -> None:
+            nonlocal n_writes
+            if n_writes == n_done:
+                raise Killed
+            n_writes += 1
+            write(path, data)
+
+        monkeypatch.setattr(storage, "write_bytes", killed)
+        try:
+            checkpoint(log, range(2, 4))
+        except Killed:
+            assert n_done < 5
+        monkeypatch.undo()
+        assert n_writes == min(n_done, 5)
+        reached = checkpoints.steps(run_dir)[-1]
+        assert reached == (4 if n_done == 5 else 2)
+        assert logged(run_dir) == list(range(reached))
+        log = resumed(run_dir)  # by the clock, the next checkpoint comes earlier this time
+        for first, stop in ((2, 3), (3, 6)) if reached == 2 else ((4, 6),):
+            checkpoint(log, range(first, stop))
+        assert logged(run_dir) == list(range(6))
+        kept = {f"{prefix}{name}" for name, _, _ in selection_log.parts(run_dir) for prefix in ("", "steps-", "bad-")}
+        assert set(storage.names(f"{run_dir}/selection")) <= kept | {commits.FILE}
+
+
+def test_a_run_may_go_on_from_an_older_checkpoint(tmp_path):
+    run_dir = str(tmp_path)
+    log = SelectionLog(run_dir, [])
+    for stop in (2, 4, 6):
+        checkpoint(log, range(stop - 2, stop))
+    storage.remove(checkpoints.path_of(run_dir, 6))
+    assert logged(run_dir) == list(range(4))  # before anything resumes
+    storage.remove(checkpoints.path_of(run_dir, 4))
+    assert logged(run_dir) == list(range(2))
+    log = resumed(run_dir)
+    assert storage.read_bytes(commits.path_of(run_dir)) == b'{"step": 2, "part": "00000000-00000001.parquet"}\n'
+    checkpoint(log, range(2, 6))
+    assert logged(run_dir) == list(range(6))
+
+
+def test_a_reader_loads_no_checkpoint_and_pruned_ones_leave_no_litter(tmp_path, monkeypatch):
+    run_dir = str(tmp_path)
+    log = SelectionLog(run_dir, [])
+    for stop in range(2, 11, 2):
+        checkpoint(log, range(stop - 2, stop))
+        checkpoints.prune(run_dir, 1, None)
+    monkeypatch.setattr(checkpoints, "read", lambda path: pytest.fail(f"{path} is loaded to read a log"))
+    assert logged(run_dir) == list(range(10))
+    assert len(storage.read_bytes(commits.path_of(run_dir)).splitlines()) == 5  # as many as the log has parts
+
+
+def test_a_run_of_an_earlier_version_is_read_by_its_checkpoint(tmp_path):
+    run_dir = str(tmp_path)
+    checkpoint(SelectionLog(run_dir, []), range(2))
+    storage.remove(commits.path_of(run_dir))  # which earlier versions do as they resume: they do not know the file
+    assert logged(run_dir) == [0, 1]
+    log = resumed(run_dir)
+    assert storage.exists(commits.path_of(run_dir))
+    checkpoint(log, range(2, 4))
+    assert logged(run_dir) == list(range(4))
+
+
+def test_a_line_for_another_checkpoint_is_not_taken_for_this_one(tmp_path):
+    """The newest checkpoint has no line: an earlier version wrote it."""
+    run_dir = str(tmp_path)
+    checkpoint(SelectionLog(run_dir, []), range(2))
+    before = storage.read_bytes(commits.path_of(run_dir))
+    checkpoint(resumed(run_dir), range(2, 4))
+    storage.write_bytes(commits.path_of(run_dir), before)
+    assert logged(run_dir) == list(range(4))

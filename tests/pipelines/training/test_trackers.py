@@ -14,7 +14,7 @@ import ray
 
 from jest_core import run_file
 from pipelines.base import checkpoints, storage
-from pipelines.training import selection_log, trackers, train
+from pipelines.training import metrics_line, trackers, train
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_each_step_is_told_once_though_a_crash_repeats_some(make_scored_run, off
         storage.remove(name)  # as a crash after step 6 and before its checkpoint leaves it
     train.run_stage(run, in_process=True)
 
-    losses = [(line["step"], pytest.approx(line["train/loss"])) for line in selection_log.read_metrics(directory)]
+    losses = [(line["step"], pytest.approx(line["train/loss"])) for line in metrics_line.read(directory)]
     assert told_by_tensorboard(directory, "train/loss") == losses
     assert told_by_mlflow(directory, "train/loss") == losses
     offline_runs = sorted((offline / "joint" / "wandb").glob("offline-run-*/*.wandb"))
@@ -85,6 +85,23 @@ def test_each_step_is_told_once_though_a_crash_repeats_some(make_scored_run, off
     assert len({path.name for path in offline_runs}) == 1  # the same run of W&B
     told = [(line["_step"], line["train/loss"]) for path in offline_runs for line in told_by_wandb(path)]
     assert told == losses + losses[4:]  # its server leaves steps as they are that it has
+
+
+def test_mlflow_shows_the_budget_of_a_run_that_was_made_longer(make_scored_run, offline):
+    from mlflow import MlflowClient
+
+    settings = ["training.schedule=constant", "training.examples_trained=64", "training.report_to=[mlflow]"]
+    run = run_file.load(run_file.dump(make_scored_run("joint")), settings)
+
+    def budgets() -> list[str | None]:
+        found = MlflowClient().get_run(storage.read_json(f"{run.path('joint')}/trackers.json")["mlflow"]).data
+        return [told.get("training.examples_trained") for told in (found.params, found.tags)]
+
+    train.run_stage(run, in_process=True)
+    assert budgets() == ["64", None]
+    for more in (96, 128):
+        train.run_stage(run_file.load(run_file.dump(run), [f"training.examples_trained={more}"]), in_process=True)
+        assert budgets() == ["64", str(more)]
 
 
 def test_a_tracker_that_fails_ends_no_run(make_scored_run, capsys):
@@ -124,7 +141,7 @@ def test_the_panels_of_the_dashboard_show_metrics_that_exist(make_scored_run):
     run = make_scored_run("joint")
     train.run_stage(run, in_process=True)
     told = trackers.Trackers(run, 0, print)
-    for line in selection_log.read_metrics(run.path("joint")):
+    for line in metrics_line.read(run.path("joint")):
         told.log(line["step"], line)
 
     def wait_for(what: set[str]) -> None:

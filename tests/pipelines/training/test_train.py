@@ -18,7 +18,7 @@ from pipelines.base import checkpoints, manifests, storage
 from pipelines.scores import score_cache
 from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
-from pipelines.training import selection_log, train
+from pipelines.training import metrics_line, selection_log, train
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
     assert np.isfinite(refused["learner_loss"].to_numpy()).all()
     assert (steps["sub_batch_matched_score"].to_numpy() > steps["super_batch_matched_score"].to_numpy()).mean() > 0.5
 
-    metrics = selection_log.read_metrics(directory)
+    metrics = metrics_line.read(directory)
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert metrics[-1]["jest/samples_seen"] == 384
     assert all(np.isfinite(line["train/loss"]) for line in metrics)
@@ -79,7 +79,7 @@ def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
     assert selection_log.read_steps(again).equals(steps)
     towers.load_weights(pair := towers.create("jest-tiny", seed=9), checkpoints.read(again))
     assert towers.weights_hash(pair.model) == final
-    assert [line["step"] for line in selection_log.read_metrics(again)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in metrics_line.read(again)] == [1, 2, 3, 4, 5, 6]
 
 
 SHORT = ["training.examples_trained=64"]
@@ -134,7 +134,7 @@ def test_two_learners_draw_the_same_first_sub_batch_and_train_alike(one_and_two)
     first = [log.filter(np.array(log["step"]) == 0) for log in logs]
     assert first[0]["uid"].to_pylist() == first[1]["uid"].to_pylist()
     assert first[0]["chunk"].to_pylist() == first[1]["chunk"].to_pylist()
-    losses = [[line["train/loss"] for line in selection_log.read_metrics(each.path(each.run_dir))] for each in runs]
+    losses = [[line["train/loss"] for line in metrics_line.read(each.path(each.run_dir))] for each in runs]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     weights = [checkpoints.read(checkpoints.path_of(each.path(each.run_dir), 2))["state_dict"] for each in runs]
     for name in weights[0]:
@@ -165,7 +165,7 @@ def test_flexijest_on_two_learners_is_that_of_one(one_and_two, name: str):
     one, two = one_and_two[name]
     manifest, whole = (manifests.read(run.path(run.run_dir)) for run in (one, one_and_two["plain"][0]))
     assert manifest["flops_score"] < 0.75 * whole["flops_score"]
-    metrics = [selection_log.read_metrics(each.path(each.run_dir)) for each in (one, two)]
+    metrics = [metrics_line.read(each.path(each.run_dir)) for each in (one, two)]
     for a, b in zip(*metrics, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
     assert ["jest/score_spearman" in line for line in metrics[0]] == [True, False]
@@ -219,7 +219,7 @@ def test_an_online_reference_selects_what_its_cache_does(prepared):
     )
     assert overlap >= 0.9
     assert scores[0] == pytest.approx(scores[1], rel=0.02)
-    lines = [selection_log.read_metrics(run.path(run.run_dir))[0] for run in (cached, online)]
+    lines = [metrics_line.read(run.path(run.run_dir))[0] for run in (cached, online)]
     assert lines[1]["jest/flops"] > lines[0]["jest/flops"]
     assert "jest/reference_time" in lines[1]
 
@@ -270,7 +270,7 @@ def test_compiled_towers_select_and_train_as_they_do_uncompiled(make_scored_run)
         sizes = ["training.examples_trained=32", "training.warmup_steps=0", "selection.score_patch_size=16"]
         run = make_scored_run(name, *sizes, f"training.compile={str(name == 'compiled').lower()}")
         train.run_stage(run)
-        found[name] = selection_log.read(run.path(run.run_dir)), selection_log.read_metrics(run.path(run.run_dir))
+        found[name] = selection_log.read(run.path(run.run_dir)), metrics_line.read(run.path(run.run_dir))
     (plain, (line,)), (compiled, (other,)) = found["plain"], found["compiled"]
     assert compiled.select(["uid", "selected", "chunk"]).equals(plain.select(["uid", "selected", "chunk"]))
     assert other["train/loss"] == pytest.approx(line["train/loss"], rel=1e-4)

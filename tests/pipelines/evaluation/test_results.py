@@ -1,0 +1,47 @@
+"""Lines of eval_results.jsonl, and the files of other tools beside it: each step and task once."""
+
+import json
+
+from pipelines.base import storage
+from pipelines.evaluation import results
+
+
+def lines_of(step: int, value: float) -> list[results.Line]:
+    metrics = {"acc1": value, "acc5": value, "main_metric": value}
+    counts = {"step": step, "samples_seen": 10 * step, "samples_trained": 5 * step}
+    return [
+        {"key": f"own/{task}", "dataset": "own", "metrics": metrics, **counts, "protocol": "x"}
+        for task in ("zero_shot", "few_shot")
+    ]
+
+
+def files_of(directory: str) -> dict[str, list[int]]:
+    """The steps that each of the files has."""
+    of_open_clip = storage.read_bytes(f"{directory}/checkpoints/results.jsonl").decode().splitlines()
+    return {
+        "jest": [line["step"] for line in results.read(directory)],
+        "open_clip": [json.loads(line)["epoch"] for line in of_open_clip],
+        "CLIP_benchmark": [int(name.split("_step_")[1][:8]) for name in storage.names(f"{directory}/evaluation")],
+    }
+
+
+def test_results_replace_those_of_their_step_alone(make_run):
+    run = make_run("joint")
+    for step, value in ((4, 0.1), (2, 0.2), (4, 0.3)):
+        results.replace(run, lines_of(step, value))
+    found = results.read(run.path("joint"))
+    assert [(line["step"], line["metrics"]["acc1"]) for line in found] == [(2, 0.2), (2, 0.2), (4, 0.3), (4, 0.3)]
+    assert files_of(run.path("joint"))["open_clip"] == [2, 4]
+
+
+def test_steps_that_a_run_makes_again_lose_their_results_in_every_file(make_run):
+    run = make_run("joint")
+    directory = run.path("joint")
+    results.remove_after(directory, 0)  # nothing was evaluated
+    for step in (2, 4, 6):
+        results.replace(run, lines_of(step, 0.1))
+    results.remove_after(directory, 4)
+    assert files_of(directory) == {"jest": [2, 2, 4, 4], "open_clip": [2, 4], "CLIP_benchmark": [2, 2, 4, 4]}
+    before = storage.read_bytes(f"{directory}/{results.FILE}")
+    results.remove_after(directory, 4)
+    assert storage.read_bytes(f"{directory}/{results.FILE}") == before
