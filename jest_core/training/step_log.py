@@ -15,6 +15,7 @@ from jest_core.run_file import Run
 from jest_core.selection import algorithm
 from jest_core.selection.algorithm import Selection
 from jest_core.selection.learnability import Embeddings, matched_losses, matched_scores
+from jest_core.tables import SlotStatus
 
 _REFUSED = 0x726566  # context of the keyed noise: "ref"
 
@@ -103,11 +104,11 @@ def bad_rows(super_batch: Examples, step: int, learners: Learners) -> pa.Table:
     """Rows of the slots whose image did not decode."""
     counts = learners.counts(len(super_batch))
     status = learners.gather(super_batch.column("status").to(torch.uint8), counts)
-    positions = torch.nonzero((status != 0) & (status != tables.DUPLICATE))[:, 0]
+    positions = torch.nonzero((status != SlotStatus.OK) & (status != SlotStatus.DUPLICATE))[:, 0]
     columns: dict[str, Any] = _identity_columns(super_batch, positions, torch.tensor([0, *np.cumsum(counts)]), learners)
     columns |= {
         "step": np.full(len(positions), step),
-        "reason": [tables.SLOT_STATUS[i] for i in status[positions].tolist()],
+        "reason": tables.status_labels(status[positions].tolist()),
     }
     return pa.table({f.name: pa.array(columns[f.name], f.type) for f in tables.BAD_ROWS})
 
@@ -115,7 +116,7 @@ def bad_rows(super_batch: Examples, step: int, learners: Learners) -> pa.Table:
 def _summary(step: int, super_batch: Examples, n_selected: int, learners: Learners) -> dict[str, int | float]:
     n_valid = int(learners.sum(super_batch.valid.sum()))
     n_slots = sum(learners.counts(len(super_batch)))
-    n_duplicates = int(learners.sum((super_batch.column("status") == tables.DUPLICATE).sum()))
+    n_duplicates = int(learners.sum((super_batch.column("status") == SlotStatus.DUPLICATE).sum()))
     missing: dict[str, int | float] = {f.name: float("nan") for f in tables.STEPS}
     return missing | {
         "step": step,

@@ -89,7 +89,7 @@ def of_row_group(
             {
                 "row": pa.array(rows[part] + first_row, pa.int32()),
                 "uid": uids[part],
-                "status": np.array(tables.SLOT_STATUS)[status],
+                "status": tables.status_labels(status),
                 "caption": captions[part],
                 "pixels": blocks.pack(pixels),
                 "tokens": blocks.pack(tokens),

@@ -31,6 +31,7 @@ from jest_core.examples.view import View
 from jest_core.models import towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Pictures, Run
+from jest_core.tables import SlotStatus
 from pipelines.base import checkpoints, cluster, progress, storage
 from pipelines.data import needs
 from pipelines.evaluation import sets
@@ -310,7 +311,7 @@ class _Evaluation:
             if not held:
                 return None
             pixels, status = self.view.batch(list(self.pool.map(lambda found: found[1].read(), held)), self.pool)
-            good = [i for i in range(len(held)) if status[i] == 0]
+            good = [i for i in range(len(held)) if status[i] == SlotStatus.OK]
             self.n_seen, self.n_bad = self.n_seen + len(held), self.n_bad + len(held) - len(good)
             return [held[i][0] for i in good], [held[i][1] for i in good], torch.from_numpy(pixels[good])
 

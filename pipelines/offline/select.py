@@ -19,6 +19,7 @@ from jest_core import run_file, tables
 from jest_core.run_file import Run
 from jest_core.selection import algorithm
 from jest_core.selection.learnability import Embeddings, matched_losses
+from jest_core.tables import SlotStatus
 from pipelines.base import blocks, cluster, progress, storage
 from pipelines.data.catalogue import Catalogue, held_catalogue, open_catalogue
 from pipelines.scores import reference_scores, score_cache
@@ -194,7 +195,7 @@ def _rows(catalogue: Catalogue, shard: int, row_group: int, caches: dict[str, An
     }
     for name, (directory, _) in caches.items():
         cached = score_cache.read(directory, place, row_group, uids, _COLUMNS)
-        good &= np.array(cached["status"].to_pylist(), dtype=object) == "ok"
+        good &= np.array(cached["status"].to_pylist(), dtype=object) == SlotStatus.OK.label
         columns[f"{name}_image"], columns[f"{name}_text"] = cached["image_embedding"], cached["text_embedding"]
     return pa.table(columns).filter(pa.array(good))
 

@@ -8,6 +8,7 @@ import torch
 
 from jest_core.losses import calibrated_bias
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 from pipelines.base import blocks, progress, storage
 from pipelines.data.catalogue import Catalogue
 from pipelines.scores import score_cache
@@ -34,7 +35,7 @@ def sample(directory: str, catalogue: Catalogue, seed: int, n: int = 4096) -> tu
         columns = ["status", "image_embedding", "text_embedding"]
         place = catalogue.place(shard)
         rows = score_cache.read(directory, place, number, place.rows(number)[0], columns)
-        rows = rows.filter(pc.equal(rows["status"], "ok"))
+        rows = rows.filter(pc.equal(rows["status"], SlotStatus.OK.label))
         images.append(blocks.unpack(rows["image_embedding"]))
         texts.append(blocks.unpack(rows["text_embedding"]))
         held += len(rows)

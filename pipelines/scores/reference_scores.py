@@ -29,6 +29,7 @@ from jest_core.models.scorers import Batch
 from jest_core.models.towers import Towers
 from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
+from jest_core.tables import SlotStatus
 from pipelines.base import blocks, checkpoints, cluster, progress, storage
 from pipelines.base.stopwatch import Stopwatch
 from pipelines.data import needs
@@ -108,7 +109,7 @@ def verify(run: Run, n_pairs: int = 256) -> None:
         cached = score_cache.read(directory, place, number, place.rows(number)[0], columns)
         cached = cached.take(pa.array(rows[picked]))
         pixels, status = reference.view.batch(images.take(pa.array(picked)).to_pylist())
-        if cached["status"].to_pylist() != np.array(tables.SLOT_STATUS)[status].tolist():
+        if cached["status"].to_pylist() != tables.status_labels(status):
             raise ValueError(f"{place.path}, row group {number}: other pictures decode than in {directory}")
         tokens = reference.tokens([captions[j] for j in picked])
         found = reference.embed(
@@ -118,7 +119,7 @@ def verify(run: Run, n_pairs: int = 256) -> None:
             resolution=_resolution(spec, reference),
             precision=spec.precision,
         )
-        ok = status == 0
+        ok = status == SlotStatus.OK
         for side, new in (("image", found.image), ("text", found.text)):
             old = blocks.unpack(cached[f"{side}_embedding"]).astype(np.float32)
             distances = 1 - (old * new.numpy()).sum(1)[ok] / np.maximum(np.linalg.norm(old, axis=1)[ok], 1e-12)
@@ -304,7 +305,7 @@ class _Embedder:
         """Embeddings and scores of a block's rows; zeros where the image did not decode."""
         size = self.reference.view.image_size
         status = np.array(block["status"].to_pylist(), dtype=object)
-        ok = np.flatnonzero(status == "ok")
+        ok = np.flatnonzero(status == SlotStatus.OK.label)
         pixels = torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size))
         found = self.reference.embed(
             pixels,

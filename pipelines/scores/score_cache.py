@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from jest_core import tables
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 from pipelines.base import blocks, cluster, storage
 from pipelines.data.catalogue import Catalogue, Place, held_catalogue
 from pipelines.data.shards import part_name
@@ -114,7 +115,7 @@ def write_part(
             found = [storage.open_parquet(path).read() for first, path in fragments if start <= first < stop]
             group = _lay_out(found, uids, multiplicity, int(start), schema)
             status = np.array(group["status"].to_pylist(), dtype=object)
-            ok = status == "ok"
+            ok = status == SlotStatus.OK.label
             description["counts"].update(status.tolist())
             description["groups"].append((int(ok.sum()), int(multiplicity[ok].sum())))
             bad = np.flatnonzero(~ok & (status != "dropped"))

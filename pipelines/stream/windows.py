@@ -11,6 +11,7 @@ from jest_core import run_file
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Piece
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 from pipelines.base import storage
 from pipelines.data.catalogue import Place
 from pipelines.data.rows import decoded, encoded
@@ -35,7 +36,7 @@ def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
         assert run.reference is not None
         columns = ["status", "image_embedding", "text_embedding"]
         cached = score_cache.read(run.path(run.reference.scores), place, piece.row_group, uids, columns)
-        multiplicity = np.where(pc.equal(cached["status"], "ok").to_numpy(), multiplicity, 0)
+        multiplicity = np.where(pc.equal(cached["status"], SlotStatus.OK.label).to_numpy(), multiplicity, 0)
     try:
         rows, occurrences = piece.rows(multiplicity, epoch)
     except ValueError as error:
