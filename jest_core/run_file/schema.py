@@ -7,7 +7,18 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision, Schedule, Tracker
+from jest_core.choices import (
+    CRITERIA,
+    METHODS,
+    Criterion,
+    Draw,
+    ForwardPrecision,
+    Loss,
+    Method,
+    Precision,
+    Schedule,
+    Tracker,
+)
 from jest_core.run_file.data import Data, Evaluation, Ingest
 from jest_core.run_file.parts import Circumstance, Part
 from jest_core.run_file.paths import join
@@ -69,7 +80,7 @@ class Reference(Part):
 
 
 class Selection(Part):
-    method: Literal["uniform", "independent", "joint"]
+    method: Method
     criterion: Criterion = "learnability"
     loss: Loss = "sigmoid"
     filter_ratio: float = Field(default=0.8, ge=0, lt=1)
@@ -81,6 +92,16 @@ class Selection(Part):
     score_patch_size: PositiveInt | None = None  # of a ViT, as it scores; its own if not given
     score_precision: ForwardPrecision = "fp32"  # of the learner's forward pass as it scores
     agreement_every_steps: NonNegativeInt = 0  # compare with scoring at full resolution as often as that; 0 = never
+
+    @property
+    def selects(self) -> bool:
+        """Whether sub-batches are selected from larger super-batches, which uniform batches are not."""
+        return METHODS[self.method].selects
+
+    @property
+    def n_draws(self) -> int:
+        """How many chunks of a sub-batch are drawn one after the other."""
+        return METHODS[self.method].n_draws(self.n_chunks)
 
 
 class Subset(Part):
@@ -173,7 +194,7 @@ class Run(Part):
     @property
     def super_batch_size(self) -> int:
         """B, all learners together; a uniform run's super-batch is its sub-batch."""
-        if self.selection.method == "uniform":
+        if not self.selection.selects:
             return self.sub_batch_size
         return round(self.sub_batch_size / (1 - self.selection.filter_ratio))
 
@@ -189,12 +210,12 @@ class Run(Part):
 
     @property
     def uses_reference(self) -> bool:
-        return self.selection.method != "uniform" and self.selection.criterion != "hard"
+        return self.selection.selects and CRITERIA[self.selection.criterion].uses_reference
 
     @property
     def uses_learner(self) -> bool:
         """Whether the learner scores super-batches."""
-        return self.selection.method != "uniform" and self.selection.criterion != "easy"
+        return self.selection.selects and CRITERIA[self.selection.criterion].uses_learner
 
     @property
     def reads_scores(self) -> bool:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from jest_core import run_file, tables
 from jest_core.run_file import Run
-from jest_core.selection import algorithm
-from jest_core.selection.learnability import Embeddings, matched_losses
+from jest_core.selection import Embeddings, select
+from jest_core.selection.learnability import matched_losses
 from jest_core.tables import SlotStatus
 from pipelines.base import blocks, cluster, progress, storage
 from pipelines.data.catalogue import Catalogue, held_catalogue, open_catalogue
@@ -33,7 +33,7 @@ def run_stage(run: Run) -> dict[str, Any]:
 
     A second run does the super-batches that are missing.
     """
-    if run.subset is None or run.selection.method == "uniform":
+    if run.subset is None or not run.selection.selects:
         raise ValueError("`jest select` needs a `subset` part in the run file, and a selection.method that selects")
     catalogue = open_catalogue(run.path(run.data.catalogue))
     directory, caches = run.path(run.subset.directory), _caches(run)
@@ -80,7 +80,7 @@ def _caches(run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
     """The score caches that the criterion needs, with their manifests; the learner's is made where it is missing."""
     caches = {}
     assert run.subset is not None
-    if run.selection.criterion != "easy":
+    if run.uses_learner:
         if run.subset.learner is None:
             raise ValueError(f"criterion {run.selection.criterion!r} scores with a learner: give subset.learner")
         manifest = reference_scores.score(run, run.subset.learner, label=f"{STAGE}, learner")
@@ -138,16 +138,16 @@ def _select(batch: dict[str, np.ndarray], held: Any) -> pa.Table:
         models[name] = Embeddings(image, text, *scale_and_bias)
     high, low = tables.uid_from_hex(rows["uid"].to_pylist())
     config = run.selection
-    n_chunks = 1 if config.method == "independent" else config.n_chunks
+    n_chunks = config.n_draws
     size = round(len(rows) * (1 - config.filter_ratio) / n_chunks) * n_chunks
     table = tables.SELECTION.empty_table()
     if size:
-        chosen = algorithm.select(
+        chosen = select(
             models.get("learner"),
             models.get("reference"),
             sub_batch_size=size,
             n_chunks=n_chunks,
-            method="independent" if config.method == "independent" else "joint",
+            method=config.method,
             criterion=config.criterion,
             loss=config.loss,
             draw=config.draw,

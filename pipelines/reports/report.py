@@ -38,7 +38,7 @@ def run_stage(run_dirs: list[str], output: str) -> None:
 
 def page(runs: list[Finished], table: comparison.Comparison) -> str:
     """The whole page, without a need for the network."""
-    selecting = [run for run in runs if run.run.selection.method != "uniform"]
+    selecting = [run for run in runs if run.run.selection.selects]
     charts = [
         ("Scores against examples, FLOPs and time", curves(runs), "Lines of each score over training, a line a run."),
         ("Where the FLOPs and the time went", costs(runs), "Stacked bars of each run's FLOPs and seconds by part."),
@@ -53,7 +53,7 @@ def page(runs: list[Finished], table: comparison.Comparison) -> str:
             told = f"Share of each {found.column} among the selected over steps, with its share of what was offered."
             charts.append((f"What {run.name} selected, by {found.column}", share_chart(found), told))
     for run in selecting[:1]:
-        if run.run.reads_scores and run.run.selection.criterion == "learnability":
+        if run.run.reads_scores and run.run.uses_learner:
             told = "Heat map: learner loss minus reference loss of every image with every caption of a batch."
             charts.append((f"Learnability of the pairs of a batch, by {run.name}", matrix_chart(run), told))
     template = Environment(autoescape=True).from_string((files("pipelines.reports") / "report.html.j2").read_text())

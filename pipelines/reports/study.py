@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 
-from jest_core.choices import Method
+from jest_core.choices import METHODS
 from jest_core.models import configurations, towers
 from jest_core.run_file import Run
-from jest_core.selection.algorithm import gibbs_select, select
+from jest_core.selection import Embeddings, batch_score, gibbs_select, select
 from jest_core.selection.anatomy import dissect
-from jest_core.selection.learnability import Embeddings, batch_score, pair_scores
+from jest_core.selection.learnability import pair_scores
 from pipelines.base import checkpoints, cluster, progress
 from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
 
 _CHUNKS = (1, 2, 4, 8, 16, 32)
-_METHODS: tuple[Method, ...] = ("joint", "independent")
 _SIDE = 48  # rows of the matrix that is shown
 
 
@@ -116,7 +115,8 @@ def figure2(run: Run, n_iterations: int) -> dict[str, Any]:
                 uids=uids[part_of],
                 **options,
             ).indices
-            for method in _METHODS
+            for method, traits in METHODS.items()
+            if traits.selects
         }
         by_ratio[str(ratio)] = {method: learnability(indices, part_of) for method, indices in chosen.items()}
     shown = drawn[max(n for n in drawn if n <= run.selection.n_chunks)].indices[:_SIDE]
