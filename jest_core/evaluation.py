@@ -92,8 +92,8 @@ class ZeroShot:
         """labels: number of the class of each image; the caller leaves out images without a class."""
         scores = image @ self.classes.to(image).T
         labels = labels.to(scores.device)
-        own = scores.gather(1, labels[:, None])
-        ranks = (~(scores < own)).sum(1) - 1  # a NaN is a tie with everything
+        of_class = scores.gather(1, labels[:, None])
+        ranks = (~(scores < of_class)).sum(1) - 1  # a NaN is a tie with everything
         for row, values in enumerate((ranks < 1, ranks < 5, torch.ones_like(ranks))):
             self.hits[row].index_add_(0, labels.cpu(), values.long().cpu())
 
@@ -176,17 +176,17 @@ def ranks(
     key_group: Int[Tensor, " M"],
     tile: int = 512,
 ) -> Int[Tensor, " N"]:
-    """How many keys of other groups are at least as near to a query as the nearest key of its own; M if it has none.
+    """How many keys of other groups are at least as near to a query as the nearest of its group; M if that has none.
 
     O(tile * M) memory.
     """
     out = []
     for part, group in zip(query.split(tile), query_group.split(tile), strict=True):
         scores = part @ key.T
-        own = group[:, None] == key_group[None, :]
-        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        rank = (~(scores < best) & ~own).sum(1)
-        out.append(torch.where(own.any(1), rank, len(key)))
+        same = group[:, None] == key_group[None, :]
+        best = scores.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
+        rank = (~(scores < best) & ~same).sum(1)
+        out.append(torch.where(same.any(1), rank, len(key)))
     return torch.cat(out)
 
 

@@ -111,9 +111,9 @@ def step_flops(run: Run) -> StepFlops:
     if run.uses_reference and not run.reads_scores and reference is not None:
         sizes = reference.score_image_size, reference.score_patch_size
         reference_forward = forward_flops(reference.model, *sizes).total
-    own = (None, None)
+    as_trained = (None, None)
     as_scored = selection.score_image_size, selection.score_patch_size
-    as_low = (low.image_size, low.patch_size) if low else own
+    as_low = (low.image_size, low.patch_size) if low else as_trained
     n_low, full = run.n_low_resolution, forward_flops(run.model).total
     models = [
         *([run.model] if run.uses_learner else []),
@@ -129,7 +129,7 @@ def step_flops(run: Run) -> StepFlops:
         score_forward=forward_flops(run.model, *as_scored).total if run.uses_learner else 0.0,
         low_forward=forward_flops(run.model, *as_low).total if low else 0.0,
         n_low_resolution=n_low,
-        n_reusable=n_low * (as_scored == as_low) + (run.sub_batch_size - n_low) * (as_scored == own),
+        n_reusable=n_low * (as_scored == as_low) + (run.sub_batch_size - n_low) * (as_scored == as_trained),
         n_recomputed=(training.micro_batch_size is not None) + training.activation_checkpointing,
         loss=training.loss,
         loss_width=outlines.width(run.model.name),

@@ -171,7 +171,7 @@ class _Batch:
         self.image, self.text, self.scale, self.tile, self.learners = image, text, scale, settings.tile, learners
         counts = learners.counts(len(image))
         self.size, self.offset = sum(counts), sum(counts[: learners.rank])
-        self.own = slice(self.offset, self.offset + len(text))
+        self.local_rows = slice(self.offset, self.offset + len(text))
         self.texts = learners.gather(text, counts).float()
         if settings.wants_gradients:
             self.image_gradient = torch.zeros_like(image, dtype=torch.float32)
@@ -198,7 +198,7 @@ class _Batch:
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of image, text and logit_scale, for the mean over the batch; in float32 for embeddings of any type, as the
         factor of a loss scaler is multiplied in later."""
-        image, text = self.image_gradient, self.learners.sum(self.text_gradient)[self.own]
+        image, text = self.image_gradient, self.learners.sum(self.text_gradient)[self.local_rows]
         by_scale = torch.linalg.vecdot(image, self.image.float()).sum(dtype=torch.float64)  # image gradients / scale
         factor = self.scale.float() / self.size
         return image.mul_(factor), text.mul(factor), by_scale / self.size
@@ -251,7 +251,9 @@ class _SoftmaxLoss(torch.autograd.Function):
             learners = batch.learners
             shares = learners.gather(over_images, [batch.size] * learners.size)  # over the images of each learner
             over_images = shares.view(learners.size, batch.size).logsumexp(0)
-            total += 0.5 * (over_texts.sum(dtype=torch.float64) + over_images[batch.own].sum(dtype=torch.float64))
+            total += 0.5 * (
+                over_texts.sum(dtype=torch.float64) + over_images[batch.local_rows].sum(dtype=torch.float64)
+            )
             if settings.wants_gradients:
                 for rows, columns, logits in batch.tiles():
                     slope = torch.exp(logits - over_texts[rows, None])

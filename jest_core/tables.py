@@ -146,7 +146,7 @@ STEPS = pa.schema(
 # <run>/selection/bad-*.parquet and <scores>/bad_rows.parquet: a row per image that did not decode
 BAD_ROWS = pa.schema(
     [
-        ("step", pa.int64()),  # -1 where scoring by the reference found it
+        ("step", pa.int64()),  # -1 in the table of the score cache
         ("uid", pa.string()),
         ("shard", pa.int32()),
         ("row", pa.int32()),

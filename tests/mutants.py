@@ -52,8 +52,8 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/losses.py",
         "core/test_losses.py::test_global_loss_and_gradients_equal_one_process_with_skewed_shares",
         texts_of_the_first_learner=(
-            "self.own = slice(self.offset, self.offset + len(text))",
-            "self.own = slice(0, len(text))",
+            "self.local_rows = slice(self.offset, self.offset + len(text))",
+            "self.local_rows = slice(0, len(text))",
         ),
     )
     yield from of(
@@ -101,7 +101,7 @@ def _mutants() -> Iterator[Mutant]:
     yield from of(
         "jest_core/selection/algorithm.py",
         "core/selection/test_distribution.py::test_distribution_of_a_small_draw_equals_enumeration",
-        conditioning_dropped=("keys = settings.gain * scores", "keys = settings.gain * conditional.own"),
+        conditioning_dropped=("keys = settings.gain * scores", "keys = settings.gain * conditional.diagonal"),
         scores_halved=("keys = settings.gain * scores", "keys = 0.5 * settings.gain * scores"),
     )
     yield from of(
@@ -223,8 +223,8 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/models/flexible.py",
         "core/models/test_flexible.py::test_another_grid_has_the_position_embeddings_that_timm_gives_it",
         class_tokens_position_resized=(
-            "return torch.cat([own[..., :n_prefix, :], resized], -2)",
-            "return torch.cat([resized, own[..., :n_prefix, :]], -2)",
+            "return torch.cat([embeddings[..., :n_prefix, :], resized], -2)",
+            "return torch.cat([resized, embeddings[..., :n_prefix, :]], -2)",
         ),
     )
 
@@ -415,11 +415,11 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/evaluation.py",
         "core/test_evaluation.py::test_a_collapsed_or_diverged_model_scores_nothing",
         ties_count_for_the_model=(
-            "ranks = (~(scores < own)).sum(1) - 1  # a NaN is a tie with everything",
-            "ranks = (scores > own).sum(1)",
+            "ranks = (~(scores < of_class)).sum(1) - 1  # a NaN is a tie with everything",
+            "ranks = (scores > of_class).sum(1)",
         ),
         retrieval_ties_count_for_the_model=(
-            "rank = (~(scores < best) & ~own).sum(1)",
+            "rank = (~(scores < best) & ~same).sum(1)",
             "rank = ((scores > best) & ~own).sum(1)",
         ),
     )

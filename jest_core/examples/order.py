@@ -2,7 +2,7 @@
 
 In each epoch, the row groups of the catalogue are permuted and their slots concatenated; the sequence is cut into
 n_streams equal streams. A stream is read in windows of whole row groups, whose slots are shuffled together. Super-batch
-k is made of the next B / n_streams slots of every stream, so it holds the same examples on any number of learners.
+k is made of the next B / n_streams slots of every stream, so it has the same examples on any number of learners.
 
 A row has a slot for each time that it occurs in an epoch: its multiplicity in the catalogue times the weight of its
 source. Every epoch has the same number of slots. Where n_streams does not divide it, streams differ by one slot, and

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Resolution:
-    """At what resolution an image tower works: pixels a side of an image, and of a patch where not the tower's own."""
+    """At what resolution an image tower works: pixels a side of an image, and of a patch (None: as trained)."""
 
     image_size: int
     patch_size: int | None = None
@@ -49,7 +49,7 @@ def make_flexible(visual: nn.Module) -> None:
     if grid[0] != grid[1] or conv.kernel_size[0] != conv.kernel_size[1]:
         return  # images of jest are square
     tower.__class__, conv.__class__ = flexible, _FlexibleConv
-    tower.own_grid = tower.grid = grid[0]
+    tower.trained_grid = tower.grid = grid[0]
     conv.patch_size = conv.kernel_size[0]
 
 
@@ -83,18 +83,18 @@ def at(visual: nn.Module, resolution: Resolution) -> Iterator[None]:
         _set(tower, *before)
 
 
-def kernel_map(own: int, other: int) -> Float[Tensor, "P Q"]:
-    """PI-resize of FlexiViT, from P = own ** 2 weights to Q = other ** 2: the pseudo-inverse of R, the bilinear resize
-    of a patch from `own` pixels a side to `other`. The product of a resized patch R x and the resized kernel is that of
-    x and the kernel: exactly where `other` is larger, and by least squares where it is smaller.
+def kernel_map(size: int, other: int) -> Float[Tensor, "P Q"]:
+    """PI-resize of FlexiViT, from P = size ** 2 weights to Q = other ** 2: the pseudo-inverse of R, the bilinear resize
+    of a patch from `size` pixels a side to `other`. The product of R x and the resized kernel is that of a patch x
+    and the kernel: exactly where `other` is larger, and by least squares where it is smaller.
     """
-    every = torch.eye(own * own).reshape(-1, 1, own, own)
+    every = torch.eye(size * size).reshape(-1, 1, size, size)
     return resample_patch_embed(every, [other, other], interpolation="bilinear").flatten(1)
 
 
-def position_map(own: int, other: int) -> Float[Tensor, "Q P"]:
-    """Interpolation of position embeddings from a grid of `own` patches a side to one of `other`."""
-    return resample_abs_pos_embed(torch.eye(own * own)[None], [other, other], [own, own], num_prefix_tokens=0)[0]
+def position_map(grid: int, other: int) -> Float[Tensor, "Q P"]:
+    """Interpolation of position embeddings from a grid of `grid` patches a side to one of `other`."""
+    return resample_abs_pos_embed(torch.eye(grid * grid)[None], [other, other], [grid, grid], num_prefix_tokens=0)[0]
 
 
 def _tower(visual: nn.Module) -> nn.Module:
@@ -109,14 +109,14 @@ def _conv(tower: Any) -> "_FlexibleConv":
 def _set(tower: Any, grid: int, size: int) -> None:
     conv, device = _conv(tower), _conv(tower).weight.device
     if not hasattr(tower, f"to_grid_{grid}"):
-        tower.register_buffer(f"to_grid_{grid}", position_map(tower.own_grid, grid).to(device), persistent=False)
+        tower.register_buffer(f"to_grid_{grid}", position_map(tower.trained_grid, grid).to(device), persistent=False)
     if not hasattr(conv, f"to_patch_{size}"):
         conv.register_buffer(f"to_patch_{size}", kernel_map(conv.kernel_size[0], size).to(device), persistent=False)
     tower.grid, conv.patch_size = grid, size
     if isinstance(tower, TimmTower | Eva):
         tower.patch_embed.patch_size = (size, size)
-        # at its own resolution patches may leave a margin uncovered; at any other, timm requires that they divide
-        tower.patch_embed.strict_img_size = grid == tower.own_grid and size == conv.kernel_size[0]
+        # at the trained resolution patches may leave a margin uncovered; at any other, timm requires that they divide
+        tower.patch_embed.strict_img_size = grid == tower.trained_grid and size == conv.kernel_size[0]
     rope = getattr(tower, "rope", None)
     if rope is not None and not tower.dynamic_img_size:  # a dynamic tower computes them in each forward pass
         if not hasattr(rope, f"at_grid_{grid}"):
@@ -139,12 +139,12 @@ class _FlexibleConv(nn.Conv2d):
         return F.conv2d(input, kernel, self.bias, stride=size)
 
 
-def _positions(tower: Any, own: Tensor, n_prefix: int) -> Tensor:
+def _positions(tower: Any, embeddings: Tensor, n_prefix: int) -> Tensor:
     """Position embeddings (..., N, D) for the current grid; those of n_prefix tokens before the patches are kept."""
-    if tower.grid == tower.own_grid:
-        return own
-    resized = _product(getattr(tower, f"to_grid_{tower.grid}"), own[..., n_prefix:, :])
-    return torch.cat([own[..., :n_prefix, :], resized], -2)
+    if tower.grid == tower.trained_grid:
+        return embeddings
+    resized = _product(getattr(tower, f"to_grid_{tower.grid}"), embeddings[..., n_prefix:, :])
+    return torch.cat([embeddings[..., :n_prefix, :], resized], -2)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -156,16 +156,16 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 class _FlexibleClipTower(ClipTower):  # type: ignore[misc]
     @property
     def positional_embedding(self) -> Tensor:
-        own = self._parameters["positional_embedding"]
-        assert own is not None
-        return _positions(self, own, 1)
+        embeddings = self._parameters["positional_embedding"]
+        assert embeddings is not None
+        return _positions(self, embeddings, 1)
 
 
 def _timm_positions(self: Any) -> Tensor | None:
-    own = self._parameters.get("pos_embed")
-    if own is None or self.dynamic_img_size:  # a dynamic tower interpolates them itself
-        return own
-    return _positions(self, own, 0 if self.no_embed_class else self.num_prefix_tokens)
+    embeddings = self._parameters.get("pos_embed")
+    if embeddings is None or self.dynamic_img_size:  # a dynamic tower interpolates them itself
+        return embeddings
+    return _positions(self, embeddings, 0 if self.no_embed_class else self.num_prefix_tokens)
 
 
 class _FlexibleTimmTower(TimmTower):

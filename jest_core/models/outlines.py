@@ -45,9 +45,9 @@ def cached(function: Function) -> Function:
         question = json.dumps([function.__name__, *arguments, _releases()])
         path = _folder() / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
         try:
-            found: _Cached = json.loads(path.read_text())
-            if found["question"] == question:
-                return found["answer"]
+            stored: _Cached = json.loads(path.read_text())
+            if stored["question"] == question:
+                return stored["answer"]
         except (OSError, ValueError, KeyError):  # not there, or damaged: it is computed again
             pass
         answer = function(*arguments)
@@ -128,17 +128,17 @@ def refuse_resolutions(run: "Run") -> None:
     """Raises ValueError where a model of the run does not work at its resolutions, or where a setting has no effect."""
 
     def resolution(model: "Model", part: str, image_size: int | None, patch_size: int | None) -> _Resolution:
-        found = _resolution(model.name, model.context_length, part, image_size, patch_size)
-        if "refused" in found:
-            raise ValueError(found["refused"])
-        return found
+        answer = _resolution(model.name, model.context_length, part, image_size, patch_size)
+        if "refused" in answer:
+            raise ValueError(answer["refused"])
+        return answer
 
     selection, low = run.selection, run.training.low_resolution
     scored = resolution(run.model, "selection.score_", selection.score_image_size, selection.score_patch_size)
-    own = resolution(run.model, "", None, None)
-    if low is not None and resolution(run.model, "training.low_resolution.", low.image_size, low.patch_size) == own:
+    full = resolution(run.model, "", None, None)
+    if low is not None and resolution(run.model, "training.low_resolution.", low.image_size, low.patch_size) == full:
         raise ValueError(f"training.low_resolution is that of {run.model.name} itself: make it lower, or leave it out")
-    if selection.agreement_every_steps and selection.selects and scored == own:
+    if selection.agreement_every_steps and selection.selects and scored == full:
         raise ValueError(
             "selection.agreement_every_steps compares with scoring at full resolution, which is what this run does: "
             "give selection.score_image_size or selection.score_patch_size, or leave it out"

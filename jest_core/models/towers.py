@@ -209,8 +209,8 @@ def refuse_loss(towers: Towers, loss: Loss, field: str) -> None:
 
 
 def _resolution(name: str, visual: nn.Module, size: int | None, patch_size: int | None) -> Resolution:
-    own = flexible.patch_size(visual) if flexible.is_flexible(visual) else None
-    return Resolution(size or configurations.image_size(name), patch_size or own)
+    default = flexible.patch_size(visual) if flexible.is_flexible(visual) else None
+    return Resolution(size or configurations.image_size(name), patch_size or default)
 
 
 def refuse_resolution(model: Model, part: str, size: int | None, patch_size: int | None) -> Resolution:
@@ -219,39 +219,39 @@ def refuse_resolution(model: Model, part: str, size: int | None, patch_size: int
     part: what stands before image_size and patch_size in the run file, for the error.
     """
     visual = outline(model.name, model.context_length).visual
-    own, given = (_resolution(model.name, visual, *sizes) for sizes in ((None, None), (size, patch_size)))
-    if given == own:
-        return own
-    if given.image_size > own.image_size:
+    full, wanted = (_resolution(model.name, visual, *sizes) for sizes in ((None, None), (size, patch_size)))
+    if wanted == full:
+        return full
+    if wanted.image_size > full.image_size:
         raise ValueError(
-            f"{part}image_size {size} is larger than the pictures of {own.image_size} that {model.name} takes"
+            f"{part}image_size {size} is larger than the pictures of {full.image_size} that {model.name} takes"
         )
     if patch_size is not None and not flexible.is_flexible(visual):
         raise ValueError(
             f"model {model.name} has no patches whose size can change, as plain ViTs have: give {part}image_size "
             f"instead of {part}patch_size {patch_size}"
         )
-    if given.patch_size is not None and given.image_size % given.patch_size:
+    if wanted.patch_size is not None and wanted.image_size % wanted.patch_size:
         raise ValueError(
-            f"pictures of {given.image_size} pixels do not divide into patches of {given.patch_size}: change "
+            f"pictures of {wanted.image_size} pixels do not divide into patches of {wanted.patch_size}: change "
             f"{part}image_size or {part}patch_size"
         )
     try:
-        with torch.no_grad(), flexible.at(visual, given):
-            visual(torch.zeros(2, 3, given.image_size, given.image_size, device="meta"))
+        with torch.no_grad(), flexible.at(visual, wanted):
+            visual(torch.zeros(2, 3, wanted.image_size, wanted.image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"model {model.name} takes pictures of {own.image_size} pixels and not of {part}image_size {size} "
+            f"model {model.name} takes pictures of {full.image_size} pixels and not of {part}image_size {size} "
             f"({error}): leave it out, or choose a model that does"
         ) from error
-    return given
+    return wanted
 
 
 def load_weights(towers: Towers, checkpoint: Mapping[str, Any]) -> None:
     """Load an open_clip checkpoint: a state dictionary, or one under `state_dict`; names may start with `module.`."""
-    own = towers.model.state_dict()
+    placed_as = towers.model.state_dict()
     state = {name.removeprefix("module."): v for name, v in checkpoint.get("state_dict", checkpoint).items()}
-    towers.model.load_state_dict({name: sharding.placed(v, own.get(name, v)) for name, v in state.items()})
+    towers.model.load_state_dict({name: sharding.placed(v, placed_as.get(name, v)) for name, v in state.items()})
 
 
 def weights_hash(model: nn.Module) -> str:

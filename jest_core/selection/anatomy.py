@@ -68,7 +68,7 @@ def dissect(
         conditional.add([model[before] for _, model in conditional.models])
     left = torch.ones(len(learner), dtype=torch.bool)
     left[before] = False
-    own, sums = conditional.own[left], conditional.sums[left]
+    diagonal, sums = conditional.diagonal[left], conditional.sums[left]
 
     def score(indices: Tensor) -> float:
         return float(batch_score(learner, reference, indices)) / sub_batch_size
@@ -77,9 +77,9 @@ def dissect(
     return Anatomy(
         sub_batch_size,
         len(learner),
-        float(sums.var() / (own.var() + sums.var())),
+        float(sums.var() / (diagonal.var() + sums.var())),
         float(sums.std()),
-        float(own.std()),
+        float(diagonal.std()),
         float(common),
         score(joint.indices),
         score(independent.indices),

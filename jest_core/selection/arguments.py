@@ -54,10 +54,10 @@ class Settings:
             "draw": get_args(Draw),
             "precision": get_args(Precision),
         }
-        for name, known in words.items():
-            if (value := getattr(self, name)) not in known:
+        for name, choices in words.items():
+            if (value := getattr(self, name)) not in choices:
                 why = "; uniform batches need no selection" if value == "uniform" else ""
-                raise ValueError(f"{name} {value!r} is none of {', '.join(known)}{why}")
+                raise ValueError(f"{name} {value!r} is none of {', '.join(choices)}{why}")
         b, n = self.sub_batch_size, self.n_chunks
         if not isinstance(b, int) or not isinstance(n, int):
             raise ValueError(f"sub_batch_size {b!r} and n_chunks {n!r} are not both whole numbers")
@@ -112,7 +112,7 @@ def checked(
 
 def check_scores(conditional: ConditionalScores, valid: Tensor, sub_batch_size: int, learners: Learners) -> None:
     """Raises Diverged or ValueError, on all learners, where a valid logit is not finite, or too few slots are valid."""
-    n_bad = (valid & ~torch.isfinite(conditional.matched)).sum()  # a logit is finite where its embeddings are
+    n_bad = (valid & ~torch.isfinite(conditional.matched_logits)).sum()  # a logit is finite where its embeddings are
     n_valid, n_bad = learners.sum(torch.stack([valid.sum(), n_bad])).tolist()
     if n_bad:
         raise Diverged(
@@ -171,7 +171,7 @@ def _check_embeddings(model: Embeddings, device: torch.device) -> None:
             f"embeddings are {image.dtype} and {text.dtype}, not floating point of 16 or 32 bits; convert them"
         )
     if image.device != device or text.device != device:
-        raise ValueError(f"embeddings lie on {device}, {image.device} and {text.device}: put them on one device")
+        raise ValueError(f"embeddings are on {device}, {image.device} and {text.device}: put them on one device")
 
 
 def _kind(model: Embeddings | None) -> list[str | int | float] | None:

@@ -74,18 +74,18 @@ class ConditionalScores:
     ) -> None:
         self.models, self.loss, self.tile, self.precision = models, loss, tile, precision
         shape, device = (len(models[0][1]),), models[0][1].image.device
-        self.own = torch.zeros(shape, dtype=torch.float64, device=device)  # (B,) scores before anything is drawn
-        self.matched = torch.zeros_like(self.own)  # (B,) matched-pair logits, learner minus reference
+        self.diagonal = torch.zeros(shape, dtype=torch.float64, device=device)  # (B,) S_ii: scores before any draw
+        self.matched_logits = torch.zeros_like(self.diagonal)  # (B,) of the matched pairs, learner minus reference
         for sign, model in models:
             logits = _logits(model, loss)
-            self.matched += sign * logits
-            self.own += sign * _losses_of_matches(logits, loss)
-        self.sums = torch.zeros_like(self.own)  # (B,) what pairs with the drawn examples add
+            self.matched_logits += sign * logits
+            self.diagonal += sign * _losses_of_matches(logits, loss)
+        self.sums = torch.zeros_like(self.diagonal)  # (B,) what pairs with the drawn examples add
         self.log_sums = [torch.full((2, *shape), -torch.inf, dtype=torch.float64, device=device) for _ in models]
 
     def __call__(self) -> Float[Tensor, " B"]:
         """The scores given what was drawn, float64."""
-        return self.own + self.sums
+        return self.diagonal + self.sums
 
     def add(self, drawn: list[Embeddings], rows: Tensor | slice = slice(None)) -> None:
         """Add newly drawn examples: their embeddings by each of the models, in the order of the models.
@@ -113,7 +113,7 @@ class ConditionalScores:
         """
         share = 0.5 if self.loss == "sigmoid" else 1.0
         # softplus(l) - l = softplus(-l): minus its logit, the own pair counts as a match
-        return (share * self.sums[members] - self.matched[members]).sum()
+        return (share * self.sums[members] - self.matched_logits[members]).sum()
 
     def _mismatches(self, drawn: list[Embeddings], rows: Tensor | slice) -> Tensor:
         losses = (

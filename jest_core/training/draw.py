@@ -99,16 +99,16 @@ def draw(selector: Selector, super_batch: Examples, step: int) -> Drawn:
 def _whole(selector: Selector, super_batch: Examples, step: int, learners: Learners) -> list[Group]:
     """All valid examples of this learner, in groups by resolution."""
     examples = super_batch[torch.nonzero(super_batch.valid)[:, 0]]
-    own, run = selector.towers.resolution(), selector.run
+    full, run = selector.towers.resolution(), selector.run
     if run.training.low_resolution is None:
-        return [Group(examples, own)]
+        return [Group(examples, full)]
     counts = learners.counts(len(examples))
     every = learners.gather(_identities(examples), counts)
     n_low = round(run.training.low_resolution.share * len(every))
     start = sum(counts[: learners.rank])
     low = low_resolution(every[:, :2], every[:, 2], n_low, run.seed, step)[start : start + len(examples)]
     groups = [
-        Group(examples[torch.nonzero(~low)[:, 0]], own),
+        Group(examples[torch.nonzero(~low)[:, 0]], full),
         Group(examples[torch.nonzero(low)[:, 0]], selector.low_resolution),
     ]
     if selector.towers.sharded:  # all learners make the same number of forward passes
@@ -181,14 +181,14 @@ def _reference(selector: Selector, super_batch: Examples) -> Embeddings | None:
         spec, scale_and_bias = selector.run.reference, selector.reference_scale_and_bias
         assert spec is not None
         assert scale_and_bias is not None
-        found = selector.reference.embed(
+        embeddings = selector.reference.embed(
             seen.pixels,
             seen.tokens,
             batch_size=selector.run.training.score_batch_size,
             resolution=selector.reference.resolution(spec.score_image_size, spec.score_patch_size),
             precision=spec.precision,
         )
-        return Embeddings(found.image, found.text, *scale_and_bias)
+        return Embeddings(embeddings.image, embeddings.text, *scale_and_bias)
     if (
         super_batch.reference_image is None
         or super_batch.reference_text is None

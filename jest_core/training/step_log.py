@@ -79,10 +79,10 @@ def of_selection(
         ).numpy(),
         "selected": np.arange(len(positions)) < len(chosen.indices),
     }
-    own = matched_scores(scored, reference, run.selection.criterion, run.selection.loss).cpu()
+    matched = matched_scores(scored, reference, run.selection.criterion, run.selection.loss).cpu()
     summary = _summary(step, super_batch, len(chosen.indices), learners)
-    summary["super_batch_matched_score"] = float(learners.sum(own[super_batch.valid].sum())) / n_valid
-    summary["sub_batch_matched_score"] = learners.rows_at(own, chosen.indices.cpu(), offsets).mean().item()
+    summary["super_batch_matched_score"] = float(learners.sum(matched[super_batch.valid].sum())) / n_valid
+    summary["sub_batch_matched_score"] = learners.rows_at(matched, chosen.indices.cpu(), offsets).mean().item()
     summary["sub_batch_score"] = chosen.sub_batch_score / len(chosen.indices)
     return _picks(step, columns), summary
 

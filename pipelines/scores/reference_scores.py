@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from jest_core import run_file, tables
+from jest_core.choices import LOSSES
 from jest_core.models import configurations, scorers, towers
 from jest_core.models.flexible import Resolution
 from jest_core.models.scorers import Batch
@@ -161,7 +162,7 @@ def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> dict[st
         "precision": f"{spec.precision} forward, float16 embeddings",
         "loss": reference.loss,
         "logit_scale": reference.scale_and_bias()[0],
-        "logit_bias": reference.scale_and_bias()[1] if reference.loss == "sigmoid" else spec.logit_bias,
+        "logit_bias": reference.scale_and_bias()[1] if LOSSES[reference.loss].has_bias else spec.logit_bias,
         "width": configurations.width(reference.name),
         "scorers": [scorer.model_dump() for scorer in spec.scorers],
     }

@@ -56,7 +56,7 @@ def with_image(image: torch.Tensor) -> dict[str, Embeddings]:
         (with_image(torch.ones(40, 8, dtype=torch.float64)), "torch.float64 and torch.float32, not floating point"),
         (with_image(torch.ones(40, 7)), r"image \(40, 7\) and text \(40, 8\) embeddings are not both \(B, D\)"),
         (with_image(torch.ones(40, 8, 1)), "embeddings are not both"),
-        (with_image(torch.ones(40, 8, device="meta")), "embeddings lie on meta, meta and cpu: put them on one device"),
+        (with_image(torch.ones(40, 8, device="meta")), "embeddings are on meta, meta and cpu: put them on one device"),
     ],
 )
 def test_impossible_selections_are_refused_with_the_reason(settings: dict, message: str):
