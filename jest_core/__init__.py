@@ -1,21 +1,20 @@
-"""Joint example selection in plain PyTorch and NumPy: the method. Nothing here knows of Ray or of storage.
+"""Joint example selection (JEST, Evans et al. 2024, arXiv:2406.17711) in plain PyTorch and NumPy.
 
-Shapes in signatures and docstrings:
+This package imports neither Ray nor any storage; `pipelines` runs it on data. Shapes in signatures and docstrings:
 
     B   examples of a super-batch (or of one learner's share of it, where a docstring says "local")
     b   examples of the sub-batch that is trained on; filter_ratio = 1 - b / B
     D   width of the embeddings; learner and reference may differ
-    n   examples of one chunk, n_chunks * n = b
+    n   examples of one chunk, n_chunks * n = b;  R  learners + 1: where each share of a super-batch starts, and the end
     L   tokens of a caption;  H, W  pixels of an image
 
-Embeddings have unit-norm rows; row = image, column = text; logit_scale is the multiplier, not its logarithm. Modules in
-reading order, each of which imports only what is above it:
+Embeddings have unit-norm rows; row = image, column = text; logit_scale is the multiplier, not its logarithm. A score of
+a set of examples is a sum over its pairs, in nats. Modules in reading order, each of which imports only those above it:
 
-    choices      the words among which a run file chooses
+    choices      the words that a run file chooses from, and what each choice means
     tables       columns, types and units of every table on disk
-    hashing      integers -> 64 hashed bits, alike in NumPy and PyTorch
-    noise        random numbers keyed by (seed, step, chunk, uid, occurrence)
-    collectives  gather and exchange over the learners: the one file that calls torch.distributed
+    noise        the one source of seeded numbers, by (seed, step, chunk, uid, occurrence)
+    collectives  sums, gathers and exchanges over the learners: the one file that calls torch.distributed
     losses       sigmoid and softmax losses: whole for small B, tiled and global for training
     run_file     the run file: typed parts, every size that follows
     examples     order, pixels, tokens; a learner's share of a super-batch
@@ -25,7 +24,19 @@ reading order, each of which imports only what is above it:
     training     a super-batch -> a sub-batch -> an update
     flops        the cost of a step by part
 
-The names below are the public ones; they import PyTorch when they are first used.
+Where the steps of the paper are:
+
+    sigmoid loss of a batch                               losses.sigmoid_loss
+    softmax loss (Eq. 1)                                  losses.softmax_loss
+    hard learner, easy reference, learnability            choices.CRITERIA, selection/learnability.py
+    Algorithm 1                                           selection/algorithm.py
+    Gibbs sampling, which it approximates (Figure 2)      selection/gibbs.py
+    reference embeddings, computed once and cached        pipelines/scores
+    the step: score, select, train                        training/draw.py, training/step.py
+    FlexiJEST: low-resolution scoring and training        models/flexible.py, training/forward.py
+    FLOPs (Table 1, Figure 1)                             flops.py
+
+The names below are the public ones; PyTorch is imported when one of them is first used.
 """
 
 from importlib import import_module

@@ -1,27 +1,32 @@
-"""Gather and exchange over the learners: the one file that calls torch.distributed. One process is the identity."""
+"""Sums, gathers and exchanges over the learners: the one file that calls torch.distributed.
+
+With one process every one of them is the identity.
+"""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from torch import Tensor
 
 
 class Learners:
     """The learners of one run, as a communicator; without a process group there is one learner.
 
-    Every method is collective: all learners call it, in the same order, with the same shapes but for the first axis.
+    Every method is collective: all learners call it, in the same order, with the same shapes except for the first axis.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank = dist.get_rank(group) if group is not None else 0
         self.size = dist.get_world_size(group) if group is not None else 1
-        # NCCL speaks of device memory only; tensors travel through it and come back to where they were
+        # NCCL sends from GPU memory only: tensors are copied there, and results back to the device of the input
         self.device = "cuda" if group is not None and dist.get_backend(group) == "nccl" else "cpu"
 
     def counts(self, n: int) -> list[int]:
-        """Every learner's n, in rank order."""
+        """The n of each learner, in rank order."""
         if self.group is None:
             return [n]
         out = torch.zeros(self.size, dtype=torch.int64, device=self.device)
@@ -42,7 +47,7 @@ class Learners:
         return [bool(n) for n in self.sum(torch.tensor(flags, dtype=torch.int64)).tolist()]
 
     def gather(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        """All learners' rows in rank order; counts are the numbers of rows, which may differ."""
+        """The rows of all learners, in rank order; counts: how many rows each learner has, which may differ."""
         if self.group is None:
             return x
         padded = x.new_zeros((max(counts), *x.shape[1:]), device=self.device)
@@ -51,21 +56,21 @@ class Learners:
         dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(x.device)
 
-    def take(self, x: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
-        """Rows of a tensor whose shares lie on the learners: x is this learner's, positions are global.
+    def rows_at(self, x: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
+        """The rows at these global positions of a tensor of which x is this learner's share, on all learners.
 
-        offsets (size + 1,): learner r holds the positions offsets[r] .. offsets[r + 1]. Only these rows travel.
+        offsets (size + 1,): learner r has the positions offsets[r] .. offsets[r + 1]. Only the wanted rows are sent.
         """
         if self.group is None:
             return x[positions]
         owner = torch.bucketize(positions, offsets[1:], right=True)
         counts = torch.bincount(owner, minlength=self.size).tolist()
         rows = self.gather(x[positions[owner == self.rank] - offsets[self.rank]], counts)
-        # rows come grouped by owner; the stable sort by owner says where each of them belongs
+        # the rows arrive sorted by owner; the inverse of a stable sort by owner restores the order of positions
         return rows[torch.argsort(torch.argsort(owner, stable=True))]
 
     def exchange(self, outgoing: Sequence[bytes]) -> list[bytes]:
-        """Send outgoing[r] to learner r; returns what each learner sent here, in rank order."""
+        """Send outgoing[r] to learner r; returns what each learner sent to this one, in rank order."""
         if self.group is None:
             return list(outgoing)
         sizes_out = torch.tensor([len(x) for x in outgoing], dtype=torch.int64, device=self.device)
@@ -76,3 +81,14 @@ class Learners:
         data_in = torch.empty(int(sizes_in.sum()), dtype=torch.uint8, device=self.device)
         dist.all_to_all_single(data_in, data_out, sizes_in.tolist(), sizes_out.tolist(), group=self.group)
         return [part.cpu().numpy().tobytes() for part in data_in.split(sizes_in.tolist())]
+
+
+def offsets_of(counts: Sequence[int]) -> Int[Tensor, " R"]:
+    """Where each learner's share starts, and where the last one ends, for shares of so many rows each."""
+    return torch.tensor([0, *accumulate(counts)])
+
+
+def local_positions(positions: Int[Tensor, " n"], offsets: Int[Tensor, " R"], rank: int) -> Int[Tensor, " k"]:
+    """Those of the global positions that are in the share of learner `rank`, as positions in that share."""
+    low, high = offsets[rank], offsets[rank + 1]
+    return positions[(positions >= low) & (positions < high)] - low

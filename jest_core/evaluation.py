@@ -1,7 +1,7 @@
-"""Embeddings -> zero-shot, few-shot and retrieval scores. The protocol is big_vision's (paper section 9).
+"""Embeddings -> zero-shot, few-shot and retrieval scores, by the protocol of big_vision.
 
-Batches are added one after the other: nothing here grows with the number of images, but for retrieval, which holds
-their embeddings. A tie counts against the model, so that one which gives all images the same embedding scores nothing.
+Batches are added one after the other: memory does not grow with the number of images, except for retrieval, which needs
+all embeddings. A tie counts against the model, so that a model with the same embedding for all images scores 0.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,37 +45,37 @@ class ClassNames:
 
 @torch.no_grad()
 def text_embeddings(towers: Towers, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-    """Unit-norm, float32, on the towers' device."""
+    """Unit-norm embeddings, float32, on the device of the towers."""
     with _evaluating(towers.model):
-        found: Tensor = towers.model.encode_text(towers.tokens(list(texts)).to(towers.device), normalize=True)
-    return found.float()
+        text: Tensor = towers.model.encode_text(towers.tokens(list(texts)).to(towers.device), normalize=True)
+    return text.float()
 
 
 @torch.no_grad()
 def image_embeddings(towers: Towers, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-    """Unit-norm, float32, on the towers' device."""
+    """Unit-norm embeddings, float32, on the device of the towers."""
     with _evaluating(towers.model):
         return F.normalize(towers.image(pixels), dim=1)
 
 
 @torch.no_grad()
 def represent(towers: Towers, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N F"]:
-    """What a linear classifier gets of pictures: the image tower's pooled output, before it is projected to the
-    embedding, where the tower has that (ViTs of open_clip, and timm's), float32."""
+    """The input of a linear classifier: the image tower's pooled output, before the projection to the embedding where
+    there is one (ViTs of open_clip and timm), float32."""
     with _evaluating(towers.model), _unprojected(towers.model.visual):
         return towers.image(pixels)
 
 
 def class_embeddings(towers: Towers, classes: ClassNames, batch_size: int = 512) -> Float[Tensor, "C D"]:
-    """Per class the mean of its prompts' unit-norm embeddings, normalised again (paper section 9)."""
+    """Per class, the mean of the unit-norm embeddings of its prompts, normalised again (big_vision)."""
     prompts = classes.prompts()
     sums: Tensor | None = None
     for start in range(0, len(prompts), batch_size):
         owners, texts = zip(*prompts[start : start + batch_size], strict=True)
-        found = text_embeddings(towers, texts)
+        text = text_embeddings(towers, texts)
         if sums is None:
-            sums = torch.zeros(len(classes.ids), found.shape[1], device=found.device)
-        sums.index_add_(0, torch.tensor(owners, device=found.device), found)
+            sums = torch.zeros(len(classes.ids), text.shape[1], device=text.device)
+        sums.index_add_(0, torch.tensor(owners, device=text.device), text)
     if sums is None:
         raise ValueError("no class has a name and a template")
     return F.normalize(sums, dim=1)
@@ -86,19 +86,19 @@ class ZeroShot:
 
     def __init__(self, classes: Float[Tensor, "C D"]) -> None:
         self.classes = classes
-        self.hits = torch.zeros(3, len(classes), dtype=torch.int64)  # at 1, at 5, and how many images, by class
+        self.hits = torch.zeros(3, len(classes), dtype=torch.int64)  # by class: hits at 1, hits at 5, number of images
 
     def add(self, image: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> None:
-        """labels: number of each image's class; images of no class are left out by the caller."""
+        """labels: number of the class of each image; the caller leaves out images without a class."""
         scores = image @ self.classes.to(image).T
         labels = labels.to(scores.device)
-        own = scores.gather(1, labels[:, None])
-        ranks = (~(scores < own)).sum(1) - 1  # a NaN is a tie with everything
+        of_class = scores.gather(1, labels[:, None])
+        ranks = (~(scores < of_class)).sum(1) - 1  # a NaN is a tie with everything
         for row, values in enumerate((ranks < 1, ranks < 5, torch.ones_like(ranks))):
             self.hits[row].index_add_(0, labels.cpu(), values.long().cpu())
 
     def result(self) -> dict[str, float]:
-        """acc1, acc5 and mean_per_class_recall, as CLIP_benchmark names them, in 0..1. ValueError on no images."""
+        """acc1, acc5 and mean_per_class_recall, as in CLIP_benchmark, in 0..1. Raises ValueError without images."""
         at_1, at_5, count = self.hits.double()
         if not count.sum():
             raise ValueError("no image of any class")
@@ -143,13 +143,13 @@ def _with_bias(x: Tensor) -> Tensor:
 
 def draw_shots(labels: Sequence[int], n_classes: int, n_shots: int, seed: int) -> list[int]:
     """Positions of n_shots examples of each class, fewer where a class has fewer; as big_vision draws them."""
-    generator, held = np.random.default_rng(seed), np.asarray(labels)
-    drawn = [generator.permutation(np.flatnonzero(held == c))[:n_shots] for c in range(n_classes)]
+    generator, classes = np.random.default_rng(seed), np.asarray(labels)
+    drawn = [generator.permutation(np.flatnonzero(classes == c))[:n_shots] for c in range(n_classes)]
     return [int(i) for positions in drawn for i in positions]
 
 
 class FewShot:
-    """Accuracy of several few-shot classifiers (one a seed), over batches of images."""
+    """Accuracy of several few-shot classifiers (one per seed), over batches of images."""
 
     def __init__(self, classifiers: Iterable[FewShotClassifier]) -> None:
         self.classifiers = list(classifiers)
@@ -176,17 +176,17 @@ def ranks(
     key_group: Int[Tensor, " M"],
     tile: int = 512,
 ) -> Int[Tensor, " N"]:
-    """How many keys of other groups are as near to a query as the nearest of its own; M where it has none.
+    """How many keys of other groups are at least as near to a query as the nearest of its group; M if that has none.
 
     O(tile * M) memory.
     """
     out = []
     for part, group in zip(query.split(tile), query_group.split(tile), strict=True):
         scores = part @ key.T
-        own = group[:, None] == key_group[None, :]
-        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        rank = (~(scores < best) & ~own).sum(1)
-        out.append(torch.where(own.any(1), rank, len(key)))
+        same = group[:, None] == key_group[None, :]
+        best = scores.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
+        rank = (~(scores < best) & ~same).sum(1)
+        out.append(torch.where(same.any(1), rank, len(key)))
     return torch.cat(out)
 
 
@@ -197,19 +197,20 @@ def retrieval(
     text_group: Int[Tensor, " M"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k both ways, and mean and median rank; a caption belongs to the images of its group.
+    """Recall at k in both directions, and mean and median rank; a caption belongs to the images of its group.
 
-    text_retrieval_recall@k: images of which a caption is among the k nearest (image to text). image_retrieval_recall@k:
-    captions of which an image is (text to image). Names are CLIP_benchmark's, in 0..1; ranks are open_clip's, from 1.
+    text_retrieval_recall@k: share of images with a caption of theirs among the k nearest (image to text).
+    image_retrieval_recall@k: share of captions with an image of theirs among the k nearest (text to image). Names are
+    CLIP_benchmark's, in 0..1; ranks are open_clip's, from 1.
     """
     out: dict[str, float] = {}
-    for name, found in (
+    for name, rank in (
         ("text_retrieval", ranks(image, image_group, text, text_group)),
         ("image_retrieval", ranks(text, text_group, image, image_group)),
     ):
-        out |= {f"{name}_recall@{k}": float((found < k).double().mean()) for k in ks}
-        out[f"{name}_mean_rank"] = float(found.double().mean()) + 1
-        out[f"{name}_median_rank"] = float(np.floor(np.median(found.cpu().numpy()))) + 1
+        out |= {f"{name}_recall@{k}": float((rank < k).double().mean()) for k in ks}
+        out[f"{name}_mean_rank"] = float(rank.double().mean()) + 1
+        out[f"{name}_median_rank"] = float(np.floor(np.median(rank.cpu().numpy()))) + 1
     return out
 
 
@@ -233,9 +234,9 @@ def _unprojected(visual: nn.Module) -> Iterator[None]:
     else:
         yield
         return
-    kept = getattr(visual, name)
+    projection = getattr(visual, name)
     setattr(visual, name, without)
     try:
         yield
     finally:
-        setattr(visual, name, kept)
+        setattr(visual, name, projection)

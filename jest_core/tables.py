@@ -1,17 +1,36 @@
-"""Columns of every table on disk, with their types and units, and the two ways to write a uid."""
+"""Columns of every table on disk, with their types and units; the status of a slot; the two ways to write a uid."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-# What is in a slot, by number: 0 is a sound pair, then what can be wrong with its image; the last is a sound one that
-# an earlier slot of the super-batch holds already
-SLOT_STATUS = ("ok", "missing", "no_image", "too_large", "damaged", "duplicate")
-DUPLICATE = SLOT_STATUS.index("duplicate")
 
-# What a learner gets for each slot of a super-batch (in memory; uid as two 64-bit halves)
+class SlotStatus(IntEnum):
+    """Whether a slot of a super-batch can be selected, and if not, why. In memory its number, on disk its label."""
+
+    OK = 0  # a pair whose image decoded
+    MISSING = 1  # no bytes
+    NO_IMAGE = 2  # bytes of none of the formats that are read
+    TOO_LARGE = 3  # more pixels than are decoded
+    DAMAGED = 4  # an image that does not decode
+    DUPLICATE = 5  # a pair whose image decoded, and which an earlier slot of the super-batch has too
+
+    @property
+    def label(self) -> str:
+        """The name in lower case, as tables on disk have it."""
+        return self.name.lower()
+
+
+def status_labels(numbers: Iterable[int] | NDArray[Any]) -> list[str]:
+    """The labels of statuses given by their numbers."""
+    return [SlotStatus(number).label for number in numbers]
+
+
+# The slots of a super-batch, as a learner receives them (in memory; uid as two 64-bit halves)
 EXAMPLE = pa.schema(
     [
         ("uid_high", pa.uint64()),
@@ -22,7 +41,7 @@ EXAMPLE = pa.schema(
         ("image", pa.large_binary()),  # encoded, as in the shard
         ("caption", pa.large_string()),
         ("content", pa.int64()),  # hash of the image's bytes
-        ("status", pa.uint8()),  # number in SLOT_STATUS
+        ("status", pa.uint8()),  # number of a SlotStatus
     ]
 )
 
@@ -31,7 +50,7 @@ CATALOGUE = pa.schema(
     [
         ("uid", pa.string()),  # 32 hex digits
         ("dropped_by", pa.string()),  # the first rule that dropped it; null = kept
-        ("multiplicity", pa.int32()),  # how often it comes in an epoch of its source at weight 1; 0 = dropped
+        ("multiplicity", pa.int32()),  # how many slots it has in an epoch of its source at weight 1; 0 = dropped
     ]
 )
 
@@ -69,14 +88,14 @@ def score_cache(width: int, scorers: Sequence[str] = ()) -> pa.Schema:
     types = (
         pa.string(),
         pa.int32(),
-        pa.string(),  # one of SLOT_STATUS, or dropped (by the catalogue); the rest is zero unless ok
+        pa.string(),  # label of a SlotStatus, or "dropped" (by the catalogue); the other columns are zero unless "ok"
         pa.list_(pa.float16(), width),  # unit norm
         pa.list_(pa.float16(), width),
         pa.float32(),  # of the pair by the reference, nats: its sigmoid loss, or minus its logit if trained by softmax
         pa.float32(),
     )
-    known = list(zip(SCORE_CACHE_COLUMNS, types, strict=True))
-    return pa.schema([*known, *((name, pa.float32()) for name in scorers)])
+    fixed = list(zip(SCORE_CACHE_COLUMNS, types, strict=True))
+    return pa.schema([*fixed, *((name, pa.float32()) for name in scorers)])
 
 
 # <scores>/row_groups.parquet: one row per row group of every shard
@@ -112,8 +131,11 @@ STEPS = pa.schema(
         ("step", pa.int64()),
         ("n_offered", pa.int64()),  # valid examples of the super-batch
         ("n_selected", pa.int64()),
-        ("n_bad", pa.int64()),  # slots masked out because their image did not decode
-        ("n_duplicates", pa.int64()),  # slots masked out because an earlier one holds the same (data.mask_duplicates)
+        ("n_bad", pa.int64()),  # slots that cannot be selected because their image did not decode
+        (
+            "n_duplicates",
+            pa.int64(),
+        ),  # slots that cannot be selected because an earlier one is the same (data.mask_duplicates)
         ("super_batch_matched_score", pa.float64()),  # mean matched-pair criterion over the super-batch, nats
         ("sub_batch_matched_score", pa.float64()),  # the same over the selected
         ("sub_batch_score", pa.float64()),  # exact score of the set per example, all pairs, nats
@@ -124,11 +146,11 @@ STEPS = pa.schema(
 # <run>/selection/bad-*.parquet and <scores>/bad_rows.parquet: a row per image that did not decode
 BAD_ROWS = pa.schema(
     [
-        ("step", pa.int64()),  # -1 where the reference pass found it
+        ("step", pa.int64()),  # -1 in the table of the score cache
         ("uid", pa.string()),
         ("shard", pa.int32()),
         ("row", pa.int32()),
-        ("reason", pa.string()),  # one of SLOT_STATUS
+        ("reason", pa.string()),  # label of a SlotStatus
     ]
 )
 

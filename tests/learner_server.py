@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # before there are more: threads do not survive a fork
 with install_import_hook("jest_core", "beartype.beartype"):
     from tests.core import test_losses  # noqa: F401
     from tests.core.models import test_sharding  # noqa: F401
-    from tests.core.selection import test_algorithm  # noqa: F401
+    from tests.core.selection import test_algorithm, test_consensus  # noqa: F401
     from tests.core.training import test_step
 
     with suppress(Exception):  # the tests say what is wrong

@@ -52,16 +52,16 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/losses.py",
         "core/test_losses.py::test_global_loss_and_gradients_equal_one_process_with_skewed_shares",
         texts_of_the_first_learner=(
-            "self.own = slice(self.offset, self.offset + len(text))",
-            "self.own = slice(0, len(text))",
+            "self.local_rows = slice(self.offset, self.offset + len(text))",
+            "self.local_rows = slice(0, len(text))",
         ),
     )
     yield from of(
         "jest_core/selection/learnability.py",
         "core/selection/test_learnability.py::test_learnability_is_what_the_learner_loses_more_than_the_reference",
         sign_of_the_reference=(
-            'signs = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}[criterion]',
-            'signs = {"learnability": (1, 1), "hard": (1, 0), "easy": (0, -1)}[criterion]',
+            'signed = (("learner", traits.learner_sign, learner), ("reference", traits.reference_sign, reference))',
+            'signed = (("learner", traits.learner_sign, learner), ("reference", -traits.reference_sign, reference))',
         ),
     )
     yield from of(
@@ -76,33 +76,36 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/selection/learnability.py",
         "core/selection/test_algorithm.py::test_draw_scores_match_algorithm_1_as_plain_loops",
         earlier_chunks_forgotten=(
-            "self.sums[rows] += self._mismatches(taken, rows)",
-            "self.sums[rows] = self._mismatches(taken, rows)",
+            "self.sums[rows] += self._mismatches(drawn, rows)",
+            "self.sums[rows] = self._mismatches(drawn, rows)",
         ),
     )
 
     # selection
     yield from of(
         "jest_core/selection/algorithm.py",
-        "core/selection/test_algorithm.py::test_noise_shared_by_the_chunks_would_be_another_distribution",
+        "core/selection/test_distribution.py::test_noise_shared_by_the_chunks_would_be_another_distribution",
         noise_shared_by_chunks=(
-            "keys = keys + noise.gumbel(words, times, seed, step, chunk)",
-            "keys = keys + noise.gumbel(words, times, seed, step, 0)",
+            "keys = keys + noise.gumbel(share.uids, share.occurrences, settings.seed, settings.step, chunk)",
+            "keys = keys + noise.gumbel(share.uids, share.occurrences, settings.seed, settings.step, 0)",
         ),
     )
     yield from of(
         "jest_core/selection/algorithm.py",
         "core/selection/test_algorithm.py::test_exactly_b_distinct_at_the_papers_ratios",
-        drawn_with_replacement=("available[_held(new, own)] = False", "available[_held(new, own)] = True"),
+        drawn_with_replacement=(
+            "available[local_positions(new, offsets, learners.rank)] = False",
+            "available[local_positions(new, offsets, learners.rank)] = True",
+        ),
     )
     yield from of(
         "jest_core/selection/algorithm.py",
-        "core/selection/test_algorithm.py::test_distribution_of_a_small_draw_equals_enumeration",
-        conditioning_dropped=("keys = gain * scores", "keys = gain * conditional.own"),
-        scores_halved=("keys = gain * scores", "keys = 0.5 * gain * scores"),
+        "core/selection/test_distribution.py::test_distribution_of_a_small_draw_equals_enumeration",
+        conditioning_dropped=("keys = settings.gain * scores", "keys = settings.gain * conditional.diagonal"),
+        scores_halved=("keys = settings.gain * scores", "keys = 0.5 * settings.gain * scores"),
     )
     yield from of(
-        "jest_core/selection/algorithm.py",
+        "jest_core/selection/arguments.py",
         "core/selection/test_algorithm.py::test_distinct_and_valid_for_all_sizes",
         masked_slots_drawn=(
             "return words, times.to(device, torch.int64), valid.to(device)",
@@ -118,24 +121,24 @@ def _mutants() -> Iterator[Mutant]:
         ),
     )
     yield from of(
-        "jest_core/selection/algorithm.py",
-        "core/selection/test_algorithm.py::test_gibbs_sampling_is_stationary_at_the_set_scores",
+        "jest_core/selection/gibbs.py",
+        "core/selection/test_gibbs.py::test_gibbs_sampling_is_stationary_at_the_set_scores",
         gibbs_keeps_no_old_member=("available[old] = True", "available[old] = False"),
     )
     yield from of(
         "jest_core/noise.py",
         "core/test_noise.py::test_every_key_matters",
         occurrences_share_noise=(
-            "return hashing.hashes(zero, [*context, uids[:, 0], uids[:, 1], occurrences])",
-            "return hashing.hashes(zero, [*context, uids[:, 0], uids[:, 1]]).expand(len(occurrences))",
+            "return hash_integers(zero, [*context, uids[:, 0], uids[:, 1], occurrences])",
+            "return hash_integers(zero, [*context, uids[:, 0], uids[:, 1]]).expand(len(occurrences))",
         ),
     )
     yield from of(
         "jest_core/noise.py",
         "core/test_noise.py::test_uniform_and_gumbel_have_their_moments",
         gumbel_of_the_minimum=(
-            "return -torch.log(-torch.log(uniform(uids, occurrences, *context)))",
-            "return torch.log(-torch.log(uniform(uids, occurrences, *context)))",
+            "return -(-uniform(uids, occurrences, *context).log()).log()",
+            "return (-uniform(uids, occurrences, *context).log()).log()",
         ),
     )
 
@@ -161,16 +164,16 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/examples/order.py",
         "core/examples/test_order.py::test_the_order_is_pinned",
         epochs_shuffled_alike=(
-            "return _permutation(len(self), self.seed, _ROWS, self.epoch, self.stream, self.number)",
-            "return _permutation(len(self), self.seed, _ROWS, 0, self.stream, self.number)",
+            "return noise.permutation(len(self), self.seed, Purpose.ROWS, self.epoch, self.stream, self.number)",
+            "return noise.permutation(len(self), self.seed, Purpose.ROWS, 0, self.stream, self.number)",
         ),
     )
     yield from of(
         "jest_core/training/spreading.py",
         "core/training/test_spreading.py::test_every_learner_ends_with_its_quota_and_only_the_surplus_moves",
         one_of_the_surplus_lost=(
-            "surplus = torch.cat([h[quota:] for h in held])",
-            "surplus = torch.cat([h[quota + 1 :] for h in held])",
+            "surplus = torch.cat([some[quota:] for some in selected])",
+            "surplus = torch.cat([some[quota + 1 :] for some in selected])",
         ),
     )
 
@@ -179,7 +182,7 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/training/step.py",
         "core/training/test_step.py::test_several_learners_do_what_one_does",
         gradients_averaged_twice=(
-            "(loss * n_learners).backward()  # the learners' gradients are averaged on the way; their sum is wanted",
+            "(loss * n_learners).backward()  # gradients are averaged over the learners, and their sum is wanted",
             "loss.backward()",
         ),
     )
@@ -220,8 +223,8 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/models/flexible.py",
         "core/models/test_flexible.py::test_another_grid_has_the_position_embeddings_that_timm_gives_it",
         class_tokens_position_resized=(
-            "return torch.cat([own[..., :n_prefix, :], resized], -2)",
-            "return torch.cat([resized, own[..., :n_prefix, :]], -2)",
+            "return torch.cat([embeddings[..., :n_prefix, :], resized], -2)",
+            "return torch.cat([resized, embeddings[..., :n_prefix, :]], -2)",
         ),
     )
 
@@ -268,8 +271,8 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/examples/preprocess.py",
         "core/examples/test_preprocess.py::test_augmentation_belongs_to_the_example",
         every_step_augments_alike=(
-            "return 2 * noise.uniform(uids, occurrences, seed, step, _AUGMENTATION, i) - 1  # (-1, 1)",
-            "return 2 * noise.uniform(uids, occurrences, seed, 0, _AUGMENTATION, i) - 1",
+            "return 2 * noise.uniform(uids, occurrences, seed, step, Purpose.AUGMENTATION, i) - 1  # (-1, 1)",
+            "return 2 * noise.uniform(uids, occurrences, seed, 0, Purpose.AUGMENTATION, i) - 1",
         ),
     )
     yield from of(
@@ -416,11 +419,11 @@ def _mutants() -> Iterator[Mutant]:
         "jest_core/evaluation.py",
         "core/test_evaluation.py::test_a_collapsed_or_diverged_model_scores_nothing",
         ties_count_for_the_model=(
-            "ranks = (~(scores < own)).sum(1) - 1  # a NaN is a tie with everything",
-            "ranks = (scores > own).sum(1)",
+            "ranks = (~(scores < of_class)).sum(1) - 1  # a NaN is a tie with everything",
+            "ranks = (scores > of_class).sum(1)",
         ),
         retrieval_ties_count_for_the_model=(
-            "rank = (~(scores < best) & ~own).sum(1)",
+            "rank = (~(scores < best) & ~same).sum(1)",
             "rank = ((scores > best) & ~own).sum(1)",
         ),
     )

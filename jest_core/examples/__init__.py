@@ -1,9 +1,9 @@
 """Examples before they are embedded: their order, pixels and tokens, and a learner's share of a super-batch.
 
-order        the seeded order of examples: canonical streams, windows; pure functions
-view         image bytes -> pixels: the one scored view
+order        the seeded order of examples: canonical streams, cut into windows; pure functions
+view         image bytes -> pixels, in the view that is scored
 tokenizer    captions -> tokens
-inputs       how a model takes both, without the model
-preprocess   pixels on their way into a model: resized, augmented by keyed noise, normalised
-super_batch  a learner's share of a super-batch as columns, and its exchange with the others
+inputs       which view and which tokens a model needs, without the model
+preprocess   pixels -> the input of a model: resized, augmented, normalised
+super_batch  a learner's share of a super-batch as columns, and how examples are sent to other learners
 """

@@ -1,4 +1,4 @@
-"""How a model takes pictures and captions, without the model: for those who only prepare them. Imports no PyTorch."""
+"""Which pixels and tokens a model needs, without the model or PyTorch: for processes that only read examples."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Inputs:
-    """view and tokenizer: what readers do; mean and std, of pixels 0..1: what the device does with their pixels."""
+    """view and tokenizer: used where examples are read; mean and std (of pixels in 0..1): where they are embedded."""
 
     view: View
     mean: Colour
@@ -19,9 +19,9 @@ class Inputs:
 
     @property
     def fingerprint(self) -> str:
-        """What decides how images and captions are presented, in words."""
+        """Everything that decides pixels and tokens, as text; the manifest of a score cache contains it."""
         return f"{self.view!r}; mean {self.mean}; std {self.std}; {self.tokenizer.name} {self.tokenizer.context_length}"
 
     def prepares_as(self, other: "Inputs") -> bool:
-        """Whether pixels and tokens are those of another model; mean and standard deviation are applied later."""
+        """Whether pixels and tokens of the other model are the same; mean and standard deviation are applied later."""
         return replace(self, mean=other.mean, std=other.std).fingerprint == other.fingerprint

@@ -1,12 +1,12 @@
 """The order of examples: a pure function of (catalogue, seed, epoch), cut into canonical streams.
 
-Each epoch, the row groups of the catalogue are permuted and their slots laid end to end; the sequence is cut into
+In each epoch, the row groups of the catalogue are permuted and their slots concatenated; the sequence is cut into
 n_streams equal streams. A stream is read in windows of whole row groups, whose slots are shuffled together. Super-batch
-k is made of the next B / n_streams slots of every stream, so it holds the same examples on any number of learners.
+k is made of the next B / n_streams slots of every stream, so it has the same examples on any number of learners.
 
-A row has a slot for each time that it comes in an epoch: as often as the catalogue up-weights it, times the weight of
-its source. An epoch has the same number of slots every time. Where that does not divide by n_streams, streams differ by
-one slot, and each goes on into its own next epoch when it is through: nothing is dropped at the tails.
+A row has a slot for each time that it occurs in an epoch: its multiplicity in the catalogue times the weight of its
+source. Every epoch has the same number of slots. Where n_streams does not divide it, streams differ by one slot, and
+each stream continues with its next epoch when one is finished: nothing is dropped at the end of an epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,19 +16,18 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from jest_core import hashing
-
-_ROW_GROUPS, _ROWS = 0, 1  # what a permutation is for: keeps the two families of random numbers apart
+from jest_core import noise
+from jest_core.noise import Purpose
 
 Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often a source comes: its n_slots slots of weight 1 are offered n_offered times an epoch, all together.
+    """How often the slots of a source occur: its n_slots slots of weight 1 occur n_offered times an epoch, in total.
 
-    Slot j comes floor(w (j + epoch + 1)) - floor(w (j + epoch)) times, w = n_offered / n_slots: evenly spread, and over
-    the epochs each slot has its turn as often as any other.
+    Slot j occurs floor(w (j + epoch + 1)) - floor(w (j + epoch)) times, w = n_offered / n_slots: evenly spread, and
+    over many epochs equally often for all slots.
     """
 
     n_offered: int
@@ -42,30 +41,31 @@ class Rate:
         return x * whole + (quotient << 20) + ((rest << 20) + part * low) // self.n_slots
 
     def times(self, slot: Integers, epoch: int) -> Integers:
-        """How often each slot comes in an epoch."""
+        """How often each slot occurs in an epoch."""
         return self.before(slot + epoch + 1) - self.before(slot + epoch)
 
     def earlier(self, slot: Integers, epoch: int) -> Integers:
-        """How often each slot came in the epochs before."""
+        """How often each slot occurred in the epochs before."""
         return self.before(slot + epoch) - self.before(slot)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive slots of one row group: the start-th to the stop-th of those that it has in an epoch."""
+    """Consecutive slots of one row group: numbers start to stop of those that it has in an epoch."""
 
     shard: int
     row_group: int
     start: int
     stop: int
-    first_slot: int = 0  # of the row group, among its source's slots of weight 1
+    first_slot: int = 0  # number of the row group's first slot among the slots of weight 1 of its source
     rate: Rate = Rate(1, 1)
 
     def rows(self, multiplicity: Integers, epoch: int) -> tuple[Integers, Integers]:
-        """Which rows of the row group the piece offers, and the occurrence of each: no row has one twice.
+        """The rows of the row group in this piece, and the occurrence of each: no row has the same occurrence twice.
 
-        multiplicity: of each row, 0 where it is dropped. A row's occurrence counts its earlier offers where its source
-        has a whole weight. Raises ValueError where the multiplicities are not those that the order was made of.
+        multiplicity: of each row, 0 where it is dropped. Where the weight of the source is a whole number, the
+        occurrence counts the row's earlier slots. Raises ValueError where the multiplicities are not those that the
+        order was made with.
         """
         row = np.repeat(np.arange(len(multiplicity)), multiplicity)
         copy = np.arange(len(row)) - np.repeat(np.cumsum(multiplicity) - multiplicity, multiplicity)
@@ -87,8 +87,8 @@ class Window:
 
     stream: int
     epoch: int
-    number: int  # of the windows of this stream and epoch
-    first_row: int  # its first slot's place in the whole stream, all epochs counted
+    number: int  # among the windows of this stream and epoch
+    first_row: int  # position of its first slot in the stream, over all epochs
     pieces: tuple[Piece, ...]
     seed: int
 
@@ -96,21 +96,16 @@ class Window:
         return sum(piece.stop - piece.start for piece in self.pieces)
 
     def permutation(self) -> Integers:
-        """The order in which the slots of the pieces, laid end to end, come in the stream."""
-        return _permutation(len(self), self.seed, _ROWS, self.epoch, self.stream, self.number)
-
-
-def _permutation(n: int, *context: int) -> Integers:
-    """0 .. n - 1, shuffled by our own hash of the context: no release of NumPy can change a run's stream."""
-    counters = np.arange(n)
-    return np.argsort(hashing.hashes(np.zeros(1, np.int64), [*context, counters, counters, counters]), kind="stable")
+        """The order of the concatenated slots of the pieces in the stream."""
+        return noise.permutation(len(self), self.seed, Purpose.ROWS, self.epoch, self.stream, self.number)
 
 
 class Order:
     """The streams over a catalogue's slots.
 
-    shards, row_groups, n_slots, sources: one entry per row group of the catalogue, in its order; those that keep no row
-    are skipped. n_slots: sums of multiplicities. weights: one per source; all 1 where not given.
+    shards, row_groups, n_slots, sources: one entry per row group of the catalogue, in its order; row groups without a
+    kept row are skipped. n_slots: sums of multiplicities. weights: one per source; all 1 if not given.
+    Raises ValueError where an epoch has fewer slots than there are streams.
     """
 
     def __init__(
@@ -132,10 +127,10 @@ class Order:
         self.first_slots = np.zeros_like(self.n_slots)
         self.rates = []
         for source in range(int(self.sources.max(initial=0)) + 1):
-            mine = np.flatnonzero(self.sources == source)
-            ends = np.cumsum(self.n_slots[mine])
-            self.first_slots[mine] = ends - self.n_slots[mine]
-            n = int(ends[-1]) if len(mine) else 0
+            members = np.flatnonzero(self.sources == source)
+            ends = np.cumsum(self.n_slots[members])
+            self.first_slots[members] = ends - self.n_slots[members]
+            n = int(ends[-1]) if len(members) else 0
             self.rates.append(Rate(round(n * (weights[source] if weights else 1)), max(n, 1)))
         self.n_rows = sum(rate.n_offered for rate in self.rates)
         if self.n_rows < n_streams:
@@ -151,7 +146,7 @@ class Order:
         return int(self.cuts[stream + 1] - self.cuts[stream])
 
     def windows(self, stream: int, first_row: int) -> Iterator[Window]:
-        """The windows of a stream, endlessly, from the one that holds slot `first_row` on."""
+        """The windows of a stream, without end, from the window that contains slot `first_row` on."""
         length = self.stream_length(stream)
         epoch = first_row // length
         while True:
@@ -159,14 +154,14 @@ class Order:
             epoch += 1
 
     def _permuted(self, epoch: int) -> tuple[Integers, Integers]:
-        """An epoch's row groups as they come, and where the slots of each end; kept for two epochs."""
+        """The row groups of an epoch in their order, and where the slots of each end; cached for two epochs."""
         if epoch not in self._epochs:
             counts = np.zeros_like(self.n_slots)
             for source, rate in enumerate(self.rates):
-                mine = self.sources == source
-                first = self.first_slots[mine] + epoch
-                counts[mine] = rate.before(first + self.n_slots[mine]) - rate.before(first)
-            groups = _permutation(len(self.n_slots), self.seed, _ROW_GROUPS, epoch)
+                members = self.sources == source
+                first = self.first_slots[members] + epoch
+                counts[members] = rate.before(first + self.n_slots[members]) - rate.before(first)
+            groups = noise.permutation(len(self.n_slots), self.seed, Purpose.ROW_GROUPS, epoch)
             self._epochs = dict([*self._epochs.items(), (epoch, (groups, np.cumsum(counts[groups])))][-2:])
         return self._epochs[epoch]
 

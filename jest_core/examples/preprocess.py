@@ -1,4 +1,4 @@
-"""Pixels of a view on their way into the towers: resized, augmented, normalised, on whatever device they are."""
+"""Pixels of a view -> the input of a model: resized, augmented, normalised, on the device of the pixels."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from jest_core import noise
-
-_AUGMENTATION = 0x617567  # context of the keyed noise: "aug"
+from jest_core.noise import Purpose
 
 
 def resize(pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], image_size: int) -> Tensor:
-    """Reduce square pictures to image_size a side, as floats; smaller ones stay as they are."""
+    """Reduce square images to image_size pixels a side, as floats; smaller images are returned unchanged."""
     if image_size >= pixels.shape[-1]:
         return pixels
     small = nn.functional.interpolate(
@@ -24,7 +23,7 @@ def resize(pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], image_si
 def normalise(
     pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Pixels 0..255 -> the towers' input, in the memory order that convolutions are fastest with."""
+    """Pixels 0..255 -> the input of a model, in channels-last order, with which convolutions are fastest."""
     shape = (1, 3, 1, 1)
     centre = torch.tensor(mean, device=pixels.device).view(shape) * 255
     width = torch.tensor(std, device=pixels.device).view(shape) * 255
@@ -43,12 +42,12 @@ def augment(
 ) -> Float[Tensor, "B 3 H W"]:
     """Random views for the training pass: shifts of up to shift_pixels (edges repeated), channel gain and offset.
 
-    colour is the largest relative change. Everything is keyed by (seed, step, uid), so an example gets the same view on
-    any learner. Pixels stay in 0..255, as floats.
+    colour is the largest relative change. The random numbers depend on (seed, step, uid, occurrence) alone, so an
+    example gets the same view on any learner. Pixels stay in 0..255, as floats.
     """
 
     def draw(i: int) -> Tensor:
-        return 2 * noise.uniform(uids, occurrences, seed, step, _AUGMENTATION, i) - 1  # (-1, 1)
+        return 2 * noise.uniform(uids, occurrences, seed, step, Purpose.AUGMENTATION, i) - 1  # (-1, 1)
 
     out = pixels.float()
     if shift_pixels:

@@ -1,4 +1,4 @@
-"""What a learner holds of a super-batch: examples as columns, decoded once, with their cached reference embeddings."""
+"""A learner's share of a super-batch: examples as columns, decoded once, with the reference's cached embeddings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from jest_core import tables
 from jest_core.collectives import Learners
+from jest_core.tables import SlotStatus
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Aligned columns of k examples; rows keeps each image encoded and its caption, for when they travel.
+    """Aligned columns of k examples.
 
-    rows has the columns of `tables.EXAMPLE`. reference_image and reference_text are None where no cache was read.
+    rows has the columns of `tables.EXAMPLE`: with the encoded image and the caption, which are what is sent to other
+    learners. reference_image and reference_text are None where no score cache was read.
     """
 
     rows: pa.Table
@@ -37,17 +39,17 @@ class Examples:
     @property
     def valid(self) -> Bool[Tensor, " k"]:
         """Which slots may be selected."""
-        return self.column("status") == 0
+        return self.column("status") == SlotStatus.OK
 
     @property
     def uids(self) -> Int[Tensor, "k 2"]:
         return torch.stack([self.column("uid_high"), self.column("uid_low")], 1)
 
     def identities(self) -> pa.Table:
-        """Which examples these are, as people look for them: uid, occurrence, shard, row, status and caption."""
+        """Which examples these are, for people: uid, occurrence, shard, row, caption and status."""
         rows = self.rows
         uids = tables.uid_to_hex(rows["uid_high"].to_numpy(), rows["uid_low"].to_numpy())
-        status = [tables.SLOT_STATUS[i] for i in rows["status"].to_pylist()]
+        status = tables.status_labels(rows["status"].to_pylist())
         rest = rows.select(["occurrence", "shard", "row", "caption"])
         return rest.add_column(0, "uid", pa.array(uids)).append_column("status", pa.array(status))
 
@@ -66,7 +68,7 @@ class Examples:
         )
 
     def split(self, size: int) -> "Iterator[Examples]":
-        """Runs of `size` examples; the last may be shorter. One empty run of none."""
+        """Consecutive parts of `size` examples; the last may be shorter. One empty part if there are no examples."""
         return (self[torch.arange(i, min(i + size, len(self)))] for i in range(0, max(1, len(self)), size))
 
 
@@ -74,7 +76,7 @@ Prepare = Callable[[pa.Table], Examples]
 
 
 def mask_duplicates(examples: Examples, by: Literal["uid", "image"], learners: Learners) -> Examples:
-    """Of the super-batch's sound slots with one uid, or the same image, all but the first become duplicates."""
+    """Of the super-batch's valid slots with the same uid, or the same image, mark all but the first as duplicates."""
     keys = examples.uids if by == "uid" else examples.column("content")[:, None]
     counts = learners.counts(len(examples))
     every, valid = learners.gather(keys, counts), learners.gather(examples.valid.to(torch.uint8), counts) > 0
@@ -84,7 +86,7 @@ def mask_duplicates(examples: Examples, by: Literal["uid", "image"], learners: L
     repeated[positions[firsts]] = False
     start = sum(counts[: learners.rank])
     status = examples.column("status").numpy()
-    status[repeated[start : start + len(examples)]] = tables.DUPLICATE
+    status[repeated[start : start + len(examples)]] = SlotStatus.DUPLICATE
     column = examples.rows.schema.get_field_index("status")
     rows = examples.rows.set_column(column, tables.EXAMPLE.field("status"), pa.array(status, pa.uint8()))
     return replace(examples, rows=rows)
@@ -93,10 +95,10 @@ def mask_duplicates(examples: Examples, by: Literal["uid", "image"], learners: L
 def exchange(
     examples: Examples, moves: list[Tensor], prepare: Prepare, learners: Learners, *, decode_all: bool = False
 ) -> Examples:
-    """Send the examples at moves[r] to learner r, encoded; keep moves[own rank]; prepare decodes what arrives.
+    """Send the examples at moves[r] to learner r, encoded, and keep moves[own rank]; `prepare` decodes what arrives.
 
-    The result has what was kept first, then what the others sent, in rank order. decode_all: prepare decodes what was
-    kept too, because it was looked at in another resolution.
+    The result has the kept examples first, then those that the others sent, in rank order. decode_all: `prepare`
+    decodes the kept ones too, because they were scored at another resolution.
     """
     kept = examples[moves[learners.rank]]
     if learners.size == 1:

@@ -1,6 +1,6 @@
-"""Captions -> tokens (B, L) int64, as open_clip's tokenizer of a model gives them.
+"""Captions -> tokens (B, L) int64, the same as those of open_clip's tokenizers.
 
-That of CLIP is written out here: open_clip's own needs PyTorch, which a process that only reads need not import.
+CLIP's tokenizer is implemented here: open_clip's imports PyTorch, which processes that only read examples do not need.
 """
 
 import gzip
@@ -19,8 +19,10 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-_FILE = "bpe_simple_vocab_16e6.txt.gz"  # of open_clip: the merges, most frequent first
-_N_MERGES = 48_894  # of the file's: 49,408 tokens less those of single bytes, alone and at a word's end, and two marks
+_FILE = "bpe_simple_vocab_16e6.txt.gz"  # in the package open_clip: the merges, most frequent first
+_N_MERGES = (
+    48_894  # of the file: 49,408 tokens less those of single bytes, alone and at the end of a word, and start and end
+)
 _START, _END = "<start_of_text>", "<end_of_text>"
 _WORD = regex.compile(
     rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
@@ -29,13 +31,13 @@ _WORD = regex.compile(
 
 class _Vocabulary(NamedTuple):
     letters: list[str]  # the letter that stands for each byte
-    ranks: dict[tuple[str, str], int]  # of pairs that are merged: the lowest first
+    ranks: dict[tuple[str, str], int]  # of pairs: the pair of the lowest rank is merged first
     numbers: dict[str, int]  # of tokens
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What turns captions into tokens; name and context_length say which tokens."""
+    """Captions -> tokens; name and context_length identify which tokens."""
 
     @property
     def name(self) -> str: ...
@@ -56,7 +58,7 @@ class ClipTokenizer:
     name: str = "SimpleTokenizer"
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens (B, context_length): start, the caption's, end, then zeros; what is too long is cut before the end."""
+        """Tokens (B, context_length): start, caption, end, then zeros; a caption that is too long is cut."""
         captions = [captions] if isinstance(captions, str) else captions
         numbers = _vocabulary().numbers
         out = np.zeros((len(captions), self.context_length), np.int64)
@@ -74,14 +76,14 @@ def _tokens(caption: str) -> list[int]:
 
 
 def _clean(caption: str) -> str:
-    """Broken encodings and HTML's entities mended, one space between words, lower case."""
-    mended = html.unescape(html.unescape(ftfy.fix_text(caption)))
-    return " ".join(mended.split()).lower()
+    """With broken encodings and HTML entities repaired, one space between words, in lower case."""
+    repaired = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    return " ".join(repaired.split()).lower()
 
 
 @lru_cache(maxsize=1 << 17)
 def _word_tokens(word: str) -> tuple[int, ...]:
-    """Byte-pair encoding of a word: its pair of the lowest rank is merged, everywhere in it, until none has a rank."""
+    """Byte-pair encoding of a word: the pair of the lowest rank is merged everywhere, until no pair has a rank."""
     _, ranks, numbers = _vocabulary()
     if word in (_START, _END):
         return (numbers[word],)

@@ -1,8 +1,8 @@
 """Image bytes -> pixels (3, H, W) uint8: the one view of an image that learner and reference both score.
 
-It is open_clip's evaluation transform, pixel for pixel, stopped before it turns to floats: a quarter of the bytes
-travel. Pillow does the work here as it does there, but a process that only reads need not import PyTorch, torchvision
-and open_clip for it, which take 6 CPU seconds and 0.8 GB.
+It is open_clip's evaluation transform, pixel for pixel, without its last step, the conversion to floats: a quarter of
+the bytes are sent between processes. Both use Pillow, but a process that only reads examples does not have to import
+PyTorch, torchvision and open_clip, which take 6 CPU seconds and 0.8 GB.
 """
 
 import io
@@ -17,18 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from jest_core.tables import SLOT_STATUS
+from jest_core.tables import SlotStatus
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow opens: some of the others run programs
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb, made an error here
+MAX_PIXELS = 89_478_485  # Pillow's limit for a decompression bomb, which is an error here
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# What Pillow raises on bytes that are not a whole, sound image
+# What Pillow raises on bytes that are not a complete image
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, struct.error, zlib.error, OverflowError)
 
 
 class BadImage(ValueError):
-    """Bytes that give no picture; its text is one of tables.SLOT_STATUS."""
+    """Bytes that do not decode to an image; status says why."""
+
+    def __init__(self, status: SlotStatus) -> None:
+        super().__init__(status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.status.label
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,9 +44,9 @@ class View:
 
     interpolation: bicubic or bilinear. resize_mode: `shortest` side to the size, and crop; `longest`, and pad with
     black; or `squash`. margin: resize to image_size / margin before the centre crop; 1 keeps the whole of the shorter
-    side, 0.875 is what ImageNet is evaluated with. reduced: let the JPEG decoder halve the picture as often as leaves
-    it larger than the view. Several times faster, not quite the same pixels: for pictures that are only looked at
-    (`data.decode: late`).
+    side, 0.875 is what ImageNet is evaluated with. reduced: let the JPEG decoder halve the picture as often as it
+    stays larger than the view. Several times faster, with slightly other pixels: for pictures that are scored but not
+    trained on (`data.decode: late`).
     """
 
     image_size: int
@@ -56,25 +63,25 @@ class View:
             raise ValueError(f"interpolation is bicubic or bilinear, and not {self.interpolation!r}")
 
     def __call__(self, data: bytes | None) -> NDArray[np.uint8]:
-        """Pixels (3, H, W). Raises BadImage where the bytes are no sound picture of at most MAX_PIXELS."""
+        """Pixels (3, H, W). Raises BadImage where the bytes are not an image of at most MAX_PIXELS that decodes."""
         if not data:
-            raise BadImage("missing")
+            raise BadImage(SlotStatus.MISSING)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise BadImage("too_large")
+                    raise BadImage(SlotStatus.TOO_LARGE)
                 if self.reduced:
                     scale = self.image_size / min(image.size)
                     image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
                 picture = self._cut(image.convert("RGB"))
         except UnidentifiedImageError:
-            raise BadImage("no_image") from None
+            raise BadImage(SlotStatus.NO_IMAGE) from None
         except Image.DecompressionBombError:
-            raise BadImage("too_large") from None
+            raise BadImage(SlotStatus.TOO_LARGE) from None
         except BadImage:
             raise
         except _DAMAGE as error:
-            raise BadImage("damaged") from error
+            raise BadImage(SlotStatus.DAMAGED) from error
         return np.asarray(picture).transpose(2, 0, 1)
 
     @property
@@ -90,7 +97,7 @@ class View:
         return _centre(_centre(picture, self._resized), self.image_size)
 
     def _shape(self, width: int, height: int) -> tuple[int, int]:
-        """What a picture is resized to."""
+        """Width and height that a picture is resized to."""
         size = self._resized
         match self.resize_mode:
             case "shortest":
@@ -103,15 +110,15 @@ class View:
                 return size, size
 
     def smaller(self, image_size: int) -> "View":
-        """The same view at a lower resolution, by the decoder's own means where it has them."""
+        """The same view at a lower resolution, reduced by the image decoder where it can."""
         return replace(self, image_size=image_size, margin=1.0, reduced=True)
 
     def batch(
         self, images: Sequence[bytes | None], pool: Executor | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Pixels (B, 3, H, W), black where an image does not decode, and each one's number in tables.SLOT_STATUS.
+        """Pixels (B, 3, H, W), black where an image does not decode, and the number of each one's SlotStatus.
 
-        pool: threads to decode in; Pillow lets go of the interpreter while it does.
+        pool: threads to decode in; Pillow releases the global interpreter lock while it decodes.
         """
         pixels = np.zeros((len(images), 3, self.image_size, self.image_size), dtype=np.uint8)
         status = np.zeros(len(images), dtype=np.uint8)
@@ -120,14 +127,14 @@ class View:
             try:
                 pixels[i] = self(images[i])
             except BadImage as error:
-                status[i] = SLOT_STATUS.index(str(error))
+                status[i] = error.status
 
         for _ in map(fill, range(len(images))) if pool is None else pool.map(fill, range(len(images))):
             pass
         return pixels, status
 
     def __repr__(self) -> str:
-        """The steps as open_clip's transform writes them: score caches are told apart by it."""
+        """The steps as open_clip's transform writes them; the fingerprint of a score cache contains this text."""
         size, name = self._resized, self.interpolation
         resize = "Resize(size={}, interpolation={}, max_size=None, antialias=True)"
         crop = "CenterCrop(size=({0}, {0}))"

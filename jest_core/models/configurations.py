@@ -1,11 +1,11 @@
-"""open_clip's models by name, with jest's own: their sizes, and how they take pictures and captions."""
+"""open_clip's models by name, with jest's: their sizes, and which pixels and tokens they need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import open_clip
@@ -25,9 +25,9 @@ open_clip.add_model_config(Path(str(files("jest_core.models") / "configs")))
 
 @timm.models.register_model
 def resnet_drawings(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
-    """timm's pre-activation ResNet cut down for 64-pixel drawings, with group norm and standardised convolutions.
+    """timm's pre-activation ResNet, made smaller for 64-pixel drawings, with group norm and standardised convolutions.
 
-    The demonstration's image tower: of the small towers tried, it learned most per CPU second.
+    The image tower of the demonstration: of the small towers that were tried, it learned most per CPU second.
     """
     sizes: dict[str, Any] = {
         "layers": (1, 1, 1, 1),
@@ -43,32 +43,49 @@ def resnet_drawings(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
     return model
 
 
-def configuration(name: str) -> dict[str, Any]:
-    """An open_clip model's. Raises ValueError where there is no such model."""
-    config: dict[str, Any] | None = open_clip.get_model_config(name)
+class _Image(TypedDict, total=False):
+    image_size: int | list[int]
+
+
+class _Text(TypedDict, total=False):
+    context_length: int
+    tokenizer_kwargs: dict[str, object]
+
+
+class Configuration(TypedDict):
+    """What is read of an open_clip model's configuration."""
+
+    embed_dim: int
+    vision_cfg: _Image
+    text_cfg: _Text
+
+
+def configuration(name: str) -> Configuration:
+    """The configuration of an open_clip model. Raises ValueError where there is no such model."""
+    config: Configuration | None = open_clip.get_model_config(name)
     if config is None:
-        raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` names them")
+        raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` lists them")
     return config
 
 
 def width(name: str) -> int:
-    """Of an open_clip model's embeddings."""
-    return int(configuration(name)["embed_dim"])
+    """Width of an open_clip model's embeddings."""
+    return configuration(name)["embed_dim"]
 
 
 def image_size(name: str) -> int:
-    """Of the pictures that an open_clip model takes, in pixels a side."""
-    size = configuration(name)["vision_cfg"].get("image_size", 224)  # open_clip's own default
-    return int(size[0] if isinstance(size, tuple | list) else size)
+    """Size of an open_clip model's images, in pixels a side."""
+    size = configuration(name)["vision_cfg"].get("image_size", 224)  # open_clip's default
+    return size if isinstance(size, int) else size[0]
 
 
 def context_length(name: str, given: int | None = None) -> int:
-    """Of the captions that an open_clip model takes, in tokens."""
-    return int(given or configuration(name)["text_cfg"].get("context_length", 77))  # open_clip's own default
+    """Length of an open_clip model's captions, in tokens: the given one, or that of its configuration."""
+    return given or configuration(name)["text_cfg"].get("context_length", 77)  # open_clip's default
 
 
 def inputs_of(model: Model) -> Inputs:
-    """How a run file's model takes pictures and captions."""
+    """Which pixels and tokens a run file's model needs."""
     shown = (model.image_mean, model.image_std, model.interpolation, model.resize_mode)
     return inputs(model.name, model.pretrained, *shown, model.context_length)
 
@@ -83,15 +100,16 @@ def inputs(
     resize_mode: str | None = None,
     context_length: int | None = None,
 ) -> Inputs:
-    """What an open_clip model takes, by its configuration and that of its pretrained tag; kept for the process.
+    """Which pixels and tokens an open_clip model needs, by its configuration and its pretrained tag; cached.
 
-    What is given goes before what the tag says; without a tag, pixels are scaled to -1..1.
+    Arguments override what the tag says; without a tag, pixels are scaled to -1..1. Raises ValueError where open_clip
+    has no such model or no such tag of it.
     """
     configuration(name)
     if pretrained is not None and not open_clip.get_pretrained_cfg(name, pretrained):
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(
-            f"model.pretrained {pretrained!r} is no tag of {name}, which has {known}; a file goes into "
+            f"model.pretrained {pretrained!r} is no tag of {name}, which has {tags}; a file goes into "
             "reference.checkpoint"
         )
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
@@ -106,33 +124,32 @@ def inputs(
 
 
 def _tokenizer(name: str, length: int | None) -> Tokenizer:
-    found = open_clip_tokenizer(name, context_length(name, length))
-    if type(found) is SimpleTokenizer and not configuration(name)["text_cfg"].get("tokenizer_kwargs"):
-        return ClipTokenizer(found.context_length)
-    return OpenClipTokenizer(name, found.context_length, type(found).__name__)
+    tokenizer = open_clip_tokenizer(name, context_length(name, length))
+    if type(tokenizer) is SimpleTokenizer and not configuration(name)["text_cfg"].get("tokenizer_kwargs"):
+        return ClipTokenizer(tokenizer.context_length)
+    return OpenClipTokenizer(name, tokenizer.context_length, type(tokenizer).__name__)
 
 
 @dataclass(frozen=True)
 class OpenClipTokenizer:
-    """The tokenizer that open_clip gives a model, where that is another."""
+    """A model's tokenizer by open_clip, where that is not CLIP's."""
 
     model: str
     context_length: int
     name: str
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens (B, context_length). Raises ValueError where the model is not here, or has another tokenizer."""
+        """Tokens (B, context_length). Raises ValueError where open_clip here has another tokenizer for the model."""
         captions = [captions] if isinstance(captions, str) else list(captions)
-        found = open_clip_tokenizer(self.model, self.context_length)
-        if type(found).__name__ != self.name:
-            raise ValueError(f"{self.model} has a {type(found).__name__} here, and a {self.name} where the run started")
-        return np.asarray(found(captions), np.int64)
+        tokenizer, name = open_clip_tokenizer(self.model, self.context_length), self.name
+        if (here := type(tokenizer).__name__) != name:
+            raise ValueError(f"{self.model} has a {here} here, and a {name} where the run started")
+        return np.asarray(tokenizer(captions), np.int64)
 
 
 @lru_cache(maxsize=8)
 def open_clip_tokenizer(name: str, length: int) -> Any:
-    """What open_clip gives a model. Raises ValueError where there is no such model, or a package that it needs is
-    missing."""
+    """A model's tokenizer by open_clip. Raises ValueError where there is no such model, or a package is missing."""
     configuration(name)
     try:
         return open_clip.get_tokenizer(name, context_length=length)

@@ -1,7 +1,7 @@
-"""ViT image towers of open_clip and timm at several resolutions, from one set of weights (FlexiViT, arXiv:2212.08013).
+"""ViT image towers of open_clip and timm at several resolutions, with one set of weights.
 
-A flexible tower keeps its parameters, their names and its forward pass. What depends on the resolution are linear maps
-of two of them, each the identity at the tower's own: of the kernel that cuts patches, and of the position embeddings.
+FlexiViT, Beyer et al. 2022 (arXiv:2212.08013). A flexible tower keeps its parameters, their names and its forward pass.
+At another resolution, the patch kernel and the position embeddings are multiplied by a fixed matrix each.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Resolution:
-    """How finely an image tower looks: pixels a side of a picture, and of a patch where not the tower's own."""
+    """At what resolution an image tower works: pixels a side of an image, and of a patch (None: as trained)."""
 
     image_size: int
     patch_size: int | None = None
 
 
 def make_flexible(visual: nn.Module) -> None:
-    """Let a ViT work at every resolution, in place: class-token, average- or attention-pooled, of open_clip or timm
-    (plain, or EVA's with rotary embeddings). Other image towers stay as they are."""
+    """Make a ViT work at every resolution, in place; other image towers are left unchanged.
+
+    With class-token, average or attention pooling; of open_clip or timm (plain, or EVA's with rotary embeddings).
+    """
     tower: Any = _tower(visual)
     match tower:
         case ClipTower():
@@ -45,26 +47,27 @@ def make_flexible(visual: nn.Module) -> None:
         case _:
             return
     if grid[0] != grid[1] or conv.kernel_size[0] != conv.kernel_size[1]:
-        return  # jest's view of a picture is square
+        return  # images of jest are square
     tower.__class__, conv.__class__ = flexible, _FlexibleConv
-    tower.own_grid = tower.grid = grid[0]
+    tower.trained_grid = tower.grid = grid[0]
     conv.patch_size = conv.kernel_size[0]
 
 
 def is_flexible(visual: nn.Module) -> bool:
+    """Whether make_flexible has made the tower work at every resolution."""
     return isinstance(_tower(visual), _FlexibleClipTower | _FlexibleTimmTower | _FlexibleEva)
 
 
 def patch_size(visual: nn.Module) -> int:
-    """Of a flexible tower: its own, in pixels a side."""
+    """The patch size of a flexible tower's weights, in pixels a side."""
     return int(_conv(_tower(visual)).kernel_size[0])
 
 
 @contextmanager
 def at(visual: nn.Module, resolution: Resolution) -> Iterator[None]:
-    """Meanwhile, a flexible tower takes pictures of that size and cuts them into patches of that size.
+    """Within the block, a flexible tower works at this resolution.
 
-    Any other tower takes what it takes. The maps are computed the first time, and stay with the tower.
+    Other towers are left unchanged. The matrices are computed the first time, and stored in the tower.
     """
     if not is_flexible(visual):
         yield
@@ -80,22 +83,22 @@ def at(visual: nn.Module, resolution: Resolution) -> Iterator[None]:
         _set(tower, *before)
 
 
-def kernel_map(own: int, other: int) -> Float[Tensor, "P Q"]:
-    """PI-resize of FlexiViT, from P = own ** 2 weights to Q: the pseudo-inverse of R, the bilinear resize of a patch
-    from `own` pixels a side to `other`. The product of a patch x and a kernel w is that of R x and the resized w:
-    exactly so where `other` is larger, and as nearly as can be where it is smaller.
+def kernel_map(size: int, other: int) -> Float[Tensor, "P Q"]:
+    """PI-resize of FlexiViT, from P = size ** 2 weights to Q = other ** 2: the pseudo-inverse of R, the bilinear resize
+    of a patch from `size` pixels a side to `other`. The product of R x and the resized kernel is that of a patch x
+    and the kernel: exactly where `other` is larger, and by least squares where it is smaller.
     """
-    every = torch.eye(own * own).reshape(-1, 1, own, own)
+    every = torch.eye(size * size).reshape(-1, 1, size, size)
     return resample_patch_embed(every, [other, other], interpolation="bilinear").flatten(1)
 
 
-def position_map(own: int, other: int) -> Float[Tensor, "Q P"]:
-    """Interpolation of position embeddings from a grid of `own` patches a side to one of `other`."""
-    return resample_abs_pos_embed(torch.eye(own * own)[None], [other, other], [own, own], num_prefix_tokens=0)[0]
+def position_map(grid: int, other: int) -> Float[Tensor, "Q P"]:
+    """Interpolation of position embeddings from a grid of `grid` patches a side to one of `other`."""
+    return resample_abs_pos_embed(torch.eye(grid * grid)[None], [other, other], [grid, grid], num_prefix_tokens=0)[0]
 
 
 def _tower(visual: nn.Module) -> nn.Module:
-    """timm's towers stand in open_clip's adapter."""
+    """The ViT itself, without open_clip's adapter around the towers of timm."""
     return getattr(visual, "trunk", visual)
 
 
@@ -106,16 +109,16 @@ def _conv(tower: Any) -> "_FlexibleConv":
 def _set(tower: Any, grid: int, size: int) -> None:
     conv, device = _conv(tower), _conv(tower).weight.device
     if not hasattr(tower, f"to_grid_{grid}"):
-        tower.register_buffer(f"to_grid_{grid}", position_map(tower.own_grid, grid).to(device), persistent=False)
+        tower.register_buffer(f"to_grid_{grid}", position_map(tower.trained_grid, grid).to(device), persistent=False)
     if not hasattr(conv, f"to_patch_{size}"):
         conv.register_buffer(f"to_patch_{size}", kernel_map(conv.kernel_size[0], size).to(device), persistent=False)
     tower.grid, conv.patch_size = grid, size
     if isinstance(tower, TimmTower | Eva):
         tower.patch_embed.patch_size = (size, size)
-        # its own picture may leave a margin that patches do not cover; of others timm wants that they divide
-        tower.patch_embed.strict_img_size = grid == tower.own_grid and size == conv.kernel_size[0]
+        # at the trained resolution patches may leave a margin uncovered; at any other, timm requires that they divide
+        tower.patch_embed.strict_img_size = grid == tower.trained_grid and size == conv.kernel_size[0]
     rope = getattr(tower, "rope", None)
-    if rope is not None and not tower.dynamic_img_size:  # such a tower makes them anew in each forward pass
+    if rope is not None and not tower.dynamic_img_size:  # a dynamic tower computes them in each forward pass
         if not hasattr(rope, f"at_grid_{grid}"):
             other = deepcopy(rope)
             other.update_feat_shape([grid, grid])
@@ -124,7 +127,7 @@ def _set(tower: Any, grid: int, size: int) -> None:
 
 
 class _FlexibleConv(nn.Conv2d):
-    """The embedding of patches, of patch_size pixels a side; its kernel has kernel_size."""
+    """The patch embedding for patches of patch_size pixels a side; its weights are for kernel_size."""
 
     patch_size: int
 
@@ -136,16 +139,16 @@ class _FlexibleConv(nn.Conv2d):
         return F.conv2d(input, kernel, self.bias, stride=size)
 
 
-def _positions(tower: Any, own: Tensor, n_prefix: int) -> Tensor:
-    """Position embeddings (..., N, D) for the grid in use; those of n_prefix tokens before the patches stay."""
-    if tower.grid == tower.own_grid:
-        return own
-    resized = _product(getattr(tower, f"to_grid_{tower.grid}"), own[..., n_prefix:, :])
-    return torch.cat([own[..., :n_prefix, :], resized], -2)
+def _positions(tower: Any, embeddings: Tensor, n_prefix: int) -> Tensor:
+    """Position embeddings (..., N, D) for the current grid; those of n_prefix tokens before the patches are kept."""
+    if tower.grid == tower.trained_grid:
+        return embeddings
+    resized = _product(getattr(tower, f"to_grid_{tower.grid}"), embeddings[..., n_prefix:, :])
+    return torch.cat([embeddings[..., :n_prefix, :], resized], -2)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in their own precision: under autocast, what it gives is rounded again where it is used."""
+    """a @ b in the precision of a and b; under autocast the result is rounded once, where it is used."""
     with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
         return a @ b
 
@@ -153,16 +156,16 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 class _FlexibleClipTower(ClipTower):  # type: ignore[misc]
     @property
     def positional_embedding(self) -> Tensor:
-        own = self._parameters["positional_embedding"]
-        assert own is not None
-        return _positions(self, own, 1)
+        embeddings = self._parameters["positional_embedding"]
+        assert embeddings is not None
+        return _positions(self, embeddings, 1)
 
 
 def _timm_positions(self: Any) -> Tensor | None:
-    own = self._parameters.get("pos_embed")
-    if own is None or self.dynamic_img_size:  # such a tower interpolates by itself
-        return own
-    return _positions(self, own, 0 if self.no_embed_class else self.num_prefix_tokens)
+    embeddings = self._parameters.get("pos_embed")
+    if embeddings is None or self.dynamic_img_size:  # a dynamic tower interpolates them itself
+        return embeddings
+    return _positions(self, embeddings, 0 if self.no_embed_class else self.num_prefix_tokens)
 
 
 class _FlexibleTimmTower(TimmTower):

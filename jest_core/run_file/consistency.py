@@ -34,7 +34,7 @@ def _sizes(run: Run) -> Iterator[str]:
 
 def _selection(run: Run) -> Iterator[str]:
     b, size, selection, training = run.sub_batch_size, run.super_batch_size, run.selection, run.training
-    if selection.method != "uniform":
+    if selection.selects:
         if not selection.filter_ratio:
             yield "selection.filter_ratio 0 selects everything: set selection.method uniform, or a ratio above 0"
         if b % selection.n_chunks:
@@ -42,17 +42,17 @@ def _selection(run: Run) -> Iterator[str]:
                 f"training.sub_batch_size {b} is not a multiple of selection.n_chunks "
                 f"{selection.n_chunks}; change one of them"
             )
-        if selection.criterion == "easy" and selection.agreement_every_steps:
+        if selection.agreement_every_steps and not run.uses_learner:
             yield (
                 f"selection.agreement_every_steps {selection.agreement_every_steps} compares the learner's scores, and "
-                "selection.criterion easy uses none; set selection.agreement_every_steps to 0"
+                f"selection.criterion {selection.criterion} uses none; set selection.agreement_every_steps to 0"
             )
         if round(size * (1 - selection.filter_ratio)) != b:
             yield (
                 f"no size of a super-batch gives training.sub_batch_size {b} at selection.filter_ratio "
                 f"{selection.filter_ratio}; change one of them"
             )
-    if (training.loss, selection.loss) == ("softmax", "sigmoid") and selection.method != "uniform":
+    if (training.loss, selection.loss) == ("softmax", "sigmoid") and selection.selects:
         yield (
             "training.loss softmax trains no logit_bias, which selection.loss sigmoid needs: set selection.loss to "
             "softmax too"
@@ -109,7 +109,7 @@ def _data(run: Run) -> Iterator[str]:
             f"data.weights has {len(data.weights)} numbers for {len(data.sources)} sources in data.shards; give one "
             "for each"
         )
-    if data.decode == "late" and (selection.score_image_size is None or selection.method == "uniform"):
+    if data.decode == "late" and (selection.score_image_size is None or not selection.selects):
         yield (
             "data.decode late is for runs that score smaller pictures; set selection.score_image_size (and a "
             "selection.method other than uniform), or set data.decode to eager"

@@ -5,6 +5,7 @@ A run file is complete, and unknown keys are errors. Paths that are neither abso
 
 from pydantic import Field, NonNegativeInt
 
+from jest_core.choices import CRITERIA
 from jest_core.run_file.data import Data
 from jest_core.run_file.evaluation import Evaluation
 from jest_core.run_file.ingest import Ingest
@@ -63,7 +64,7 @@ class Run(Part):
     @property
     def super_batch_size(self) -> int:
         """B, all learners together; a uniform run's super-batch is its sub-batch."""
-        if self.selection.method == "uniform":
+        if not self.selection.selects:
             return self.sub_batch_size
         return round(self.sub_batch_size / (1 - self.selection.filter_ratio))
 
@@ -79,12 +80,12 @@ class Run(Part):
 
     @property
     def uses_reference(self) -> bool:
-        return self.selection.method != "uniform" and self.selection.criterion != "hard"
+        return self.selection.selects and CRITERIA[self.selection.criterion].uses_reference
 
     @property
     def uses_learner(self) -> bool:
         """Whether the learner scores super-batches."""
-        return self.selection.method != "uniform" and self.selection.criterion != "easy"
+        return self.selection.selects and CRITERIA[self.selection.criterion].uses_learner
 
     @property
     def reads_scores(self) -> bool:

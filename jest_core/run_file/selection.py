@@ -1,17 +1,17 @@
 """The part `selection`: how a sub-batch is chosen from a super-batch."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from jest_core.choices import Criterion, Draw, ForwardPrecision, Loss, Precision
+from jest_core.choices import METHODS, Criterion, Draw, ForwardPrecision, Loss, Method, Precision
 from jest_core.run_file.parts import Part, Unit
 
 
 class Selection(Part):
     """How the sub-batch that a step trains on is selected from its super-batch (Algorithm 1 of the paper)."""
 
-    method: Literal["uniform", "independent", "joint"]
+    method: Method
     """Selection method. joint: JEST, chunk by chunk, each chunk conditioned on those before. independent: by the scores
     of single pairs. uniform: no selection, every example of the data is trained on."""
 
@@ -52,3 +52,13 @@ class Selection(Part):
     agreement_every_steps: Annotated[NonNegativeInt, Unit("steps")] = 0
     """How often scoring at low resolution is compared with scoring at full resolution, in steps. Metrics then have
     jest/score_spearman and jest/selection_overlap. 0: never."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether sub-batches are selected from larger super-batches, which uniform batches are not."""
+        return METHODS[self.method].selects
+
+    @property
+    def n_draws(self) -> int:
+        """How many chunks of a sub-batch are drawn one after the other."""
+        return METHODS[self.method].n_draws(self.n_chunks)

@@ -1,8 +1,17 @@
-"""How far scoring at low resolution agrees with scoring at full resolution."""
+"""Selection by scores at low resolution compared with selection by scores at full resolution (FlexiJEST)."""
+
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+class Agreement(TypedDict, total=False):
+    """Empty where it was not measured."""
+
+    score_spearman: float  # rank correlation of the scores of matched pairs, -1..1
+    selection_overlap: float  # share of one selection that is in the other, 0..1; b / B for two uniform ones
 
 
 def compare(
@@ -10,9 +19,8 @@ def compare(
     full_scores: Float[Tensor, " B"],
     low_indices: Int[Tensor, " b"],
     full_indices: Int[Tensor, " b"],
-) -> dict[str, float]:
-    """score_spearman: rank correlation of the matched-pair scores, -1..1. selection_overlap: share of one selection
-    that is in the other, 0..1; two uniform ones share b / B."""
+) -> Agreement:
+    """Scores of the matched pairs at both resolutions, and the positions of both selections -> how far they agree."""
     return {
         "score_spearman": spearman(low_scores, full_scores),
         "selection_overlap": torch.isin(low_indices, full_indices).double().mean().item(),

@@ -1,24 +1,26 @@
-"""One super-batch taken apart: what a selection's scores are made of, and how good its set is. For study."""
+"""One selection analysed: what its scores consist of, and what its set is worth. For studies, not for training."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from jest_core import noise
 from jest_core.choices import Method
 from jest_core.selection.algorithm import Selection, select
-from jest_core.selection.learnability import ConditionalScores, Embeddings, batch_score, signed_models
+from jest_core.selection.arguments import Uids
+from jest_core.selection.embeddings import Embeddings
+from jest_core.selection.learnability import ConditionalScores, batch_score, signed_models
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """How joint selection of b from B differs from independent selection of as many, on one super-batch.
 
-    off_diagonal_share: of the variance of the last chunk's draw scores over those not yet taken, the part that the sums
-    over what is taken bring: 0 where they say nothing. off_diagonal_deviation, diagonal_deviation: standard deviations
-    of the sums and of the matched-pair scores, in nats. overlap: share of b that both select; by chance it is b / B.
-    joint, independent, uniform: exact score of each set (learnability), a pair of the set, in nats.
+    off_diagonal_share: the draw scores of the last chunk are matched-pair scores plus sums over the examples drawn
+    before; this is the part of their variance, over the examples not yet drawn, that the sums contribute.
+    off_diagonal_deviation, diagonal_deviation: standard deviations of the sums and of the matched-pair scores, in nats.
+    overlap: share of b that both select; by chance it is b / B. joint, independent, uniform: exact score of each set
+    (learnability), per example of the set, in nats.
     """
 
     sub_batch_size: int
@@ -39,7 +41,7 @@ def dissect(
     sub_batch_size: int,
     n_chunks: int,
     gain: float = 1.0,
-    uids: noise.Uids,
+    uids: Uids,
     seed: int,
     step: int,
 ) -> Anatomy:
@@ -60,13 +62,13 @@ def dissect(
 
     joint, independent = drawn("joint"), drawn("independent")
     uniform = torch.randperm(len(learner), generator=torch.Generator().manual_seed(seed))[:sub_batch_size]
-    taken = joint.indices[joint.chunk < n_chunks - 1]
+    before = joint.indices[joint.chunk < n_chunks - 1]
     conditional = ConditionalScores(signed_models(learner, reference, "learnability"), "sigmoid")
-    if len(taken):
-        conditional.take([model[taken] for _, model in conditional.models])
+    if len(before):
+        conditional.add([model[before] for _, model in conditional.models])
     left = torch.ones(len(learner), dtype=torch.bool)
-    left[taken] = False
-    own, sums = conditional.own[left], conditional.sums[left]
+    left[before] = False
+    diagonal, sums = conditional.diagonal[left], conditional.sums[left]
 
     def score(indices: Tensor) -> float:
         return float(batch_score(learner, reference, indices)) / sub_batch_size
@@ -75,9 +77,9 @@ def dissect(
     return Anatomy(
         sub_batch_size,
         len(learner),
-        float(sums.var() / (own.var() + sums.var())),
+        float(sums.var() / (diagonal.var() + sums.var())),
         float(sums.std()),
-        float(own.std()),
+        float(diagonal.std()),
         float(common),
         score(joint.indices),
         score(independent.indices),

@@ -1,4 +1,4 @@
-"""The sums of learnability.cross_losses fused for CUDA, in Triton: no tile of logits is written to global memory.
+"""The sums of learnability.cross_losses as one CUDA kernel, in Triton: no logits are written to global memory.
 
 TRITON_INTERPRET=1, set before the first import, runs the same kernel on the CPU, for float32 and float16 inputs (the
 interpreter's products of bfloat16 are wrong).
@@ -14,35 +14,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ROWS, _COLUMNS = 128, 64  # a tile of logits; 64 terms of at most log(2) are the logarithm of a finite float32
-_SPAN = 1024  # taken examples that one program goes through; more are shared out to more programs
+_SPAN = 1024  # drawn examples that one program goes through; more of them are split among more programs
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 def cross_losses(
     image: Float[Tensor, "B D"],
     text: Float[Tensor, "B D"],
-    taken_image: Float[Tensor, "n D"],
-    taken_text: Float[Tensor, "n D"],
+    drawn_image: Float[Tensor, "n D"],
+    drawn_text: Float[Tensor, "n D"],
     logit_scale: float | Tensor,
     logit_bias: float | Tensor,
     fast: bool = False,
 ) -> Float[Tensor, " B"]:
-    """Sigmoid losses of each example as a mismatch of every taken one, both ways round, summed; float64.
+    """Sigmoid losses of each example with every drawn one as mismatches, in both directions, summed; float64.
 
-    Products are those of the inputs' own type, summed in float32 (float32 itself as three products of TF32); `fast`
+    Products are in the type of the inputs, summed in float32 (float32 itself as three products of TF32); `fast`
     makes them bfloat16.
     """
-    kinds = {x.dtype for x in (image, text, taken_image, taken_text)}
+    kinds = {x.dtype for x in (image, text, drawn_image, drawn_text)}
     product = torch.bfloat16 if fast else kinds.pop() if len(kinds) == 1 else torch.float32
-    spans = triton.cdiv(len(taken_image), _SPAN)
+    spans = triton.cdiv(len(drawn_image), _SPAN)
     out = torch.empty(spans, len(image), dtype=torch.float32, device=image.device)
     _cross_losses[(triton.cdiv(len(image), _ROWS), spans)](
-        *(x.contiguous() for x in (image, text, taken_image, taken_text)),
+        *(x.contiguous() for x in (image, text, drawn_image, drawn_text)),
         out,
         float(logit_scale),
         float(logit_bias),
         len(image),
-        len(taken_image),
+        len(drawn_image),
         image.shape[1],
         PRODUCT=_TYPES[product],
         ROWS=_ROWS,
@@ -58,19 +58,19 @@ def cross_losses(
 @triton.jit
 @no_type_check  # shape checks would wrap it, and Triton compiles the function's own source
 def _cross_losses(
-    image, text, taken_image, taken_text, out, scale, bias, n_rows, n_taken, width,
+    image, text, drawn_image, drawn_text, out, scale, bias, n_rows, n_drawn, width,
     PRODUCT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
     LOG2E: tl.constexpr,
 ):  # fmt: skip
-    """One program: ROWS examples against SPAN taken ones, each way round."""
+    """One program: ROWS examples against SPAN drawn ones, in both directions."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * SPAN
     sums = tl.zeros((ROWS,), tl.float32)
-    for start in range(first, tl.minimum(first + SPAN, n_taken), COLUMNS):
+    for start in range(first, tl.minimum(first + SPAN, n_drawn), COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        sums += _softplus_sums(image, taken_text, rows, columns, scale, bias, n_rows, n_taken, width,
+        sums += _softplus_sums(image, drawn_text, rows, columns, scale, bias, n_rows, n_drawn, width,
                                PRODUCT, ROWS, COLUMNS, WIDTH, LOG2E)  # fmt: skip
-        sums += _softplus_sums(text, taken_image, rows, columns, scale, bias, n_rows, n_taken, width,
+        sums += _softplus_sums(text, drawn_image, rows, columns, scale, bias, n_rows, n_drawn, width,
                                PRODUCT, ROWS, COLUMNS, WIDTH, LOG2E)  # fmt: skip
     tl.store(out + tl.program_id(1) * n_rows + rows, sums, mask=rows < n_rows)
 
@@ -81,7 +81,7 @@ def _softplus_sums(
     left, right, rows, columns, scale, bias, n_rows, n_columns, width,
     PRODUCT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
-    """losses.softplus_sums of a tile of logits that lives in registers."""
+    """losses.softplus_sums of a tile of logits in registers."""
     logits = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, width, WIDTH):
         inner = start + tl.arange(0, WIDTH)
@@ -104,6 +104,6 @@ def _joined(x, y):
 @triton.jit
 @no_type_check
 def _log1p(x):
-    """Of x >= 0, also where 1 + x rounds to 1 (Kahan): the rounding of 1 + x is undone by the slope."""
+    """log(1 + x) of x >= 0, also where 1 + x rounds to 1 (Kahan): the slope corrects the rounding of 1 + x."""
     y = 1.0 + x
     return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))

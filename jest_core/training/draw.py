@@ -14,9 +14,9 @@ from jest_core.examples.super_batch import Examples, Prepare, exchange, mask_dup
 from jest_core.models.flexible import Resolution
 from jest_core.models.towers import Towers
 from jest_core.run_file import Run
-from jest_core.selection import agreement, algorithm
-from jest_core.selection.algorithm import Selection
-from jest_core.selection.learnability import Embeddings, matched_scores
+from jest_core.selection import Embeddings, Selection, agreement, select
+from jest_core.selection.agreement import Agreement
+from jest_core.selection.learnability import matched_scores
 from jest_core.training import step_log
 from jest_core.training.forward import Group
 from jest_core.training.spreading import low_resolution, spread
@@ -25,16 +25,18 @@ from jest_core.training.step_log import StepLog
 
 @dataclass
 class Selector:
-    """What one learner needs to select: its model as it is now, and what the reference's embeddings come from."""
+    """What one learner needs to select: its model, and the source of the reference's embeddings."""
 
     run: Run
     towers: Towers
     reference_scale_and_bias: tuple[float, float] | None  # of the cached embeddings; None for uniform selection
     prepare: Prepare
     group: dist.ProcessGroup | None = None
-    reference: Towers | None = None  # where it scores online, instead of from the cache
-    prepare_reference: Prepare | None = None  # its view, where that is not the learner's
-    prepare_small: Prepare | None = None  # as pixels of a super-batch are, where `late` mode holds them smaller
+    reference: Towers | None = None  # only where the reference embeds online, instead of from the score cache
+    prepare_reference: Prepare | None = None  # with the reference's view, where that differs from the learner's
+    prepare_small: Prepare | None = (
+        None  # at the size of the scored pixels, where data.decode is late and they are smaller
+    )
 
     @property
     def device(self) -> torch.device:
@@ -46,33 +48,33 @@ class Selector:
 
     @property
     def low_resolution(self) -> Resolution:
-        """Of that share of a sub-batch that is trained at it; the model's own where no other is."""
+        """The resolution of training.low_resolution; the model's own resolution without such a part."""
         low = self.run.training.low_resolution
         return self.towers.resolution(*((low.image_size, low.patch_size) if low else ()))
 
 
 @dataclass
 class Drawn:
-    """The sub-batch of one step: this learner's share of it, and what the log says; the latter is the same on all."""
+    """The sub-batch of one step: this learner's share of it, and the log, which is the same on all learners."""
 
-    groups: list[Group]  # examples by the resolution that they are trained at
+    groups: list[Group]  # this learner's examples, by the resolution at which they are trained
     log: StepLog
-    agreement: dict[str, float]  # of scoring at low and at full resolution; empty where it is not measured
-    seconds: dict[str, float]
+    agreement: Agreement  # of scoring at low and at full resolution
+    seconds: dict[str, float]  # by part of the step
 
 
 def draw(selector: Selector, super_batch: Examples, step: int) -> Drawn:
-    """Score this learner's share of a super-batch, select globally, and spread what was selected (Algorithm 1).
+    """Score this learner's share of a super-batch, select globally, and spread the selected examples over the learners.
 
-    A super-batch of a `uniform` run is its sub-batch. Collective: all learners call it with the same step.
+    In a uniform run the super-batch is the sub-batch. Collective: all learners call it with the same step.
     """
     seconds: dict[str, float] = {}
     learners = Learners(selector.group)
     mask = selector.run.data.mask_duplicates
     if mask != "none":
         super_batch = mask_duplicates(super_batch, mask, learners)
-    agrees: dict[str, float] = {}
-    if selector.run.selection.method == "uniform":
+    agrees = Agreement()
+    if not selector.run.selection.selects:
         groups = _whole(selector, super_batch, step, learners)
         picks, summary = step_log.of_whole(super_batch, step, learners)
     else:
@@ -95,21 +97,21 @@ def draw(selector: Selector, super_batch: Examples, step: int) -> Drawn:
 
 
 def _whole(selector: Selector, super_batch: Examples, step: int, learners: Learners) -> list[Group]:
-    """All sound slots of this learner, in groups by resolution."""
-    sound = super_batch[torch.nonzero(super_batch.valid)[:, 0]]
-    own, run = selector.towers.resolution(), selector.run
+    """All valid examples of this learner, in groups by resolution."""
+    examples = super_batch[torch.nonzero(super_batch.valid)[:, 0]]
+    full, run = selector.towers.resolution(), selector.run
     if run.training.low_resolution is None:
-        return [Group(sound, own)]
-    counts = learners.counts(len(sound))
-    every = learners.gather(_identities(sound), counts)
+        return [Group(examples, full)]
+    counts = learners.counts(len(examples))
+    every = learners.gather(_identities(examples), counts)
     n_low = round(run.training.low_resolution.share * len(every))
     start = sum(counts[: learners.rank])
-    low = low_resolution(every[:, :2], every[:, 2], n_low, run.seed, step)[start : start + len(sound)]
+    low = low_resolution(every[:, :2], every[:, 2], n_low, run.seed, step)[start : start + len(examples)]
     groups = [
-        Group(sound[torch.nonzero(~low)[:, 0]], own),
-        Group(sound[torch.nonzero(low)[:, 0]], selector.low_resolution),
+        Group(examples[torch.nonzero(~low)[:, 0]], full),
+        Group(examples[torch.nonzero(low)[:, 0]], selector.low_resolution),
     ]
-    if selector.towers.sharded:  # all learners make the same passes
+    if selector.towers.sharded:  # all learners make the same number of forward passes
         return groups
     return [group for group in groups if len(group.examples)] or groups[:1]
 
@@ -117,9 +119,9 @@ def _whole(selector: Selector, super_batch: Examples, step: int, learners: Learn
 def _selected(
     selector: Selector, super_batch: Examples, chosen: Selection, step: int, learners: Learners
 ) -> list[Group]:
-    """This learner's share of the selected, in groups by resolution: of each group every learner has as many."""
+    """This learner's share of the selected examples, in groups by resolution, each equally large on all learners."""
     run, offsets, indices = selector.run, chosen.offsets.cpu(), chosen.indices.cpu()
-    identities = learners.take(_identities(super_batch), indices, offsets)
+    identities = learners.rows_at(_identities(super_batch), indices, offsets)
     low = low_resolution(identities[:, :2], identities[:, 2], run.n_low_resolution, run.seed, step)
     groups = []
     for mine, resolution in ((~low, selector.towers.resolution()), (low, selector.low_resolution)):
@@ -157,8 +159,8 @@ def _agreement(
     chosen: Selection,
     step: int,
     learners: Learners,
-) -> dict[str, float]:
-    """The step's selection against the one that scoring at the model's own resolution would have made."""
+) -> Agreement:
+    """The step's selection compared with the one by scores at the model's own resolution."""
     whole = super_batch
     if selector.run.data.decode == "late":
         whole = selector.prepare(super_batch.rows)
@@ -173,20 +175,20 @@ def _agreement(
 
 
 def _reference(selector: Selector, super_batch: Examples) -> Embeddings | None:
-    """The reference's embeddings of the super-batch, cached or computed; none for the hard-learner criterion."""
+    """The reference's embeddings of the super-batch, cached or computed; None where the criterion does not use them."""
     if selector.reference is not None:
         seen = super_batch if selector.prepare_reference is None else selector.prepare_reference(super_batch.rows)
         spec, scale_and_bias = selector.run.reference, selector.reference_scale_and_bias
         assert spec is not None
         assert scale_and_bias is not None
-        found = selector.reference.embed(
+        embeddings = selector.reference.embed(
             seen.pixels,
             seen.tokens,
             batch_size=selector.run.training.score_batch_size,
             resolution=selector.reference.resolution(spec.score_image_size, spec.score_patch_size),
             precision=spec.precision,
         )
-        return Embeddings(found.image, found.text, *scale_and_bias)
+        return Embeddings(embeddings.image, embeddings.text, *scale_and_bias)
     if (
         super_batch.reference_image is None
         or super_batch.reference_text is None
@@ -205,12 +207,12 @@ def _select(
     step: int,
 ) -> Selection:
     config, device = selector.run.selection, selector.device
-    return algorithm.select(
+    return select(
         scored,
         reference,
         sub_batch_size=selector.run.sub_batch_size,
         n_chunks=config.n_chunks,
-        method="independent" if config.method == "independent" else "joint",
+        method=config.method,
         criterion=config.criterion,
         loss=config.loss,
         draw=config.draw,
@@ -227,6 +229,7 @@ def _select(
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Store under `name` how long the block took, with all its work on the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The forward pass that is trained: this learner's share of a sub-batch, at one or two resolutions -> embeddings."""
+"""The forward pass with gradients: this learner's share of a sub-batch, at one or two resolutions -> embeddings."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Group:
 
 
 class Features(NamedTuple):
-    """Unit-norm embeddings of the groups, one after the other, float32, with what turns them into logits."""
+    """Unit-norm embeddings of all groups, concatenated, float32, with what turns them into logits."""
 
     image: Float[Tensor, "b D"]
     text: Float[Tensor, "b D"]
@@ -35,11 +35,11 @@ class Features(NamedTuple):
 
 
 class TrainingPass(nn.Module):
-    """A module, so that DistributedDataParallel can wrap it. Of sharded towers every learner makes as many passes.
+    """A module, so that DistributedDataParallel can wrap it. With sharded towers all learners make equally many passes.
 
-    Where training.micro_batch_size is given, that many examples are embedded at a time and none of their activations
-    are kept: the backward pass embeds each micro-batch once more. Embeddings are all held, so that the loss sees the
-    whole sub-batch, and the gradients are those of one pass.
+    Where training.micro_batch_size is given, that many examples are embedded at a time and their activations are not
+    kept: the backward pass embeds each micro-batch again. All embeddings are kept, so that the loss is that of the
+    whole sub-batch, and the gradients are those of a single pass.
     """
 
     def __init__(self, towers: Towers, run: Run, group: ProcessGroup | None = None) -> None:
@@ -53,7 +53,9 @@ class TrainingPass(nn.Module):
         for group in groups:
             for examples in self._micro_batches(group.examples):
                 tokens = examples.tokens.to(self.towers.device)
-                if size:  # a tensor of that device among the arguments: its random state is restored with it
+                if (
+                    size
+                ):  # with a tensor on the device among its arguments, checkpoint restores the device's random state
                     inputs = examples, tokens, group.resolution, step
                     parts.append(checkpoint(self._embed, *inputs, use_reentrant=False))
                 else:
@@ -63,15 +65,15 @@ class TrainingPass(nn.Module):
 
     def _micro_batches(self, examples: Examples) -> list[Examples]:
         size = self.run.training.micro_batch_size
-        found = list(examples.split(size)) if size else [examples]
+        parts = list(examples.split(size)) if size else [examples]
         if self.towers.sharded:
-            found += [examples[torch.arange(0)]] * (max(self.learners.counts(len(found))) - len(found))
-        return found
+            parts += [examples[torch.arange(0)]] * (max(self.learners.counts(len(parts))) - len(parts))
+        return parts
 
     def _embed(self, examples: Examples, tokens: Tensor, resolution: Resolution, step: int) -> tuple[Tensor, Tensor]:
         config, device = self.run.training, self.towers.device
         pixels = examples.pixels.to(device)
-        # `late` mode may hold them reduced already
+        # with data.decode late they may be smaller already
         shift = config.augmentation.shift_pixels * pixels.shape[-1] / self.towers.view.image_size
         pixels = augment(
             pixels,
@@ -83,7 +85,7 @@ class TrainingPass(nn.Module):
             step=step,
         )
         n = len(pixels)
-        if not n:  # whoever has nothing to train on takes part in the backward pass by a picture that counts nothing
+        if not n:  # a learner without examples takes part in the backward pass with one that does not count
             pixels, tokens = pixels.new_zeros(1, *pixels.shape[1:]), tokens.new_zeros(1, *tokens.shape[1:])
         image, text = self.towers.encode(pixels, tokens, resolution, config.precision)
         return image[:n], text[:n]

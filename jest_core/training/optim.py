@@ -15,7 +15,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW with no weight decay on gains, biases, logit_scale and logit_bias, as open_clip groups them.
 
-    The last two are a group of their own: they stay whole where the others are sharded.
+    Those two are a separate group, as they stay whole where the other parameters are sharded.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     scalars, plain = [p for p in trained if p.ndim == 0], [p for p in trained if p.ndim == 1]
@@ -29,13 +29,13 @@ def adamw(
 
 
 def limit_scale(model: nn.Module) -> None:
-    """CLIP's bounds of the softmax loss's logit_scale: 1 to 100 (Radford et al. 2021, section 2.5; open_clip)."""
+    """Clamp the logit_scale of a softmax loss to 1..100 (Radford et al. 2021, arXiv:2103.00020, section 2.5)."""
     with torch.no_grad():
         model.get_parameter("logit_scale").clamp_(0.0, math.log(100.0))
 
 
 def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:
-    """Scale the gradients down to a norm of `limit` where theirs is larger; returns theirs, over all learners."""
+    """Scale the gradients down to a norm of at most `limit`; returns their norm before that, over all learners."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     kinds = [[g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (False, True)]
@@ -59,8 +59,8 @@ def learning_rate(
     """The learning rate of update `step` (from 0): a linear warm-up, then one of the schedules.
 
     cosine: half a cosine to zero. rsqrt: peak / sqrt(1 + steps since the warm-up / timescale_steps), as in big_vision.
-    constant: the peak. cooldown_steps: the last so many updates go linearly towards zero, which update n_steps would
-    reach.
+    constant: the peak. cooldown_steps: over the last so many updates the rate falls linearly towards zero, which update
+    n_steps would have.
     """
     if step < warmup_steps:
         rate = peak * (step + 1) / warmup_steps

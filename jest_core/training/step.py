@@ -1,6 +1,7 @@
 """One step of a learner: draw the sub-batch, and update on it."""
 
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from jest_core.collectives import Learners
 from jest_core.examples.super_batch import Examples
 from jest_core.losses import sigmoid_loss, softmax_loss
 from jest_core.models import sharding
+from jest_core.selection.agreement import Agreement
 from jest_core.training import optim
 from jest_core.training.draw import Selector, draw, timed
 from jest_core.training.forward import Features, Group
@@ -20,18 +22,27 @@ class Learner(Selector):
     """A selector that trains its model."""
 
     optimizer: torch.optim.Optimizer = field(kw_only=True)
-    wrapped: nn.Module = field(
-        kw_only=True
-    )  # a TrainingPass, in DistributedDataParallel where learners hold all weights each
+    # a TrainingPass, wrapped in DistributedDataParallel where each of several learners has all weights
+    wrapped: nn.Module = field(kw_only=True)
+
+
+class Optimisation(TypedDict):
+    """What an update did."""
+
+    loss: float  # nats per example
+    learning_rate: float
+    gradient_norm: float  # before clipping
+    logit_scale: float  # the multiplier
+    logit_bias: float
 
 
 @dataclass
 class StepResult(StepLog):
-    """What one step did, the same on every learner."""
+    """What one step did; all but `seconds` is the same on every learner."""
 
-    optimisation: dict[str, float]  # loss, learning rate, gradient norm, logit_scale, logit_bias
-    agreement: dict[str, float]
-    seconds: dict[str, float]
+    optimisation: Optimisation
+    agreement: Agreement  # of scoring at low and at full resolution
+    seconds: dict[str, float]  # by part of the step
 
 
 def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult:
@@ -47,7 +58,7 @@ def train_step(learner: Learner, super_batch: Examples, step: int) -> StepResult
     return StepResult(log.picks, log.bad_rows, log.summary, optimisation, drawn.agreement, drawn.seconds)
 
 
-def _update(learner: Learner, groups: list[Group], step: int) -> dict[str, float]:
+def _update(learner: Learner, groups: list[Group], step: int) -> Optimisation:
     """Forward, loss over all learners' shares, backward, AdamW."""
     config = learner.run.training
     rate = optim.learning_rate(
@@ -70,7 +81,7 @@ def _update(learner: Learner, groups: list[Group], step: int) -> dict[str, float
         loss = softmax_loss(*out[:3], tile=config.loss_tile, group=learner.group)
     learner.optimizer.zero_grad(set_to_none=True)
     n_learners = Learners(learner.group).size
-    (loss * n_learners).backward()  # the learners' gradients are averaged on the way; their sum is wanted
+    (loss * n_learners).backward()  # gradients are averaged over the learners, and their sum is wanted
     if learner.towers.sharded:
         sharding.sum_scalar_gradients(learner.towers.model, Learners(learner.group))
     norm = optim.clip_gradients(learner.towers.model, config.gradient_clip)

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jest_core.tables import SlotStatus
+
 from ..base import storage
 
 _HALF = 1 << 16
@@ -72,7 +74,7 @@ def _keys(part: str, column: str) -> NDArray[np.uint32]:
     if column not in file.schema_arrow.names:
         raise ValueError(f"{part} has no column {column!r}; a score cache's are {', '.join(file.schema_arrow.names)}")
     rows = file.read(columns=["status", column])
-    values = rows.filter(pc.equal(rows["status"], "ok"))[column].to_numpy().astype(np.float32)
+    values = rows.filter(pc.equal(rows["status"], SlotStatus.OK.label))[column].to_numpy().astype(np.float32)
     return _to_key(values[~np.isnan(values)])
 
 

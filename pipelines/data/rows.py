@@ -124,7 +124,7 @@ def of_row_group(
             {
                 "row": pa.array(group.rows[part] + first_row, pa.int32()),
                 "uid": group.uids[part],
-                "status": np.array(tables.SLOT_STATUS)[status],
+                "status": tables.status_labels(status),
                 "caption": group.captions[part],
                 "pixels": blocks.pack(pixels),
                 "tokens": blocks.pack(tokens),

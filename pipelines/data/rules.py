@@ -25,6 +25,7 @@ from jest_core.run_file.rules import (
     UnsafeRule,
     WatermarkRule,
 )
+from jest_core.tables import SlotStatus
 
 from ..base import storage
 from . import uid_lists
@@ -122,7 +123,7 @@ def apply(
             keep = shard.numbers(row_group, rule.column) >= rule.at_least
         case ScoreRule():
             cached = storage.open_parquet(str(scores)).read_row_group(row_group, columns=["status", rule.column])
-            scored = np.array(cached["status"].to_pylist(), dtype=object) == "ok"
+            scored = np.array(cached["status"].to_pylist(), dtype=object) == SlotStatus.OK.label
             assert rule.at_least is not None  # with_thresholds has set it
             keep = scored & (cached[rule.column].to_numpy() >= rule.at_least)
         case SubsetRule():

@@ -24,6 +24,7 @@ from jest_core.evaluation import (
 from jest_core.examples.view import View
 from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Pictures, Run
+from jest_core.tables import SlotStatus
 
 from . import sets
 from .sets import ClassTask, Example
@@ -122,7 +123,7 @@ class SetEvaluation:
                 return None
             encoded = list(self.decoders.map(lambda item: item[1].read(), items))
             pixels, status = self.view.batch(encoded, self.decoders)
-            good = [i for i in range(len(items)) if status[i] == 0]
+            good = [i for i in range(len(items)) if status[i] == SlotStatus.OK]
             self.n_seen, self.n_bad = self.n_seen + len(items), self.n_bad + len(items) - len(good)
             return [items[i][0] for i in good], [items[i][1] for i in good], torch.from_numpy(pixels[good])
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from jest_core import run_file
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, cluster, progress, storage
 from ..data import uid_lists
@@ -117,7 +118,7 @@ def _export_file(item: _Item, run_text: str, output: str) -> _Written:
         for group in range(len(shard.row_group_sizes)):
             uids, _ = place.aligned(shard, group)
             cached = score_cache.read(run.path(run.reference.scores), place, group, uids, columns)
-            ok = pc.equal(cached["status"], "ok")
+            ok = pc.equal(cached["status"], SlotStatus.OK.label)
             captions = pa.chunked_array([pa.array(shard.captions(group), pa.string())])
             cached = cached.append_column("caption", captions).filter(ok)
             image.append(blocks.unpack(cached["image_embedding"]))

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from jest_core import run_file, tables
 from jest_core.run_file import Run
-from jest_core.selection import algorithm
-from jest_core.selection.learnability import Embeddings, matched_losses
+from jest_core.selection import Embeddings, select
+from jest_core.selection.learnability import matched_losses
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, cluster, in_parallel, manifests, progress, storage
 from ..data.catalogue import Catalogue, held_catalogue, open_catalogue
@@ -73,7 +74,7 @@ def run_stage(run: Run) -> Manifest:
 
     A second run does the super-batches that are missing.
     """
-    if run.subset is None or run.selection.method == "uniform":
+    if run.subset is None or not run.selection.selects:
         raise ValueError(
             "`jest select` needs a `subset` part in the run file, and a selection.method other than uniform: add one"
         )
@@ -122,7 +123,7 @@ def _caches(run: Run) -> dict[str, _Cache]:
     """The score caches that the criterion needs, by model; the learner's is made here where it is missing."""
     caches = {}
     assert run.subset is not None
-    if run.selection.criterion != "easy":
+    if run.uses_learner:
         if run.subset.learner is None:
             raise ValueError(f"criterion {run.selection.criterion!r} scores with a learner: give subset.learner")
         manifest = reference_scores.score(run, run.subset.learner, label=f"{STAGE}, learner")
@@ -179,16 +180,16 @@ def _selected(run: Run, number: int, rows: pa.Table, models: dict[str, Embedding
     rows by the learner and the reference, or one of them."""
     high, low = tables.uid_from_hex(rows["uid"].to_pylist())
     config = run.selection
-    n_chunks = 1 if config.method == "independent" else config.n_chunks
+    n_chunks = config.n_draws
     size = round(len(rows) * (1 - config.filter_ratio) / n_chunks) * n_chunks
     if not size:
         return tables.SELECTION.empty_table()
-    chosen = algorithm.select(
+    chosen = select(
         models.get("learner"),
         models.get("reference"),
         sub_batch_size=size,
         n_chunks=n_chunks,
-        method="independent" if config.method == "independent" else "joint",
+        method=config.method,
         criterion=config.criterion,
         loss=config.loss,
         draw=config.draw,
@@ -234,7 +235,7 @@ def _rows(catalogue: Catalogue, shard: int, row_group: int, caches: dict[str, _C
     }
     for name, cache in caches.items():
         cached = score_cache.read(cache.directory, place, row_group, uids, _COLUMNS)
-        good &= np.array(cached["status"].to_pylist(), dtype=object) == "ok"
+        good &= np.array(cached["status"].to_pylist(), dtype=object) == SlotStatus.OK.label
         columns[f"{name}_image"], columns[f"{name}_text"] = cached["image_embedding"], cached["text_embedding"]
     return pa.table(columns).filter(pa.array(good))
 

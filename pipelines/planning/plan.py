@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jest_core import flops
+from jest_core.choices import CRITERIA
 from jest_core.flops import StepFlops
 from jest_core.models import outlines
 from jest_core.run_file import LowResolution, Reference, Run
@@ -58,13 +59,13 @@ def alternatives(run: Run) -> dict[str, StepFlops]:
         "JEST, reference online": joint.model_copy(update={"reference": _changed(reference, online=True)}),
         "JEST, reference cached": joint.model_copy(update={"reference": _changed(reference, online=False)}),
     }
-    if run.selection.criterion == "hard":
+    if not CRITERIA[run.selection.criterion].uses_reference:
         found["JEST, no reference"] = found.pop("JEST, reference cached")
         del found["JEST, reference online"]
     if low is not None:
         sizes = {"score_image_size": low.image_size, "score_patch_size": low.patch_size}
         flexi = _changed(run, selection=full | sizes, training={"low_resolution": low})
-        found["FlexiJEST" + ", reference cached" * (run.selection.criterion != "hard")] = flexi.model_copy(
+        found["FlexiJEST" + ", reference cached" * CRITERIA[run.selection.criterion].uses_reference] = flexi.model_copy(
             update={"reference": _changed(reference, online=False)}
         )
     return {name: flops.step_flops(other) for name, other in found.items()}
@@ -105,8 +106,8 @@ def _sizes(run: Run, pairs: Pairs | None) -> Table:
         "examples trained": f"{run.n_steps * run.sub_batch_size:,}",
         "examples seen": f"{run.n_steps * run.super_batch_size:,}",
     }
-    if run.selection.method != "uniform":
-        chunks = 1 if run.selection.method == "independent" else run.selection.n_chunks
+    if run.selection.selects:
+        chunks = run.selection.n_draws
         rows["selection"] = f"{run.selection.method}, {chunks} draws of {run.sub_batch_size // chunks:,}"
     if run.n_low_resolution:
         rows["trained at low resolution"] = f"{run.n_low_resolution:,} of a sub-batch"
@@ -125,7 +126,7 @@ def _forward(run: Run) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     selection, low = run.selection, run.training.low_resolution
     seen: dict[str, tuple[int | None, int | None]] = {"full resolution": (None, None)}
-    if run.selection.method != "uniform":
+    if run.selection.selects:
         seen["scoring"] = (selection.score_image_size, selection.score_patch_size)
     if low is not None:
         seen["low resolution"] = (low.image_size, low.patch_size)

@@ -75,7 +75,7 @@ def super_batch_bytes(run: Run, pairs: Pairs | None) -> float:
 
 def embedding_bytes(run: Run) -> float:
     """Of each learner's device: the super-batch's embeddings by the learner and the reference, float32."""
-    if run.selection.method == "uniform":
+    if not run.selection.selects:
         return 0.0
     return run.super_batch_size // run.training.n_learners * sum(_widths(run)) * 8
 
@@ -124,7 +124,7 @@ def written_bytes(run: Run) -> dict[str, float]:
     written whole at each checkpoint."""
     training = run.training
     n_checkpoints = -(-run.n_steps // training.checkpoint_every_steps)
-    logged = run.sub_batch_size + training.n_refused_logged * (run.selection.method != "uniform")
+    logged = run.sub_batch_size + training.n_refused_logged * run.selection.selects
     return {
         f"{n_checkpoints:,} checkpoints": n_checkpoints * checkpoint_bytes(run),
         "selection log": run.n_steps * logged * _LOGGED_BYTES,

@@ -177,11 +177,11 @@ def verdict(runs: list[Finished]) -> list[str]:
     uniform = [
         group
         for group in methods.values()
-        if group[0].run.selection.method == "uniform" and group[0].directory not in references
+        if not group[0].run.selection.selects and group[0].directory not in references
     ]
     out = []
     for name, group in methods.items():
-        if group[0].run.selection.method == "uniform":
+        if not group[0].run.selection.selects:
             continue
         sentence = (
             f"{name} reached a mean score of {100 * _mean_score(group, set(group[0].last)):.1f} % with "

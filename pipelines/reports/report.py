@@ -69,7 +69,7 @@ def write_report(run_dirs: Sequence[str], output: str) -> None:
 
 def page(runs: list[Finished], table: comparison.Comparison) -> str:
     """The whole page, without a need for the network."""
-    selecting = [run for run in runs if run.run.selection.method != "uniform"]
+    selecting = [run for run in runs if run.run.selection.selects]
     charts = [
         Chart(
             "Scores against examples, FLOPs and time", curves(runs), "Lines of each score over training, a line a run."
@@ -88,7 +88,7 @@ def page(runs: list[Finished], table: comparison.Comparison) -> str:
             description = f"Share of each {each.column} of the selected over steps, with its share of what was offered."
             charts.append(Chart(title, share_chart(each), description))
     for run in selecting[:1]:
-        if run.run.reads_scores and run.run.selection.criterion == "learnability":
+        if run.run.reads_scores and run.run.uses_learner:
             title = f"Learnability of the pairs of a batch, by {run.name}"
             description = "Heat map: learner loss minus reference loss of every image with every caption of a batch."
             charts.append(Chart(title, matrix_chart(run), description))

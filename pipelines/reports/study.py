@@ -13,9 +13,9 @@ from torch import Tensor
 from jest_core.examples.super_batch import Examples
 from jest_core.models import configurations, towers
 from jest_core.run_file import Run
-from jest_core.selection.algorithm import gibbs_select, select
+from jest_core.selection import Embeddings, batch_score, gibbs_select, select
 from jest_core.selection.anatomy import dissect
-from jest_core.selection.learnability import Embeddings, batch_score, pair_scores
+from jest_core.selection.learnability import pair_scores
 
 from ..base import checkpoints, cluster, progress
 from ..stream import super_batches

@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from jest_core import run_file
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 
 from ..base import cluster, manifests, progress, storage
 from ..data.catalogue import Catalogue, open_catalogue
@@ -103,7 +104,7 @@ def _sample(run: Run, catalogue: Catalogue, directory: str, column: str, truth: 
     for number in chosen.tolist():
         part = storage.open_parquet(score_cache.part_path(directory, number)).read(columns=["row", "status", column])
         score = part[column].to_numpy()
-        ok = pc.equal(part["status"], "ok").to_numpy() & ~np.isnan(score)
+        ok = pc.equal(part["status"], SlotStatus.OK.label).to_numpy() & ~np.isnan(score)
         shards.append(np.full(int(ok.sum()), number))
         rows.append(part["row"].to_numpy()[ok].astype(np.int64))
         scores.append(score[ok])

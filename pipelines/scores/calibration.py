@@ -6,6 +6,7 @@ import torch
 
 from jest_core.losses import calibrated_bias
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, progress, storage
 from ..data.catalogue import Catalogue
@@ -33,7 +34,7 @@ def sample(directory: str, catalogue: Catalogue, seed: int, n: int = 4096) -> tu
         columns = ["status", "image_embedding", "text_embedding"]
         place = catalogue.place(shard)
         rows = score_cache.read(directory, place, number, place.rows(number)[0], columns)
-        rows = rows.filter(pc.equal(rows["status"], "ok"))
+        rows = rows.filter(pc.equal(rows["status"], SlotStatus.OK.label))
         images.append(blocks.unpack(rows["image_embedding"]))
         texts.append(blocks.unpack(rows["text_embedding"]))
         n_rows += len(rows)

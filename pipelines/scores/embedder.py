@@ -15,6 +15,7 @@ from jest_core.models.scorers import Batch
 from jest_core.models.towers import Towers
 from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, checkpoints
 from ..data.rows import ReadReport
@@ -77,7 +78,7 @@ class Embedder:
         """Embeddings and scores of a block's rows; zeros where the image did not decode."""
         size = self.reference.view.image_size
         status = np.array(block["status"].to_pylist(), dtype=object)
-        ok = np.flatnonzero(status == "ok")
+        ok = np.flatnonzero(status == SlotStatus.OK.label)
         pixels = torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size))
         embeddings = self.reference.embed(
             pixels,

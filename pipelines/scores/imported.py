@@ -20,7 +20,9 @@ from torch.nn.functional import normalize
 
 from jest_core import tables
 from jest_core.run_file import Features, Reference, Run
-from jest_core.selection.learnability import Embeddings, matched_losses
+from jest_core.selection import Embeddings
+from jest_core.selection.learnability import matched_losses
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, cluster, manifests, progress, storage
 from ..data.catalogue import Catalogue, held_catalogue
@@ -272,7 +274,7 @@ def _fragment(
     columns = {
         "uid": [uids[i] for i in which],
         "row": rows,
-        "status": np.where(sound.numpy(), "ok", "damaged").tolist(),
+        "status": tables.status_labels(np.where(sound.numpy(), SlotStatus.OK, SlotStatus.DAMAGED)),
     }
     for name, value in values.items():
         masked = torch.where(sound.view(-1, *[1] * (value.ndim - 1)), value, torch.zeros_like(value)).numpy()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from jest_core import tables
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, cluster, in_parallel, manifests, storage
 from ..data.catalogue import Catalogue, held_catalogue
@@ -108,7 +109,7 @@ def write_part(
         embedded = [storage.open_parquet(f.path).read() for f in fragments if start <= f.first_row < stop]
         body.append(_lay_out(embedded, uids, multiplicity, start, schema))
         status = np.array(body[-1]["status"].to_pylist(), dtype=object)
-        ok = status == "ok"
+        ok = status == SlotStatus.OK.label
         counts.update(status.tolist())
         groups.append((int(ok.sum()), int(multiplicity[ok].sum())))
         bad = np.flatnonzero(~ok & (status != "dropped"))

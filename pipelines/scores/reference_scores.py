@@ -23,10 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from jest_core import run_file, tables
+from jest_core.choices import LOSSES
 from jest_core.models import configurations, towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, cluster, manifests, progress
 from ..base.stage_table import STAGES
@@ -118,7 +120,7 @@ def verify_cache(run: Run, n_pairs: int = 256) -> None:
         cached = score_cache.read(directory, place, number, place.rows(number)[0], columns)
         cached = cached.take(pa.array(group.rows[picked]))
         pixels, status = reference.view.batch(group.images.take(pa.array(picked)).to_pylist())
-        if cached["status"].to_pylist() != np.array(tables.SLOT_STATUS)[status].tolist():
+        if cached["status"].to_pylist() != tables.status_labels(status):
             raise ValueError(
                 f"{place.path}, row group {number}: other pictures decode than in {directory}; score it again into a "
                 "new directory, with the libraries that training uses"
@@ -131,7 +133,7 @@ def verify_cache(run: Run, n_pairs: int = 256) -> None:
             resolution=resolution_of(spec, reference),
             precision=spec.precision,
         )
-        ok = status == 0
+        ok = status == SlotStatus.OK
         for side, new in (("image", embeddings.image), ("text", embeddings.text)):
             old = blocks.unpack(cached[f"{side}_embedding"]).astype(np.float32)
             distances = 1 - (old * new.numpy()).sum(1)[ok] / np.maximum(np.linalg.norm(old, axis=1)[ok], 1e-12)
@@ -170,7 +172,7 @@ def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> Config:
         "precision": f"{spec.precision} forward, float16 embeddings",
         "loss": reference.loss,
         "logit_scale": reference.scale_and_bias()[0],
-        "logit_bias": reference.scale_and_bias()[1] if reference.loss == "sigmoid" else spec.logit_bias,
+        "logit_bias": reference.scale_and_bias()[1] if LOSSES[reference.loss].has_bias else spec.logit_bias,
         "width": configurations.width(reference.name),
         "scorers": [scorer.model_dump() for scorer in spec.scorers],
     }

@@ -14,6 +14,7 @@ from jest_core import run_file
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Piece, Window
 from jest_core.run_file import Run
+from jest_core.tables import SlotStatus
 
 from ..base import storage
 from ..data.places import Place
@@ -51,7 +52,7 @@ def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
         assert run.reference is not None
         columns = ["status", "image_embedding", "text_embedding"]
         cached = score_cache.read(run.path(run.reference.scores), place, piece.row_group, uids, columns)
-        multiplicity = np.where(pc.equal(cached["status"], "ok").to_numpy(), multiplicity, 0)
+        multiplicity = np.where(pc.equal(cached["status"], SlotStatus.OK.label).to_numpy(), multiplicity, 0)
     try:
         rows, occurrences = piece.rows(multiplicity, epoch)
     except ValueError as error:

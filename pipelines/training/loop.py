@@ -19,7 +19,7 @@ from jest_core.examples.super_batch import Examples
 from jest_core.models import towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import Run
-from jest_core.selection.algorithm import Diverged
+from jest_core.selection.arguments import Diverged
 from jest_core.training import optim
 from jest_core.training.forward import TrainingPass
 from jest_core.training.step import Learner, StepResult, train_step

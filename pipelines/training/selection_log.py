@@ -56,8 +56,8 @@ class SelectionLog:
             name = f"{steps[0].summary['step']:08d}-{steps[-1].summary['step']:08d}.parquet"
             sizes = [len(step.picks) for step in steps]  # a row group a step, so that one step can be read
             storage.write_table(f"{self.directory}/{name}", pa.concat_tables(step.picks for step in steps), sizes)
-            columns = {f.name: [step.summary[f.name] for step in steps] for f in tables.STEPS}
-            storage.write_table(f"{self.directory}/steps-{name}", pa.table(columns, schema=tables.STEPS))
+            summaries = pa.Table.from_pylist([step.summary for step in steps], schema=tables.STEPS)
+            storage.write_table(f"{self.directory}/steps-{name}", summaries)
             if len(bad := pa.concat_tables(step.bad_rows for step in steps)):
                 storage.write_table(f"{self.directory}/bad-{name}", bad)
             self.committed = [*(part for part in self.committed if part != name), name]  # a try that failed is repeated

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jest_core import run_file
+from jest_core.choices import LOSSES
 from jest_core.examples.preprocess import normalise
 from jest_core.examples.super_batch import Examples
 from jest_core.models import configurations, outlines, towers
@@ -147,7 +148,7 @@ def _online_scale_and_bias(run: Run, reference: Towers) -> tuple[float, float]:
     """The reference's logit scale and bias; of a softmax-trained one reference.logit_bias, if a bias is needed."""
     assert run.reference is not None
     scale, bias = reference.scale_and_bias()
-    if reference.loss == "softmax" and run.selection.loss == "sigmoid":
+    if LOSSES[run.selection.loss].has_bias and not LOSSES[reference.loss].has_bias:
         if run.reference.logit_bias is None:
             raise ValueError(
                 f"the reference {reference.name} has no logit_bias, which selection.loss sigmoid needs: give "

@@ -94,7 +94,7 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     if note := _untrained_resolution(pair, run):
         progress.say(label, note)
     storage.write_bytes(f"{directory}/run.yaml", run_file.dump(run).encode())
-    selects = f" selection by {run.selection.criterion}" * (run.selection.method != "uniform")
+    selects = f" selection by {run.selection.criterion}" * run.selection.selects
     reached = (checkpoints.steps(directory) or [0])[-1]
     going = f"resumes after step {reached} of" if reached else "starts,"
     progress.say(

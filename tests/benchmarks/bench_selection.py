@@ -18,7 +18,8 @@ import typer
 from torch import Tensor
 
 from jest_core import noise
-from jest_core.selection.algorithm import Embeddings, Selection, batch_score, gibbs_select, select
+from jest_core.selection import Embeddings, Selection, batch_score, gibbs_select, select
+from jest_core.selection.arguments import uid_words
 from tests.benchmarks.measure import console, machine, peak_bytes, seconds, table, threads
 from tests.synthetic import structured_models, uids
 
@@ -49,7 +50,7 @@ def problem(super_batch: int, sub_batch: int, width: int, n_chunks: int, device:
         Embeddings(*(x.to(device, getattr(torch, dtype)) for x in (m.image, m.text)), m.logit_scale, m.logit_bias)
         for m in structured_models(super_batch, width)
     )
-    return Problem(learner, reference, sub_batch, n_chunks, noise.uid_words(uids(super_batch)).to(device))
+    return Problem(learner, reference, sub_batch, n_chunks, uid_words(uids(super_batch)).to(device))
 
 
 def exact(p: Problem) -> None:

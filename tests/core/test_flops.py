@@ -95,7 +95,7 @@ def test_a_step_is_counted_as_it_runs(name: str, overrides: list[str]):
     learner = make_learner([f"model.name={name}", "reference.model.name=jest-tiny", *overrides], name=name)
     step, run = flops.step_flops(learner.run), learner.run
     batch = super_batch(learner.towers)
-    if run.selection.method == "uniform":
+    if not run.selection.selects:
         batch = batch[torch.arange(run.sub_batch_size)]
     batch = dataclasses.replace(batch, reference_image=batch.reference_text)
     train_step(learner, batch, 0)  # computes the maps of a resolution
@@ -121,7 +121,7 @@ def first_layer(name: str, image_size: int) -> int:
 
 
 def test_selection_flops_are_those_of_its_matrix_products():
-    from tests.core.selection.test_algorithm import model, pick
+    from tests.core.selection.draws import model, pick
 
     learner, reference = model(128, 8, 0), model(128, 6, 1)
     step = flops.training_flops(forward=1.0, sub_batch_size=32, super_batch_size=128, n_chunks=4, widths=(8, 6))

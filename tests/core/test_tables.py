@@ -12,3 +12,15 @@ def test_uids_round_trip():
 def test_a_short_uid_is_refused():
     with pytest.raises(ValueError, match="32 hex digits"):
         tables.uid_from_hex(["0123456789abcdef"] * 2 + ["0123456789abcdef" * 2])
+
+
+def test_statuses_keep_the_numbers_and_labels_that_tables_have():
+    assert {status.label: int(status) for status in tables.SlotStatus} == {
+        "ok": 0,
+        "missing": 1,
+        "no_image": 2,
+        "too_large": 3,
+        "damaged": 4,
+        "duplicate": 5,
+    }
+    assert tables.status_labels([4, 0]) == ["damaged", "ok"]

@@ -14,7 +14,7 @@ from PIL import Image
 from jest_core.examples import view
 from jest_core.examples.preprocess import normalise
 from jest_core.examples.view import BadImage, View
-from jest_core.tables import SLOT_STATUS
+from jest_core.tables import SlotStatus, status_labels
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -96,7 +96,7 @@ def test_bad_bytes_are_told_by_reason_and_never_raise(monkeypatch: pytest.Monkey
     }
     with ThreadPoolExecutor(2) as pool:
         for pixels, status in (View(16).batch([good, *cases]), View(16).batch([good, *cases], pool)):
-            assert [SLOT_STATUS[i] for i in status] == ["ok", *cases.values()]
+            assert status_labels(status) == ["ok", *cases.values()]
             assert not pixels[1:].any()
     monkeypatch.setattr(view, "MAX_PIXELS", 1000)
     with pytest.raises(BadImage, match="too_large"):  # a decompression bomb
@@ -125,3 +125,8 @@ def test_the_reduced_view_is_nearly_the_whole_one():
     assert np.abs(whole - reduced).mean() < 1.5  # of 255
     sharp = encode(picture(30, 40), "JPEG")  # smaller than the view: nothing to reduce
     assert (View(64)(sharp) == View(64, reduced=True)(sharp)).all()
+
+
+def test_a_bad_image_has_its_status_in_other_processes_too():
+    error = pickle.loads(pickle.dumps(BadImage(SlotStatus.NO_IMAGE)))
+    assert (error.status, str(error)) == (SlotStatus.NO_IMAGE, "no_image")

@@ -71,7 +71,7 @@ def test_without_a_folder_to_write_to_it_is_counted_each_time(folder):
 def test_an_answer_of_other_releases_is_not_taken(folder, monkeypatch):
     calls = []
 
-    @outlines.remembered
+    @outlines.cached
     def answer(name: str) -> int:
         calls.append(name)
         return len(calls)

@@ -78,8 +78,8 @@ for capability, given, product in json.loads(sys.argv[1]):
         "PRODUCT": product, "ROWS": kernels._ROWS, "COLUMNS": kernels._COLUMNS, "SPAN": kernels._SPAN, "LOG2E": 1.4427,
         "WIDTH": 32 if product == tl.float32 else 64,
     }
-    signature = dict.fromkeys(("image", "text", "taken_image", "taken_text"), "*" + short)
-    signature |= {"out": "*fp32", "scale": "fp32", "bias": "fp32", "n_rows": "i32", "n_taken": "i32", "width": "i32"}
+    signature = dict.fromkeys(("image", "text", "drawn_image", "drawn_text"), "*" + short)
+    signature |= {"out": "*fp32", "scale": "fp32", "bias": "fp32", "n_rows": "i32", "n_drawn": "i32", "width": "i32"}
     source = ASTSource(kernels._cross_losses, signature | dict.fromkeys(constants, "constexpr"), constants)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
     assert made.asm["cubin"]

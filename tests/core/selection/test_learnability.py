@@ -81,7 +81,7 @@ def test_softmax_scores_match_plain_loops():
     taken = [3, 8, 11]
     for some in ([], taken[:1], taken[1:]):
         if some:
-            scores.take([m[torch.tensor(some)] for _, m in models])
+            scores.add([m[torch.tensor(some)] for _, m in models])
         before = taken[: taken.index(some[-1]) + 1] if some else []
         expected = torch.tensor(oracles.softmax_conditional_scores(slow, before)).double()
         torch.testing.assert_close(scores(), expected, rtol=1e-5, atol=1e-5)
@@ -108,9 +108,9 @@ def test_dropping_undoes_taking():
     models = signed_models(learner, reference, "learnability")
     scores, other = (ConditionalScores(models) for _ in range(2))
     kept, dropped = torch.arange(5, 12), torch.arange(20, 24)
-    other.take([m[kept] for _, m in models])
-    scores.take([m[torch.cat([kept, dropped])] for _, m in models])
-    scores.drop([m[dropped] for _, m in models])
+    other.add([m[kept] for _, m in models])
+    scores.add([m[torch.cat([kept, dropped])] for _, m in models])
+    scores.remove([m[dropped] for _, m in models])
     torch.testing.assert_close(scores(), other(), rtol=1e-5, atol=1e-5)
 
 

@@ -7,8 +7,7 @@ import torch
 
 from jest_core import run_file, tables
 from jest_core.models import towers
-from jest_core.selection import algorithm
-from jest_core.selection.learnability import Embeddings
+from jest_core.selection import Embeddings, algorithm
 from pipelines.base import checkpoints, storage
 from pipelines.data import catalogue
 from pipelines.data.catalogue import open_catalogue

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jest_core.examples.view import View
-from jest_core.tables import SLOT_STATUS
+from jest_core.tables import status_labels
 from pipelines.data.layouts import open_shard
 from tests import layouts
 
@@ -53,7 +53,7 @@ def read(path: str) -> Outcome:
         for group in range(len(shard.row_group_sizes)):
             uids += shard.uids(group)
             assert len(shard.captions(group)) == len(shard.strings(group, "nsfw"))
-            status += [SLOT_STATUS[i] for i in view.batch(shard.images(group).to_pylist())[1]]
+            status += status_labels(view.batch(shard.images(group).to_pylist())[1])
     except ValueError as error:
         return f"{error}", uids, status
     return "", uids, status
