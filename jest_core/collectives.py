@@ -56,18 +56,36 @@ class Learners:
         dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(x.device)
 
-    def rows_at(self, x: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
-        """The rows at these global positions of a tensor of which x is this learner's share, on all learners.
+    def gather_equal(self, x: Tensor) -> Tensor:
+        """The rows of all learners, in rank order, where each has the same number of them."""
+        if self.group is None:
+            return x
+        mine = x.to(self.device).contiguous()
+        out = mine.new_empty((self.size * len(mine), *mine.shape[1:]))
+        dist.all_gather(list(out.split(len(mine))), mine, group=self.group)
+        return out.to(x.device)
 
-        offsets (size + 1,): learner r has the positions offsets[r] .. offsets[r + 1]. Only the wanted rows are sent.
+    def rows_at(self, shares: Sequence[Tensor], positions: Tensor, offsets: Tensor) -> list[Tensor]:
+        """The rows at these global positions of tensors of which `shares` are this learner's, on all learners.
+
+        offsets (size + 1,): learner r has the positions offsets[r] .. offsets[r + 1]. Only the wanted rows are sent, in
+        one collective whose size the host knows: the sum of their bytes, as all learners but the owner of a row have
+        zeros there.
         """
         if self.group is None:
-            return x[positions]
-        owner = torch.bucketize(positions, offsets[1:], right=True)
-        counts = torch.bincount(owner, minlength=self.size).tolist()
-        rows = self.gather(x[positions[owner == self.rank] - offsets[self.rank]], counts)
-        # the rows arrive sorted by owner; the inverse of a stable sort by owner restores the order of positions
-        return rows[torch.argsort(torch.argsort(owner, stable=True))]
+            return [x[positions] for x in shares]
+        local = positions - offsets[self.rank]
+        ours = (local >= 0) & (local < len(shares[0]))
+        rows = [_bytes(_rows_or_zeros(x, local, ours)) for x in shares]
+        widths = [part.shape[1] for part in rows]
+        padding = local.new_zeros((len(local), -sum(widths) % 8), dtype=torch.uint8)
+        words = torch.cat([*rows, padding], 1).view(torch.int64).to(self.device)
+        dist.all_reduce(words, group=self.group)
+        parts = words.to(local.device).view(torch.uint8)[:, : sum(widths)].split(widths, 1)
+        return [
+            part.contiguous().view(x.dtype).reshape(len(local), *x.shape[1:])
+            for part, x in zip(parts, shares, strict=True)
+        ]
 
     def exchange(self, outgoing: Sequence[bytes]) -> list[bytes]:
         """Send outgoing[r] to learner r; returns what each learner sent to this one, in rank order."""
@@ -81,6 +99,19 @@ class Learners:
         data_in = torch.empty(int(sizes_in.sum()), dtype=torch.uint8, device=self.device)
         dist.all_to_all_single(data_in, data_out, sizes_in.tolist(), sizes_out.tolist(), group=self.group)
         return [part.cpu().numpy().tobytes() for part in data_in.split(sizes_in.tolist())]
+
+
+def _rows_or_zeros(x: Tensor, rows: Tensor, there: Tensor) -> Tensor:
+    """The rows of x, zeros where they are not there."""
+    if not len(x):
+        return x.new_zeros((len(rows), *x.shape[1:]))
+    chosen = x[rows.clamp(0, len(x) - 1)]
+    return chosen.masked_fill_(~there.view(-1, *[1] * (x.ndim - 1)), 0)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """(n, ...) -> (n, bytes of a row)."""
+    return x.reshape(len(x), -1).contiguous().view(torch.uint8)
 
 
 def offsets_of(counts: Sequence[int]) -> Int[Tensor, " R"]:

@@ -4,7 +4,7 @@ Each learner of a process group has the embeddings of its share of the super-bat
 set. For each chunk, only the embeddings of the newly drawn examples are sent. Memory and time are linear in B.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jest_core import noise
 from jest_core.choices import Criterion, Draw, Loss, Method, Precision
-from jest_core.collectives import Learners, local_positions, offsets_of
+from jest_core.collectives import Learners, local_positions
 from jest_core.losses import TILE
 from jest_core.selection.arguments import Settings, Share, Uids, check_scores, checked
 from jest_core.selection.embeddings import Embeddings
@@ -96,14 +96,19 @@ def select(
 
 
 def _algorithm_1(share: Share, settings: Settings, learners: Learners) -> Selection:
-    """Chunk by chunk: the scores given what was drawn before, noise, the largest keys, their part in later scores."""
+    """Chunk by chunk: the scores given what was drawn before, noise, the largest keys, their part in later scores.
+
+    On a GPU the host runs ahead: a chunk takes two collectives, whose sizes do not depend on what is drawn, and the
+    host reads nothing of it.
+    """
     models, n_draws = share.models, settings.n_draws
     conditional = ConditionalScores(models, settings.loss, settings.tile, settings.precision)
     check_scores(conditional, share.valid, settings.sub_batch_size, learners)
-    offsets = offsets_of(learners.counts(len(share))).to(share.uids.device)
-    available, chunk_size = share.valid.clone(), settings.sub_batch_size // n_draws
-    drawn: list[Tensor] = []
-    draw_scores: list[Tensor] = []
+    chunk_size = settings.sub_batch_size // n_draws
+    ties, available = Ties.of(share.uids, share.occurrences), share.valid.clone()
+    losses = [_losses(model, settings.loss, share) for model in (share.learner, share.reference)]
+    chunks: list[list[Tensor]] = []  # of each: positions, scores, losses of learner and of reference
+    finite = torch.ones((), dtype=torch.bool, device=share.offsets.device)
     with _threads_for(len(share) * chunk_size * share.width):
         for chunk in range(n_draws):
             scores = conditional()
@@ -111,77 +116,93 @@ def _algorithm_1(share: Share, settings: Settings, learners: Learners) -> Select
             if settings.draw == "sample":
                 keys = keys + noise.gumbel(share.uids, share.occurrences, settings.seed, settings.step, chunk)
             keys = keys.masked_fill(~available, -torch.inf)
-            new = draw_top(keys, chunk_size, share.uids, share.occurrences, offsets, learners)
-            drawn.append(new)
-            draw_scores.append(learners.rows_at(scores, new, offsets))
-            available[local_positions(new, offsets, learners.rank)] = False
-            # after the last draw only the sums of the selected are needed, for the score of the set
-            last = chunk + 1 == n_draws
-            rows = local_positions(torch.cat(drawn), offsets, learners.rank) if last else slice(None)
-            conditional.add([_embeddings_at(model, new, offsets, learners) for _, model in models], rows)
+            new, drawn_keys = draw_top(keys, chunk_size, ties, share.offsets, learners)
+            finite &= torch.isfinite(drawn_keys).all()
+            numbers, embeddings = _rows_of(new, [scores, *losses], share, learners)
+            chunks.append([new, *numbers])
+            available &= ~_are_drawn(new, share, learners)
+            if chunk + 1 < n_draws:
+                conditional.add(embeddings)
 
-    indices = torch.cat(drawn)
-    members = local_positions(indices, offsets, learners.rank)
+    indices, draw_score, learner_loss, reference_loss = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    # after the last draw only the sums of the selected are needed, for the score of the set
+    members = local_positions(indices, share.offsets, learners.rank)
+    conditional.add(embeddings, members)
+    score = learners.sum(conditional.set_score(members))
+    sub_batch_score, all_finite = torch.stack([score, finite.double()]).tolist()  # the one read by the host
+    if not all_finite:
+        raise ValueError(
+            f"fewer than {settings.sub_batch_size} examples have a finite score left to draw by: embeddings, "
+            "logit_scale or gain too large"
+        )
     return Selection(
         indices=indices,
-        chunk=torch.arange(n_draws, device=offsets.device).repeat_interleave(chunk_size),
-        draw_score=torch.cat(draw_scores),
-        learner_loss=_losses_at(share.learner, settings.loss, indices, offsets, learners),
-        reference_loss=_losses_at(share.reference, settings.loss, indices, offsets, learners),
-        sub_batch_score=float(learners.sum(conditional.set_score(members))),
+        chunk=torch.arange(n_draws, device=indices.device).repeat_interleave(chunk_size),
+        draw_score=draw_score,
+        learner_loss=learner_loss,
+        reference_loss=reference_loss,
+        sub_batch_score=sub_batch_score,
         scores=scores,
-        offsets=offsets,
+        offsets=share.offsets,
     )
 
 
+@dataclass(frozen=True)
+class Ties:
+    """How examples with equal keys are ordered: by a hash of uid and occurrence, alike on any number of learners."""
+
+    hashes: Int[Tensor, " B"]
+    order: Int[Tensor, " B"]  # positions by ascending hash
+
+    @classmethod
+    def of(cls, uids: Int[Tensor, "B 2"], occurrences: Int[Tensor, " B"]) -> "Ties":
+        hashes = noise.hash_examples(uids, occurrences)
+        return cls(hashes, torch.argsort(hashes, stable=True))
+
+
 def draw_top(
-    keys: Float[Tensor, " B"],
-    n: int,
-    uids: Int[Tensor, "B 2"],
-    occurrences: Int[Tensor, " B"],
-    offsets: Int[Tensor, " R"],
-    learners: Learners,
-) -> Int[Tensor, " n"]:
-    """Global positions of the n largest keys over all learners, largest first; equal keys are ordered by uid.
+    keys: Float[Tensor, " B"], n: int, ties: Ties, offsets: Int[Tensor, " R"], learners: Learners
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Global positions of the n largest keys over all learners, and the keys, largest first; equal keys by their hash.
 
-    Each learner sends its n largest, so at most n keys a learner are sent. Raises ValueError, on all learners, where
-    fewer than n keys are finite.
+    keys: float64. Each learner sends its n largest, filled up with minus infinity where it has fewer.
     """
-    if not n:
-        return torch.empty(0, dtype=torch.int64, device=keys.device)
-    best = torch.nonzero(keys >= torch.topk(keys, min(n, len(keys))).values[-1:])[:, 0]
-    ties = noise.hash_examples(uids[best], occurrences[best])
-    order = _order(keys[best], ties)[:n]
-    counts = offsets.diff().clamp(max=n).tolist()
-    all_keys, all_ties = learners.gather(keys[best[order]], counts), learners.gather(ties[order], counts)
-    positions = learners.gather(best[order] + offsets[learners.rank], counts)
-    winners = _order(all_keys, all_ties)[:n]
-    if not torch.isfinite(all_keys[winners]).all():
-        raise ValueError(
-            f"fewer than {n} examples have a finite score left to draw by: embeddings, logit_scale or gain too large"
-        )
-    return positions[winners]
+    best = ties.order[torch.argsort(keys[ties.order], descending=True, stable=True)[:n]]
+    mine = torch.stack([keys[best].view(torch.int64), ties.hashes[best], best + offsets[learners.rank]], 1)
+    if missing := n - len(best):
+        nothing = torch.stack([keys.new_full((missing,), -torch.inf).view(torch.int64), *best.new_zeros(2, missing)], 1)
+        mine = torch.cat([mine, nothing])
+    bits, hashes, positions = learners.gather_equal(mine).unbind(1)
+    every = bits.contiguous().view(torch.float64)
+    by_hash = torch.argsort(hashes, stable=True)
+    winners = by_hash[torch.argsort(every[by_hash], descending=True, stable=True)[:n]]
+    return positions[winners], every[winners]
 
 
-def _order(keys: Tensor, ties: Tensor) -> Tensor:
-    """Indices by descending key, then ascending tie hash."""
-    by_tie = torch.argsort(ties, stable=True)
-    return by_tie[torch.argsort(keys[by_tie], descending=True, stable=True)]
+def _are_drawn(positions: Tensor, share: Share, learners: Learners) -> Bool[Tensor, " B"]:
+    """Which of this learner's examples are at these global positions."""
+    flags = torch.zeros(len(share) + 1, dtype=torch.bool, device=positions.device)  # the last: all of other learners
+    local = positions - share.offsets[learners.rank]
+    flags[torch.where((local >= 0) & (local < len(share)), local, len(share))] = True
+    return flags[:-1]
 
 
-def _embeddings_at(model: Embeddings, positions: Tensor, offsets: Tensor, learners: Learners) -> Embeddings:
-    """A model's embeddings of these global positions, on all learners."""
-    image, text = (learners.rows_at(x, positions, offsets) for x in (model.image, model.text))
-    return Embeddings(image, text, model.logit_scale, model.logit_bias)
+def _rows_of(
+    positions: Tensor, columns: Sequence[Tensor], share: Share, learners: Learners
+) -> tuple[list[Tensor], list[Embeddings]]:
+    """The values of `columns` and each model's embeddings at these global positions, on all learners."""
+    sides = [side for _, model in share.models for side in (model.image, model.text)]
+    rows = learners.rows_at([*columns, *sides], positions, share.offsets)
+    pairs = zip(rows[len(columns) :: 2], rows[len(columns) + 1 :: 2], share.models, strict=True)
+    embeddings = [Embeddings(image, text, model.logit_scale, model.logit_bias) for image, text, (_, model) in pairs]
+    return rows[: len(columns)], embeddings
 
 
-def _losses_at(
-    model: Embeddings | None, loss: Loss, positions: Tensor, offsets: Tensor, learners: Learners
-) -> Float[Tensor, " b"]:
-    """A model's matched-pair losses of these global positions, on all learners; NaN without the model."""
+def _losses(model: Embeddings | None, loss: Loss, share: Share) -> Float[Tensor, " B"]:
+    """A model's matched-pair losses of this learner's examples; NaN without the model."""
     if model is None:
-        return torch.full((len(positions),), torch.nan, dtype=torch.float64, device=positions.device)
-    return learners.rows_at(matched_losses(model, loss), positions, offsets)
+        return torch.full((len(share),), torch.nan, dtype=torch.float64, device=share.offsets.device)
+    return matched_losses(model, loss)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The arguments of a selection, checked, in the form that the algorithm works on."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jest_core.choices import CRITERIA, METHODS, Criterion, Draw, Loss, Method, Precision
-from jest_core.collectives import Learners
+from jest_core.collectives import Learners, offsets_of
 from jest_core.losses import TILE
-from jest_core.selection.consensus import same_on_all
+from jest_core.selection.consensus import Statement, refuse_together
 from jest_core.selection.embeddings import Embeddings
 from jest_core.selection.learnability import ConditionalScores, SignedModel, signed_models
 
@@ -79,6 +79,7 @@ class Share:
     uids: Int[Tensor, "B 2"]
     occurrences: Int[Tensor, " B"]
     valid: Bool[Tensor, " B"]  # False where a slot cannot be selected
+    offsets: Int[Tensor, " R"]  # learner r has the positions offsets[r] .. offsets[r + 1] of the super-batch
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -100,14 +101,20 @@ def checked(
     valid: Tensor | None,
 ) -> Share:
     """This learner's share. Raises ValueError, on all learners, where the arguments of one of them do not fit."""
-    stated = asdict(settings)
-    with same_on_all(learners, stated):
+    stated: Statement = asdict(settings)
+    raised, slots = None, None
+    try:
         settings.check()
-        words, times, valid = _slots([m for m in (learner, reference) if m is not None], uids, occurrences, valid)
-        learner, reference = learner and learner.with_numbers(), reference and reference.with_numbers()
+        slots = _slots([m for m in (learner, reference) if m is not None], uids, occurrences, valid)
+        learner, reference = _with_numbers(learner, reference)
         stated |= {"learner": _kind(learner), "reference": _kind(reference)}
         models = signed_models(learner, reference, settings.criterion)
-    return Share(learner, reference, models, words, times, valid)
+    except Exception as error:
+        raised = error
+    counts = refuse_together(learners, raised, stated, 0 if slots is None else len(slots[0]))
+    assert slots is not None
+    words, times, valid = slots
+    return Share(learner, reference, models, words, times, valid, offsets_of(counts).to(words.device))
 
 
 def check_scores(conditional: ConditionalScores, valid: Tensor, sub_batch_size: int, learners: Learners) -> None:
@@ -172,6 +179,15 @@ def _check_embeddings(model: Embeddings, device: torch.device) -> None:
         )
     if image.device != device or text.device != device:
         raise ValueError(f"embeddings are on {device}, {image.device} and {text.device}: put them on one device")
+
+
+def _with_numbers(*models: Embeddings | None) -> list[Embeddings | None]:
+    """The models with logit_scale and logit_bias as Python numbers, which are read from the device once for all."""
+    values = [x for model in models if model is not None for x in (model.logit_scale, model.logit_bias)]
+    tensors = [x.double().reshape(()) for x in values if isinstance(x, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])
+    numbers = iter([next(read) if isinstance(x, Tensor) else float(x) for x in values])
+    return [model and replace(model, logit_scale=next(numbers), logit_bias=next(numbers)) for model in models]
 
 
 def _kind(model: Embeddings | None) -> list[str | int | float] | None:

@@ -1,34 +1,40 @@
 """All learners refuse together: no learner waits in a collective for one that has raised an error."""
 
+import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeAlias
+
+import torch
 
 from jest_core.collectives import Learners
 
-Settings: TypeAlias = dict[str, str | int | float | list[str | int | float] | None]
+Statement: TypeAlias = dict[str, str | int | float | list[str | int | float] | None]  # what has to be alike, by name
 
 
-@contextmanager
-def same_on_all(learners: Learners, settings: Settings) -> Iterator[None]:
-    """Raises ValueError on all learners where the block raises an error on one of them, or where settings differ.
+def refuse_together(learners: Learners, raised: Exception | None, settings: Statement, n: int) -> list[int]:
+    """Raises ValueError on all learners where one of them has raised an error, or where settings differ.
 
-    Settings are compared after the block, which may add to them. An error other than ValueError is raised as it is on
-    the learner where it happened.
+    An error other than ValueError is raised as it is on the learner where it happened. Returns the n of each learner.
+    One collective, and one read by the host, where nothing is wrong.
     """
-    raised, problem = None, ""
-    try:
-        yield
-    except Exception as error:
-        raised, problem = error, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    problem = ""
+    if raised is not None:
+        problem = str(raised) if isinstance(raised, ValueError) else f"{type(raised).__name__}: {raised}"
     message = json.dumps([problem, settings], default=repr).encode()
-    messages = [json.loads(data) for data in learners.exchange([message] * learners.size)]
+    digest = int.from_bytes(hashlib.blake2b(message, digest_size=7).digest(), "big")
+    mine = torch.tensor([[raised is not None, digest, n]], dtype=torch.int64)
+    flags, digests, counts = zip(*learners.gather_equal(mine).tolist(), strict=True)
+    if not any(flags) and len(set(digests)) == 1:
+        return list(counts)
     if raised is not None and (learners.size == 1 or not isinstance(raised, ValueError)):
+        if learners.size > 1:
+            learners.exchange([message] * learners.size)
         raise raised
-    for rank, (problem, theirs) in enumerate(messages):
-        if problem:
-            raise ValueError(f"learner {rank}: {problem}") from raised
+    messages = [json.loads(data) for data in learners.exchange([message] * learners.size)]
+    for rank, (theirs_problem, theirs) in enumerate(messages):
+        if theirs_problem:
+            raise ValueError(f"learner {rank}: {theirs_problem}") from raised
         for name, value in theirs.items():
             if value != (first := messages[0][1][name]):
                 raise ValueError(f"{name} is {first!r} on learner 0 and {value!r} on learner {rank}")
+    raise AssertionError("digests differ and settings do not")

@@ -1,6 +1,6 @@
 """One model's embeddings of a super-batch, and what turns them into logits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,3 @@ class Embeddings:
         tiles = zip(self.image.split(TILE), self.text.split(TILE), strict=True)
         cosines = torch.cat([(image.float() * text.float()).sum(1) for image, text in tiles])
         return self.logit_scale * cosines + self.logit_bias
-
-    def with_numbers(self) -> "Embeddings":
-        """logit_scale and logit_bias as Python numbers, read from the device once."""
-        return replace(self, logit_scale=float(self.logit_scale), logit_bias=float(self.logit_bias))

@@ -8,7 +8,7 @@ from jest_core import noise
 from jest_core.choices import Criterion, Precision
 from jest_core.collectives import Learners
 from jest_core.losses import TILE
-from jest_core.selection.algorithm import draw_top
+from jest_core.selection.algorithm import Ties, draw_top
 from jest_core.selection.arguments import Settings, Share, Uids, check_scores, checked
 from jest_core.selection.embeddings import Embeddings
 from jest_core.selection.learnability import ConditionalScores
@@ -60,7 +60,7 @@ def _sample(share: Share, settings: Settings, n_iterations: int) -> tuple[Tensor
     check_scores(conditional, share.valid, b, learners)
 
     start = noise.gumbel(*keyed, seed, step, -1).masked_fill(~share.valid, -torch.inf)
-    members = draw_top(start, b, *keyed, torch.tensor([0, len(share)], device=device), learners)
+    members, _ = draw_top(start, b, Ties.of(*keyed), share.offsets, learners)
     conditional.add([model[members] for _, model in models])
     score = conditional.set_score(members)
     available = share.valid.clone()

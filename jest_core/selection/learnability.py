@@ -4,9 +4,10 @@ A score is a sum over pairs, not a mean. No (B, B) matrix is built: what a candi
 drawn so far depends on its row and column of the matrix against those alone.
 """
 
+import functools
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TypeAlias
 
 import torch
@@ -143,10 +144,28 @@ def cross_losses(
 
 
 def has_fused_kernel(device: torch.device) -> bool:
-    """Whether Triton is installed, and the GPU multiplies bfloat16 and TF32, as the kernel does."""
-    return (
-        device.type == "cuda" and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
+    """Whether the GPU multiplies bfloat16 and TF32, as the kernel does, and Triton can compile it here."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and _compiles(device)
+
+
+@functools.cache
+def _compiles(device: torch.device) -> bool:
+    """Whether a small kernel runs: Triton needs a C compiler, which many images lack. A warning says if it does not."""
+    x = torch.ones(1, 16, device=device)
+    try:
+        from jest_core.selection import kernels
+
+        with torch.cuda.device(device):
+            kernels.cross_losses(x, x, x, x, 1.0, 0.0)
+    except Exception as error:  # of Triton, of the compiler, of the driver: whatever it is, PyTorch computes the same
+        warnings.warn(
+            f"the selection's Triton kernel cannot be used ({type(error).__name__}: {error}); PyTorch computes the "
+            "same, more slowly and with more memory: install Triton and a C compiler (gcc)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _cross_log_sums(model: Embeddings, drawn: Embeddings, tile: int, precision: Precision) -> Float[Tensor, "2 B"]:

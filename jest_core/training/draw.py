@@ -121,7 +121,7 @@ def _selected(
 ) -> list[Group]:
     """This learner's share of the selected examples, in groups by resolution, each equally large on all learners."""
     run, offsets, indices = selector.run, chosen.offsets.cpu(), chosen.indices.cpu()
-    identities = learners.rows_at(_identities(super_batch), indices, offsets)
+    (identities,) = learners.rows_at([_identities(super_batch)], indices, offsets)
     low = low_resolution(identities[:, :2], identities[:, 2], run.n_low_resolution, run.seed, step)
     groups = []
     for mine, resolution in ((~low, selector.towers.resolution()), (low, selector.low_resolution)):

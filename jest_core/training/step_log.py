@@ -16,7 +16,7 @@ from jest_core.examples.super_batch import Examples
 from jest_core.noise import Purpose
 from jest_core.run_file import Run
 from jest_core.selection import Embeddings, Selection
-from jest_core.selection.algorithm import draw_top
+from jest_core.selection.algorithm import Ties, draw_top
 from jest_core.selection.learnability import matched_losses, matched_scores
 from jest_core.tables import SlotStatus
 
@@ -67,22 +67,22 @@ def of_selection(
     refused_keys[mine] = -torch.inf
     n_valid = int(learners.sum(super_batch.valid.sum()))
     n_refused = min(run.training.n_refused_logged, n_valid - len(chosen.indices))
-    refused = draw_top(refused_keys, n_refused, uids, occurrences, offsets, learners)
+    refused, _ = draw_top(refused_keys, n_refused, Ties.of(uids, occurrences), offsets, learners)
 
     positions = torch.cat([chosen.indices.cpu(), refused])
+    matched = matched_scores(scored, reference, run.selection.criterion, run.selection.loss).cpu()
+    shares = [learner_loss, reference_loss, chosen.scores.cpu(), matched]
+    learner_losses, reference_losses, last_scores, matched_of_logged = learners.rows_at(shares, positions, offsets)
     columns = _identity_columns(super_batch, positions, offsets, learners) | {
         "chunk": torch.cat([chosen.chunk.cpu(), torch.full((n_refused,), -1)]).numpy(),
-        "learner_loss": learners.rows_at(learner_loss, positions, offsets).numpy(),
-        "reference_loss": learners.rows_at(reference_loss, positions, offsets).numpy(),
-        "draw_score": torch.cat(
-            [chosen.draw_score.cpu(), learners.rows_at(chosen.scores.cpu(), refused, offsets)]
-        ).numpy(),
+        "learner_loss": learner_losses.numpy(),
+        "reference_loss": reference_losses.numpy(),
+        "draw_score": torch.cat([chosen.draw_score.cpu(), last_scores[len(chosen.indices) :]]).numpy(),
         "selected": np.arange(len(positions)) < len(chosen.indices),
     }
-    matched = matched_scores(scored, reference, run.selection.criterion, run.selection.loss).cpu()
     summary = _summary(step, super_batch, len(chosen.indices), learners)
     summary["super_batch_matched_score"] = float(learners.sum(matched[super_batch.valid].sum())) / n_valid
-    summary["sub_batch_matched_score"] = learners.rows_at(matched, chosen.indices.cpu(), offsets).mean().item()
+    summary["sub_batch_matched_score"] = matched_of_logged[: len(chosen.indices)].mean().item()
     summary["sub_batch_score"] = chosen.sub_batch_score / len(chosen.indices)
     return _picks(step, columns), summary
 
@@ -107,7 +107,8 @@ def of_whole(super_batch: Examples, step: int, learners: Learners) -> tuple[pa.T
 def _identity_columns(super_batch: Examples, positions: Tensor, offsets: Tensor, learners: Learners) -> Columns:
     names = ("uid_high", "uid_low", "occurrence", "shard", "row")
     local = torch.stack([super_batch.column(name) for name in names], 1)
-    high, low, occurrence, shard, row = learners.rows_at(local, positions, offsets).T.numpy()
+    (rows,) = learners.rows_at([local], positions, offsets)
+    high, low, occurrence, shard, row = rows.T.numpy()
     uid = tables.uid_to_hex(high.astype(np.uint64), low.astype(np.uint64))
     return {"position": positions.numpy(), "uid": uid, "occurrence": occurrence, "shard": shard, "row": row}
 

@@ -23,7 +23,7 @@ def with_image(image: torch.Tensor) -> dict[str, Embeddings]:
             {"criterion": "easy", "learner": model(10, 8, 0)},
             "learner and reference embeddings differ in number: 10 and 40",
         ),
-        ({"criterion": "easy", "gain": 1e308, "draw": "top_k"}, "fewer than 4 examples have a finite score left"),
+        ({"criterion": "easy", "gain": 1e308, "draw": "top_k"}, "fewer than 16 examples have a finite score left"),
         ({"learner": None, "reference": None}, "neither the learner's nor the reference's embeddings are given"),
         ({"n_chunks": 0}, "sub_batch_size 16 is not a positive multiple of n_chunks 0"),
         ({"sub_batch_size": 0}, "sub_batch_size 0 is not a positive multiple of n_chunks 4"),

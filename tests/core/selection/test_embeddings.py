@@ -1,6 +1,5 @@
 import torch
 
-from jest_core.selection import Embeddings
 from tests.core.selection.draws import model
 
 
@@ -15,8 +14,3 @@ def test_rows_keep_scale_and_bias():
     part = m[torch.tensor([7, 2])]
     assert (len(part), part.logit_scale, part.logit_bias) == (2, 3.0, -2.0)
     assert torch.equal(part.text, m.text[[7, 2]])
-
-
-def test_numbers_are_those_of_the_tensors():
-    m = Embeddings(torch.ones(2, 2), torch.ones(2, 2), torch.tensor(10.5), torch.tensor(-8.0))
-    assert (m.with_numbers().logit_scale, m.with_numbers().logit_bias) == (10.5, -8.0)

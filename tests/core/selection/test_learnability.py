@@ -1,9 +1,11 @@
+import contextlib
 import math
 
 import pytest
 import torch
 
 from jest_core import losses
+from jest_core.selection import kernels, learnability
 from jest_core.selection.learnability import (
     ConditionalScores,
     Embeddings,
@@ -128,3 +130,18 @@ def test_extreme_logits_stay_finite():
     assert cross_losses(same, same).tolist() == pytest.approx([2 * 70 * 120.0] * 70)
     apart = Embeddings(torch.ones(70, 1), -torch.ones(70, 1), 120.0, 0.0)
     assert cross_losses(apart, apart).tolist() == pytest.approx([2 * 70 * math.exp(-120.0)] * 70, abs=1e-30)
+
+
+def test_without_a_compiler_pytorch_computes_and_a_warning_says_so(monkeypatch):
+    """As where Triton finds no gcc, at its first launch on a GPU."""
+
+    def no_compiler(*sides, fast=False):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernels, "cross_losses", no_compiler)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    learnability._compiles.cache_clear()
+    with pytest.warns(RuntimeWarning, match="Failed to find C compiler.*install Triton and a C compiler"):
+        assert not learnability._compiles(torch.device("cpu"))
+    assert not learnability._compiles(torch.device("cpu"))  # asked once: no second warning
+    learnability._compiles.cache_clear()
