@@ -1,12 +1,33 @@
-"""The documents: what their links name is there."""
+"""The documents: what their links name is there, and their Python runs."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from jest_core import run_file
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+API = ROOT / "deploy" / "docs" / "python.md"
+RUN_FILE = "deploy/runs/demo-small/joint.yaml"  # the run that examples of the API read, or select from
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"(?ms)^```python\n(.*?)^```", document.read_text())
+
+
+def fragments(message: str) -> list[str]:
+    """Of an error that a document quotes, what the code has as it is: not the words in upper case, nor numbers."""
+    parts = re.split(r"\.\.\.|\b[A-Z_]+\b|\d+|['(){}]", message)
+    return [part.strip(" :;,") for part in parts if len(part.strip(" :;,")) >= 8]
+
+
+def needs_a_run(block: str) -> bool:
+    return "runs/" in block
 
 
 def anchors(text: str) -> set[str]:
@@ -42,8 +63,50 @@ def test_every_document_can_be_reached_from_the_readme():
 
 
 def test_the_python_of_the_readme_runs(capsys):
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
+    blocks = python_blocks(ROOT / "README.md")
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     assert "tensor([" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", [b for b in python_blocks(API) if not needs_a_run(b)])
+def test_the_python_of_the_api_runs(block: str, capsys):
+    """And prints what the document has below it, if it has something."""
+    exec(compile(block, API.name, "exec"), {})
+    below = API.read_text().partition(f"{block}```\n")[2]
+    printed = re.match(r"(?s)\n```text\n(.*?)```", below)
+    assert not printed or capsys.readouterr().out == printed[1]
+
+
+def test_the_python_that_reads_a_run_runs(make_scored_run, tmp_path: Path):
+    """In a directory where the run of the examples is, at the size of a test."""
+    from pipelines.training import train
+
+    run = make_scored_run("joint")
+    root = tmp_path / "place" / "runs" / "demo"
+    shutil.copytree(run.path("catalogue"), root / "catalogue")
+    shutil.copytree(run.path("scores"), root / "scores" / "pool")
+    run = run_file.load(run_file.dump(run), [f"root={root}", "reference.scores=scores/pool"])
+    train.run_stage(run)
+    file = tmp_path / "place" / RUN_FILE
+    file.parent.mkdir(parents=True)
+    file.write_text(run_file.dump(run))
+    blocks = [block for block in python_blocks(API) if needs_a_run(block)]
+    assert blocks
+    for block in blocks:
+        ran = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path / "place", capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_the_errors_that_troubleshooting_quotes_are_those_of_the_code():
+    sources = [path for folder in ("jest_core", "pipelines") for path in (ROOT / folder).rglob("*.py")]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources)).replace("`", "")
+    document = (ROOT / "deploy" / "docs" / "troubleshooting.md").read_text()
+    quoted = [m for row in re.findall(r"(?m)^\| (.*?) \|", document) for m in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 30
+    for message in quoted:
+        for fragment in fragments(message):
+            assert fragment in code, message
