@@ -1,7 +1,6 @@
 """A cluster of several nodes on this machine: the whole chain by the job API, on S3, while a node is lost."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -11,30 +10,22 @@ import sys
 import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from jest_core import run_file
 from jest_core.run_file import Run
 from pipelines import stages, submit
 from pipelines.base import checkpoints, storage
 from pipelines.reports import comparison
 from pipelines.training import selection_log
-from tests.conftest import POOL, free_port
-from tests.pipelines.scores.test_reference_scores import make_reference
-from tests.websites import Website
+from tests.conftest import free_port
+from tests.laion import RUN_FILE, Laion, rehearsal
 
-RUNS = Path(str(files("jest_deploy") / "runs"))
-RUN_FILE = RUNS / "laion2b" / "flexi.yaml"
 CHAIN = ["ingest", "catalogue", "reference-scores", "train", "evaluate", "report"]
 
 
@@ -78,75 +69,10 @@ def nodes(s3: str) -> Iterator[Nodes]:
     cluster.shutdown()
 
 
-@dataclass(frozen=True)
-class Laion:
-    """The run file of LAION-2B at the rehearsal's sizes, with all that it names, on S3; `told` as --set gives it."""
-
-    root: str
-
-    def told(self, name: str, *more: str) -> list[str]:
-        own = [f"root={self.root}", f"run_dir=runs/{name}", "ingest.private_addresses=true"]
-        return [f"@{RUNS / 'rehearsal.yaml'}", *own, *more]
-
-    def run(self, name: str, *more: str) -> Run:
-        overlay, *others = self.told(name, *more)
-        sizes = run_file.parse(Path(overlay[1:]).read_text(), overlay)
-        return run_file.load(RUN_FILE.read_text(), [sizes, *others])
-
-
 @pytest.fixture(scope="module")
 def laion(s3: str) -> Iterator[Laion]:
-    """Metadata in LAION-2B's columns, whose pictures a web server here has; evaluation sets laid out as ImageNet and
-    COCO; a reference."""
-    rows = [row for row in pq.read_table(POOL / "00000.parquet").slice(0, 420).to_pylist() if row["webp"]][:400]
-    website, made = Website([row["webp"] for row in rows]), Laion(f"{s3}/cluster")
-    addresses = (
-        [f"ok/{i}" for i in range(390)] + [f"redirect/{i}" for i in range(390, 395)] + ["missing"] * 4 + ["page"]
-    )
-    metadata = [
-        {
-            "URL": f"{website.address}/{address}",
-            "TEXT": row["caption"] if i >= 8 else "",
-            "WIDTH": 64.0,
-            "HEIGHT": 64.0,
-            "similarity": 0.3,
-            "hash": i,
-            "punsafe": 0.9 if i < 3 else 0.01,
-            "pwatermark": 0.1,
-        }
-        for i, (row, address) in enumerate(zip(rows, addresses, strict=True))
-    ]
-    pq.write_table(pa.Table.from_pylist(metadata), sink := io.BytesIO())
-    storage.write_bytes(f"{made.root}/metadata/part-00000.parquet", sink.getvalue())
-    _imagenet(f"{made.root}/evaluation/imagenet/val", "eval-fluent-flat", 5)
-    _imagenet(f"{made.root}/evaluation/imagenet/train", "eval-fluent-high-contrast", 10)
-    _coco(f"{made.root}/evaluation/coco")
-    make_reference(made.run("any"))
-    yield made
-    website.close()
-
-
-def _imagenet(directory: str, tier: str, n_each: int) -> None:
-    so_far = Counter[str]()
-    for row in pq.read_table(POOL.parent / tier / "00000.parquet").to_pylist():
-        so_far[row["group"]] += 1
-        if so_far[row["group"]] <= n_each:
-            name = f"{directory}/{row['group']}/{so_far[row['group']]:08d}.JPEG"
-            storage.write_bytes(name, _jpeg(row["webp"]))
-
-
-def _coco(directory: str) -> None:
-    told = []
-    for i, row in enumerate(pq.read_table(POOL.parent / "eval-clipart" / "00000.parquet").slice(0, 60).to_pylist()):
-        storage.write_bytes(f"{directory}/val2014/{i:012d}.jpg", _jpeg(row["webp"]))
-        sentences = [{"raw": row["caption"]}, {"raw": f"a picture of {row['caption']}"}]
-        told.append({"filepath": "val2014", "filename": f"{i:012d}.jpg", "split": "test", "sentences": sentences})
-    storage.write_json(f"{directory}/dataset_coco.json", {"images": told, "dataset": "coco"})
-
-
-def _jpeg(picture: bytes) -> bytes:
-    Image.open(io.BytesIO(picture)).convert("RGB").save(sink := io.BytesIO(), "JPEG")
-    return sink.getvalue()
+    with rehearsal(f"{s3}/cluster") as made:
+        yield made
 
 
 def _submit(dashboard: str, stages: list[str], told: list[str], *words: str) -> subprocess.Popen[str]:
@@ -238,31 +164,9 @@ def _lose_a_node_in_training(directory: str, reached: int, job: subprocess.Popen
     return lost
 
 
-@pytest.mark.endurance
-@pytest.mark.timeout(1200)
-def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes, laion: Laion, capsys):
-    """One run by three jobs: stopped, refused with another learning rate, and going on while a node is lost; then its
-    like without a job, undisturbed. All in one, as each job and each learner costs seconds to start."""
-    dashboard, run, quiet = nodes.dashboard, laion.run("chain", *SIZES), laion.run("quiet", *SIZES)
-    directory, told = run.path(run.run_dir), laion.told("chain", *SIZES)
-    reached = _stop_in_training(run, told, dashboard)
-    assert 0 < reached < run.n_steps
-
-    failed = _submit(dashboard, ["train"], [*told, "training.learning_rate=0.5"])
-    refused, _ = failed.communicate(timeout=200)
-    assert failed.returncode == 1
-    assert "training.learning_rate" in refused  # another learning rate is another run
-
-    job = _submit(dashboard, CHAIN, told)
-    lost = _lose_a_node_in_training(directory, reached, job)
-    output, _ = job.communicate(timeout=600)
-    assert job.returncode == 0, output
-    assert lost, "the run ended before a node was lost"
-    assert lost[0] < run.n_steps
-    assert [stage for stage in CHAIN if stage not in re.findall(r"^([a-z-]+): ", output, re.MULTILINE)] == []
-    assert output.count("already at") >= 3, output  # what the stopped job has finished
-
-    # each part of the run file did what it says
+def _each_part_has_done_its_work(run: Run) -> pa.Table:
+    """What the run file asks of each stage; returns the selection log."""
+    directory = run.path(run.run_dir)
     fetched = storage.read_json(f"{run.path('shards')}/manifest.json")
     assert fetched["rows"] == {"kept": 397, "url": 0, "unsafe": 3}
     assert fetched["passes"][0]["reasons"]["success"] == 392
@@ -282,16 +186,11 @@ def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes,
     }
     assert {line["step"] for line in done.results} == {30, run.n_steps}
     assert storage.exists(f"{directory}/report.html")
+    return log
 
-    # nothing is done twice by the same stages again, and a run that nobody disturbed says the same
-    capsys.readouterr()
-    stages.run_stages(run, CHAIN)
-    again = capsys.readouterr().out
-    assert again.count("already at") >= 4, again
-    other = _train(laion.told("quiet", *SIZES), nodes.address)
-    assert log.equals(selection_log.read(quiet.path(quiet.run_dir))), other
 
-    # whoever reads the job's log, its page or the run directory learns no credentials
+def _nothing_shows_credentials(directory: str, dashboard: str, *outputs: str) -> None:
+    """Whoever reads the job's log, its page or the run directory learns none."""
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=30) as answer:
         jobs = answer.read().decode()
@@ -300,19 +199,46 @@ def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes,
         storage.read_bytes(f"{directory}/{name}").decode() for name in ("run.yaml", "report.html", "manifest.json")
     ]
     assert secret
-    assert not [text for text in (output, refused, again, other, jobs, *written) if secret in text]
+    assert not [text for text in (*outputs, jobs, *written) if secret in text]
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(1200)
+def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes, laion: Laion, capsys):
+    """One run by three jobs: stopped, refused with another learning rate, and going on while a node is lost; then its
+    like without a job, undisturbed. All in one, as each job and each learner costs seconds to start."""
+    dashboard, run, quiet = nodes.dashboard, laion.run("chain", *SIZES), laion.run("quiet", *SIZES)
+    directory, told = run.path(run.run_dir), laion.overrides("chain", *SIZES)
+    reached = _stop_in_training(run, told, dashboard)
+    assert 0 < reached < run.n_steps
+
+    failed = _submit(dashboard, ["train"], [*told, "training.learning_rate=0.5"])
+    refused, _ = failed.communicate(timeout=200)
+    assert failed.returncode == 1
+    assert "training.learning_rate" in refused  # another learning rate is another run
+
+    job = _submit(dashboard, CHAIN, told)
+    lost = _lose_a_node_in_training(directory, reached, job)
+    output, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, output
+    assert lost, "the run ended before a node was lost"
+    assert lost[0] < run.n_steps
+    assert [stage for stage in CHAIN if stage not in re.findall(r"^([a-z-]+): ", output, re.MULTILINE)] == []
+    assert output.count("already at") >= 3, output  # what the stopped job has finished
+
+    log = _each_part_has_done_its_work(run)
+
+    # nothing is done twice by the same stages again, and a run that nobody disturbed says the same
+    capsys.readouterr()
+    stages.run_stages(run, CHAIN)
+    again = capsys.readouterr().out
+    assert again.count("already at") >= 4, again
+    other = _train(laion.overrides("quiet", *SIZES), nodes.address)
+    assert log.equals(selection_log.read(quiet.path(quiet.run_dir))), other
+
+    _nothing_shows_credentials(directory, dashboard, output, refused, again, other)
 
     # a Ray that is here already is left alone
     code = "import ray; from pipelines.base import cluster; cluster.connect(); print(len(ray.nodes()), 'node')"
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
     assert alone.stdout == "1 node\n"
-
-
-def test_what_cannot_be_submitted_is_refused_at_once(make_run):
-    run = make_run("joint")
-    with pytest.raises(ValueError, match="evaluates: no such stage; the stages are ingest catalogue"):
-        submit.submit(run, ["evaluates"], "http://127.0.0.1:1", {})
-    with pytest.raises(ValueError, match=r"--env AWS_SECRET_ACCESS_KEY: .* credentials belong into the environment"):
-        submit.submit(run, ["train"], "http://127.0.0.1:1", {"AWS_SECRET_ACCESS_KEY": "x"})
-    with pytest.raises(ConnectionError):
-        submit.submit(run, ["train"], "http://127.0.0.1:1", {"WANDB_MODE": "offline"})

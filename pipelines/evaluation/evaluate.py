@@ -125,7 +125,7 @@ def _of_checkpoint(run: Run, step: int) -> list[Line]:
     except FileNotFoundError:
         if step in checkpoints.steps(directory):
             raise
-        progress.say("evaluate", f"{run.run_dir}: skips the checkpoint after {step} steps, which the run has removed")
+        progress.warn("evaluate", f"{run.run_dir}: skips the checkpoint after {step} steps, which the run has removed")
         return []
     return _evaluate(run, pair, step)
 

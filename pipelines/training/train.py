@@ -31,7 +31,7 @@ _PATIENCE = 30.0  # seconds within which Ray Train's controller has started, and
 _LOOK_SECONDS = 0.5  # between two looks at the learners' progress
 
 
-def run_stage(run: Run, label: str = "train", *, in_process: bool | None = None) -> TrainManifest:
+def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None) -> TrainManifest:
     """Train to the run's budget, or go on from its newest checkpoint; returns the manifest.
 
     in_process: one learner, in this process, which nothing restarts. If not given, that is what happens where there is

@@ -126,7 +126,7 @@ def test_the_error_of_a_task_of_ray_data_is_that_of_our_code(run_file, tmp_path)
     (tmp_path / "broken.parquet").write_bytes(b"no Parquet file at all")
     out = jest("catalogue", run_file, "--set", f"data.shards={tmp_path}/broken.parquet")
     assert out.returncode == 1
-    assert re.fullmatch(r"jest: \S+broken.parquet is damaged, or no Parquet: .*\n", out.stderr)
+    assert re.fullmatch(r"jest: \S+broken.parquet is damaged, or is not Parquet: .*\n", out.stderr)
 
 
 def test_the_error_of_learners_is_that_of_the_one_that_failed_first(capsys):
