@@ -174,18 +174,23 @@ def expand(patterns: Sequence[str], root: str) -> list[str]:
 def _matches(path: str, folders: dict[str, set[str]]) -> list[str]:
     fs, inner = filesystem(path)
     if any(c in path for c in "*?["):
-        return sorted(fs.unstrip_protocol(p) if "://" in path else p for p in fs.glob(inner))
+        found = sorted(fs.unstrip_protocol(p) if "://" in path else p for p in fs.glob(inner))
+        return _shards(found) or found
     path = path.rstrip("/")
     if not path.endswith((".tar", ".parquet")):
         if "shards" in (inside := names(path)):
             path, inside = f"{path}/shards", [name for name in names(f"{path}/shards") if name.endswith(".tar")]
-        # img2dataset leaves a .parquet of metadata beside each of its tars
-        tars = [f"{path}/{name}" for name in inside if name.endswith(".tar")]
-        return tars or [f"{path}/{name}" for name in inside if name.endswith(".parquet")]
+        return _shards([f"{path}/{name}" for name in inside])
     folder, name = path.rsplit("/", 1)
     if folder not in folders:
         folders[folder] = set(names(folder))
     return [path] if name in folders[folder] else []
+
+
+def _shards(paths: Sequence[str]) -> list[str]:
+    """The tars, or where there are none the Parquet files: img2dataset writes .parquet and .json beside its tars."""
+    tars = [path for path in paths if path.endswith(".tar")]
+    return tars or [path for path in paths if path.endswith(".parquet")]
 
 
 def open_parquet(path: str) -> pq.ParquetFile:

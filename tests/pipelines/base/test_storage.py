@@ -40,6 +40,9 @@ def test_globs_braces_and_lists_of_shards(folder: str):
         storage.write_bytes(f"{folder}/tars/{name}", b"x")
         storage.write_bytes(f"{folder}/datacomp/shards/{name}", b"x")
     assert storage.expand(["tars"], folder) == [f"{folder}/tars/{name}.tar" for name in "ab"]
+    storage.write_bytes(f"{folder}/00000_stats.json", b"{}")
+    assert storage.expand(["*"], folder) == whole
+    assert storage.expand(["tars/*"], folder) == [f"{folder}/tars/{name}.tar" for name in "ab"]
     assert storage.expand(["datacomp"], folder) == [f"{folder}/datacomp/shards/{name}.tar" for name in "ab"]
     with pytest.raises(FileNotFoundError, match=r"no shard at .*00003\.parquet"):
         storage.expand(["{00000..00003}.parquet"], folder)
