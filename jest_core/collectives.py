@@ -72,7 +72,7 @@ class Learners:
         one collective whose size the host knows: the sum of their bytes, as all learners but the owner of a row have
         zeros there.
         """
-        if self.group is None:
+        if self.group is None or not len(positions):
             return [x[positions] for x in shares]
         local = positions - offsets[self.rank]
         ours = (local >= 0) & (local < len(shares[0]))

@@ -19,7 +19,8 @@ from jest_core.selection.agreement import Agreement
 from jest_core.selection.learnability import matched_scores
 from jest_core.training import step_log
 from jest_core.training.forward import Group
-from jest_core.training.spreading import low_resolution, spread
+from jest_core.training.mixed_resolution import low_resolution
+from jest_core.training.placement import spread
 from jest_core.training.step_log import StepLog
 
 

@@ -7,9 +7,9 @@ in_parallel  functions and Ray tasks, a limited number of them at once
 cluster      start, join and leave Ray; how many tasks and actors it has room for
 prefetch     a thread that draws from an iterator, ahead of its reader
 checkpoints  model, optimizer and state of a run, in a file that open_clip reads too
-commits      which parts of the selection log each checkpoint commits
+commits      which files of the selection log belong to each checkpoint
 progress     progress bars on a terminal, plain lines elsewhere
 log_level    how much a command prints
-stage_table  the stages: what each needs, makes and refuses
+stage_table  the stages: what each needs and makes, and when it is done
 stopwatch    which part of a pipeline limits its speed
 """

@@ -13,7 +13,7 @@ from jest_core.models import outlines
 from jest_core.run_file import LowResolution, Reference, Run
 
 from ..base import progress
-from . import preflight, sizes
+from . import preflight, sizes, stage_status
 from .calibrate import Machine, predict
 from .preflight import Check
 from .sizes import Pairs
@@ -43,6 +43,8 @@ def print_plan(
         progress.console.print(table)
     checks = list(preflight.run_checks(run, pairs))
     progress.console.print(_checks(checks))
+    if checks[0].ok:  # the storage can be read
+        progress.console.print(stage_status.table(run))
     if failed := [check for check in checks if check.ok is False]:
         raise ValueError("the run would fail: " + "; ".join(f"{check.name}: {check.detail}" for check in failed))
 

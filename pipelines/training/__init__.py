@@ -2,9 +2,9 @@
 
 run_directory  whether a run may begin in its directory, go on there, or be made longer
 selection_log  what was drawn at each step, committed with checkpoints
-replay         a run's selection log -> each learner's share of its sub-batches
-sub_batches    the selected sub-batches, for our learner and for a loop of one's own
-heartbeat      how far the learners are, and whether they are to stop
+replay         the sub-batches of another run, read from its selection log
+sub_batches    the selected sub-batches, for `jest train` and for a training loop of a user
+heartbeat      learners report their step, and read whether to stop
 metrics_line   keys, types and units of metrics.jsonl
 bottleneck     where the time of a step goes, which part limits it, and what would help
 online_reference  the reference of reference.online, and the record of its weights

@@ -13,7 +13,7 @@ from jest_core.run_file import Run
 from pipelines import stages
 from pipelines.base.stage_table import STAGES, with_table
 from pipelines.commands import app
-from pipelines.planning.standing import standing
+from pipelines.planning.stage_status import statuses
 
 
 def test_each_stage_is_a_command_with_the_help_of_the_table():
@@ -70,7 +70,7 @@ def test_a_stage_without_its_input_is_refused_before_the_first_starts(make_run, 
 
 
 def test_plan_says_what_is_done_and_what_can_run(scored: Run, make_run):
-    assert {each.stage.name: each.state for each in standing(scored)} == {
+    assert {each.stage.name: each.state for each in statuses(scored)} == {
         "ingest": "not part of this run",
         "catalogue": "done",
         "reference-scores": "done",
@@ -79,7 +79,7 @@ def test_plan_says_what_is_done_and_what_can_run(scored: Run, make_run):
         "evaluate": "not part of this run",
         "report": "after train",
     }
-    assert {each.stage.name: each.state for each in standing(make_run("joint"))}["train"] == "after reference-scores"
+    assert {each.stage.name: each.state for each in statuses(make_run("joint"))}["train"] == "after reference-scores"
 
 
 def test_the_document_has_the_table_of_today():

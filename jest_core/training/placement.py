@@ -1,24 +1,13 @@
-"""Which learner trains on which selected example, and at which resolution.
+"""Which learner trains on which selected example.
 
 Each learner trains on equally many examples, and as few as possible are sent from one learner to another.
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from jest_core import noise
-from jest_core.noise import Purpose
-
-
-def low_resolution(
-    uids: Int[Tensor, "b 2"], occurrences: Int[Tensor, " b"], n: int, seed: int, step: int
-) -> Bool[Tensor, " b"]:
-    """Which n examples of a sub-batch are trained at low resolution: at random, and new in each step."""
-    order = torch.argsort(noise.hash_examples(uids, occurrences, seed, step, Purpose.LOW_RESOLUTION), stable=True)
-    chosen = torch.zeros(len(uids), dtype=torch.bool)
-    chosen[order[:n]] = True
-    return chosen
 
 
 def spread(

@@ -12,7 +12,7 @@ from ..base.stage_table import STAGES, Stage
 
 
 @dataclass(frozen=True)
-class Standing:
+class Status:
     """One stage of a run, as it is now."""
 
     stage: Stage
@@ -20,14 +20,14 @@ class Standing:
     detail: str  # where it writes, or why it is no part of the run
 
 
-def standing(run: Run) -> Iterator[Standing]:
+def statuses(run: Run) -> Iterator[Status]:
     """Of each stage, in their order."""
     for stage in STAGES.values():
         directory = stage.directory(run)
         if reason := stage.refusal(run):
-            yield Standing(stage, "not part of this run", reason)
+            yield Status(stage, "not part of this run", reason)
         elif directory is not None:
-            yield Standing(stage, _state(run, stage), directory)
+            yield Status(stage, _state(run, stage), directory)
 
 
 def _state(run: Run, stage: Stage) -> str:
@@ -40,7 +40,7 @@ def _state(run: Run, stage: Stage) -> str:
 def table(run: Run) -> Table:
     """The stages, for a terminal."""
     table = Table(title="Stages", title_justify="left", show_header=False)
-    for each in standing(run):
+    for each in statuses(run):
         colour = {"done": "[green]", "can run now": "[bold]"}.get(each.state, "[dim]")
         table.add_row(each.stage.name, f"{colour}{each.state}[/]", escape(each.detail))
     return table

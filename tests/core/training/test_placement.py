@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jest_core.training.spreading import low_resolution, spread
+from jest_core.training.placement import spread
 
 
 @settings(max_examples=60, deadline=None)
@@ -24,15 +24,3 @@ def test_every_learner_ends_with_its_quota_and_only_the_surplus_moves(shares, qu
     held = [((indices >= offsets[r]) & (indices < offsets[r + 1])).sum().item() for r in range(len(shares))]
     moved = sum(len(plans[r][to]) for r in range(len(shares)) for to in range(len(shares)) if to != r)
     assert moved == sum(max(0, h - quota) for h in held)
-
-
-def test_low_resolution_takes_an_exact_share_anew_in_each_step_wherever_examples_are():
-    uids = torch.randint(-(2**62), 2**62, (1000, 2), generator=torch.Generator().manual_seed(0))
-    times = torch.zeros(1000, dtype=torch.int64)
-    first, second = (low_resolution(uids, times, 500, 0, step) for step in (0, 1))
-    assert first.sum() == second.sum() == 500
-    assert 200 < (first & second).sum() < 300  # half of a half
-    order = torch.randperm(1000, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(low_resolution(uids[order], times, 500, 0, 0), first[order])
-    assert not torch.equal(low_resolution(uids, times, 500, 1, 0), first)
-    assert low_resolution(uids, times, 0, 0, 0).sum() == 0
