@@ -125,6 +125,7 @@ def test_the_bundle_has_what_the_lock_names_and_the_machine_lacks():
         ("ray/tune/__init__.py", True),
         ("ray-2.60.0.dist-info/METADATA", True),
         ("plotly/package_data/plotly.min.js", True),
+        ("plotly/package_data/templates/plotly.json", True),
         ("botocore/data/endpoints.json", True),
         ("ray/jars/ray_dist.jar", False),
         ("ray/rllib/__init__.py", False),

@@ -30,7 +30,7 @@ _NOT_NEEDED = "resvg"  # draws the demonstration's pictures, which are in the tr
 # Of what is packed, by path: Ray Train imports ray.tune when a run starts, and jest's pages hold plotly.min.js
 _STRIPPED = """
     ray/jars/* ray/cpp/* ray/dashboard/client/* ray/rllib/* ray/serve/* ray/llm/*
-    plotly/labextension/* plotly/package_data/datasets/* plotly/package_data/*.json
+    plotly/labextension/* plotly/package_data/datasets/*
     open_clip_train/* share/* etc/* bin/* */tests/* */__pycache__/* *.pyi *.pxd *.pyx *.c *.h *.hpp *.map
     *.dist-info/RECORD *.dist-info/sboms/*
 """

@@ -46,7 +46,7 @@ def run(results: Results) -> None:
 
 
 def _run(results: Results, name: str) -> Run:
-    n_steps = 40 if results.small else 60
+    n_steps = 24 if results.small else 60
     b = 64 if results.small else 256
     return commands.load(
         results,

@@ -67,7 +67,7 @@ def prepare(results: Results) -> None:
     joint = load(results, "joint")
     if storage.is_finished(joint.path("scores/pool")):
         return
-    few = 1024 if results.small else 30_720
+    few = 512 if results.small else 30_720
     reference = load(results, "reference", f"training.examples_trained={few}", "training.checkpoint_every_steps=1000")
     for what, run in (("stages catalogue train", reference), ("stages catalogue reference-scores", joint)):
         seconds = finish(words(what, run))
