@@ -18,7 +18,7 @@ NAMES = [piece.name for piece in check.PIECES]
 
 
 @pytest.mark.long
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 def test_all_pieces_run_on_the_cpu(tmp_path):
     """What needs CUDA is written down as skipped."""
     command = ["bash", str(ROOT / "deploy/gpu/check.sh"), str(tmp_path), "--device", "cpu", "--small"]

@@ -27,6 +27,9 @@ def run(results: Results) -> None:
     commands.prepare(results)
     if not results.cuda:
         results.skip("Ray Train with NCCL", "needs CUDA: on a CPU one learner trains in the command's process")
+        with results.attempt("Ray Train with gloo"):
+            workers = _run(results, "workers", "training.n_learners=2", "training.examples_trained=128")
+            results.row("Ray Train with gloo, two learners", seconds=commands.finish(commands.words("train", workers)))
     exact = {}
     if results.cuda:
         path = f"{DETERMINISTIC}:{os.environ.get('PYTHONPATH', '')}"
@@ -45,7 +48,7 @@ def run(results: Results) -> None:
         _compare(results, "two runs without use_deterministic_algorithms", *runs, must_be_equal=False)
 
 
-def _run(results: Results, name: str) -> Run:
+def _run(results: Results, name: str, *overrides: str) -> Run:
     n_steps = 24 if results.small else 60
     b = 64 if results.small else 256
     return commands.load(
@@ -55,6 +58,7 @@ def _run(results: Results, name: str) -> Run:
         f"training.examples_trained={n_steps * b}",
         "training.checkpoint_every_steps=4",
         "training.keep_last_checkpoints=3",
+        *overrides,
     )
 
 
