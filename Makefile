@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos mutants bench lint format types docs check lock licences audit clean
+.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos mutants bench gpu-bundle gpu-rehearsal lint format types docs check lock licences audit clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,12 @@ bench: install-dev ## selection, loss, steps, training, data and scoring against
 	$(BIN)/python -m tests.benchmarks.bench_training
 	$(BIN)/python -m tests.benchmarks.bench_data
 	$(BIN)/python -m tests.benchmarks.bench_reference_scores
+
+gpu-bundle: install-dev ## build/gpu: what a machine with PyTorch and no network lacks for deploy/gpu/check.sh; ARGS goes to pip
+	$(BIN)/python -m deploy.gpu.bundle build/gpu/site.tar.xz $(ARGS)
+
+gpu-rehearsal: ## deploy/gpu/check.sh on the CPU, out of that bundle, without a network; installs a PyTorch of 5 GB in build/gpu-rehearsal
+	bash deploy/gpu/rehearse.sh build/gpu-rehearsal $(ARGS)
 
 lint: install-dev ## ruff, and the directions of imports
 	$(BIN)/ruff format --check .

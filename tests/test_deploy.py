@@ -145,7 +145,14 @@ def test_images_and_scripts_pass_their_linters():
     hadolint = [BIN / "hadolint", "-c", ROOT / "docker/.hadolint.yaml", ROOT / "docker/Dockerfile"]
     scripts = [
         ROOT / path
-        for path in ("deploy/slurm/jest.sbatch", "deploy/find_python.sh", "deploy/install_lock.sh", ".ci/run")
+        for path in (
+            "deploy/slurm/jest.sbatch",
+            "deploy/find_python.sh",
+            "deploy/install_lock.sh",
+            "deploy/gpu/check.sh",
+            "deploy/gpu/rehearse.sh",
+            ".ci/run",
+        )
     ]
     for command in (hadolint, [BIN / "shellcheck", *scripts]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
