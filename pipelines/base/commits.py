@@ -22,7 +22,6 @@ class Commit(TypedDict):
     part: str  # its file name in selection/
 
 
-@storage.retried
 def read(run_dir: str) -> list[str]:
     """Names of the log parts that the newest checkpoint commits, in the order of their steps.
 
@@ -30,13 +29,17 @@ def read(run_dir: str) -> list[str]:
     checkpoint.
     """
     newest = (checkpoints.steps(run_dir) or [0])[-1]
-    path = path_of(run_dir)
-    text = storage.read_bytes(path).decode() if storage.exists(path) else ""
-    lines: list[Commit] = [json.loads(line) for line in text.splitlines()]
+    lines = _lines(path_of(run_dir))
     if newest in {line["step"] for line in lines}:
         return [line["part"] for line in lines if line["step"] <= newest]
     parts: list[str] = checkpoints.read(run_dir)["jest"]["log_parts"]
     return parts
+
+
+@storage.retried
+def _lines(path: str) -> list[Commit]:
+    text = storage.read_bytes(path).decode() if storage.exists(path) else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def write(run_dir: str, parts: list[str]) -> None:

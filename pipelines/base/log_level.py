@@ -16,7 +16,7 @@ class LogLevel(StrEnum):
 def shows(level: LogLevel) -> bool:
     """Whether messages of this level are printed. Raises ValueError where JEST_LOG_LEVEL is none of the levels."""
     order = [*LogLevel]
-    name = os.environ.get("JEST_LOG_LEVEL", LogLevel.info).lower()
+    name = (os.environ.get("JEST_LOG_LEVEL") or LogLevel.info).lower()
     if name not in order:
         raise ValueError(f"JEST_LOG_LEVEL is {name}: set it to {', '.join(order)}")
     return order.index(level) >= order.index(LogLevel(name))

@@ -47,7 +47,7 @@ class Stage:
     path: Callable[[Run], str | None]  # of what it makes, as the run file has it; None: not a stage of this run file
     refusal: Callable[[Run], str]  # why it has nothing to do for this run file, with the remedy; "" if it has
     after: Callable[[Run], tuple[str, ...]] = lambda run: ()  # stages that make what it cannot start without
-    finished: Callable[[str], bool] = _is_finished  # whether all of it is in this directory
+    finished: Callable[[Run, str], bool] = lambda run, directory: _is_finished(directory)  # all of it is there
     usable: Callable[[str], bool] = _is_finished  # whether the stages that need it can start
 
     def directory(self, run: Run) -> str | None:
@@ -58,7 +58,7 @@ class Stage:
     def is_done(self, run: Run) -> bool:
         """Whether all that it makes is there."""
         directory = self.directory(run)
-        return directory is not None and self.finished(directory)
+        return directory is not None and self.finished(run, directory)
 
     def can_be_used(self, run: Run) -> bool:
         """Whether enough of what it makes is there for the stages that need it."""
@@ -91,15 +91,27 @@ def _has_checkpoint(run_dir: str) -> bool:
     return bool(checkpoints.steps(run_dir))
 
 
-def _is_evaluated(run_dir: str) -> bool:
-    """Whether the run is finished, and each of its checkpoints has scores."""
-    from . import checkpoints, manifests, storage
+def _is_trained(run: Run, run_dir: str) -> bool:
+    """Whether the run is finished with the budget of the run file, which may be larger than that of the directory."""
+    from . import manifests
+
+    if not _is_finished(run_dir):
+        return False
+    begun = manifests.read(run_dir)["config"]
+    return bool(begun.get("training.examples_trained") == run.training.examples_trained)
+
+
+def _is_evaluated(run: Run, run_dir: str) -> bool:
+    """Whether the run is finished, and each of its checkpoints has results for each task of the run file."""
+    from . import checkpoints, storage
 
     results = f"{run_dir}/eval_results.jsonl"
-    if not manifests.is_finished(run_dir) or not storage.exists(results):
+    if not _is_trained(run, run_dir) or not storage.exists(results):
         return False
-    evaluated = {json.loads(line)["step"] for line in storage.read_bytes(results).decode().splitlines()}
-    return evaluated.issuperset(checkpoints.steps(run_dir))
+    lines = [json.loads(line) for line in storage.read_bytes(results).decode().splitlines()]
+    there = {(line["step"], line["key"]) for line in lines}
+    keys = [f"{one.name}/{task}" for one in (run.evaluation.sets if run.evaluation else []) for task in one.tasks]
+    return there.issuperset((step, key) for step in checkpoints.steps(run_dir) for key in keys)
 
 
 STAGES = {
@@ -159,6 +171,7 @@ STAGES = {
             path=lambda run: run.run_dir,
             refusal=lambda run: "",
             after=lambda run: ("catalogue", *(["reference-scores"] if run.reads_scores else [])),
+            finished=_is_trained,
             usable=_has_checkpoint,
         ),
         Stage(
@@ -185,7 +198,7 @@ STAGES = {
             path=lambda run: run.run_dir,
             refusal=lambda run: "",
             after=lambda run: ("train",),
-            finished=lambda run_dir: False,
+            finished=lambda run, run_dir: False,
         ),
     )
 }

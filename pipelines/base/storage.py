@@ -57,6 +57,13 @@ def size(path: str) -> int:
     return int(fs.size(inner))
 
 
+def version(path: str) -> str:
+    """What another content of the file would change: its size, and when it was written. Raises FileNotFoundError."""
+    fs, inner = filesystem(path)
+    info = fs.info(inner)
+    return str([info.get(name) for name in ("size", "mtime", "ETag", "LastModified", "ino")])
+
+
 def read_bytes(path: str) -> bytes:
     fs, inner = filesystem(path)
     data: bytes = fs.cat_file(inner)
@@ -220,7 +227,7 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(read_bytes(path))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it, and run the stage that writes it again") from error
+        raise ValueError(f"{path} is not JSON ({error}): correct it, or have what made it write it again") from error
 
 
 def write_json(path: str, value: Any) -> None:

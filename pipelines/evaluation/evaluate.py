@@ -120,14 +120,29 @@ def _of_checkpoint(run: Run, step: int) -> list[Line]:
     if torch.cuda.is_available():
         pair.model.cuda()
     directory = run.path(run.run_dir)
+    path = checkpoints.path_of(directory, step)
     try:
-        towers.load_weights(pair, checkpoints.read(checkpoints.path_of(directory, step)))
+        version = storage.version(path)
+        towers.load_weights(pair, checkpoints.read(path))
     except FileNotFoundError:
         if step in checkpoints.steps(directory):
             raise
         progress.warn("evaluate", f"{run.run_dir}: skips the checkpoint after {step} steps, which the run has removed")
         return []
-    return _evaluate(run, pair, step)
+    lines = _evaluate(run, pair, step)
+    if _is_of_the_run(directory, step, version):
+        return lines
+    progress.warn("evaluate", f"{run.run_dir}: the run has gone back before step {step}, whose results are left out")
+    return []
+
+
+def _is_of_the_run(directory: str, step: int, version: str) -> bool:
+    """Whether the run has not gone back before a checkpoint since it was read in this version. A file that is gone was
+    one of its older ones, where later ones are there."""
+    steps = checkpoints.steps(directory)
+    if step in steps:
+        return storage.version(checkpoints.path_of(directory, step)) == version
+    return step < (steps or [0])[-1]
 
 
 def _evaluate(run: Run, pair: Towers, step: int) -> list[Line]:

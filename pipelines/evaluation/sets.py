@@ -183,9 +183,10 @@ def _example(members: dict[str, bytes], *, lines: bool) -> Iterator[Example]:
 
 def _of_karpathy(run: Run, source: Pictures) -> Iterator[Example]:
     path = _directory(run, source)
-    pictures: list[_KarpathyPicture] | None = storage.read_json(path).get("images")
-    if pictures is None:
+    content = storage.read_json(path)
+    if not isinstance(content, dict) or "images" not in content:
         raise ValueError(f"{path} has no `images`: it is not Karpathy's JSON; correct the set's shards or format")
+    pictures: list[_KarpathyPicture] = content["images"]
     folder = run.path(source.images) if source.images is not None else path.rpartition("/")[0]
     for picture in pictures:
         if picture["split"] == source.split:

@@ -111,9 +111,10 @@ class _Loop:
             raise
         if self.reference is not None and len(set(self.learners.counts(self.reference.short_hash))) > 1:
             assert self.run.reference is not None
+            named = self.run.reference.checkpoint or self.run.reference.model.pretrained
             raise RuntimeError(
-                f"the learners loaded different weights of reference.checkpoint {self.run.reference.checkpoint}, to "
-                "which a run still writes checkpoints; start the run again, or name a checkpoint file there"
+                f"the learners loaded different weights of the reference ({named}), which may "
+                "still be written to: start the run again, or name a checkpoint file in reference.checkpoint"
             )
 
     def super_batches(self) -> Iterator[Examples]:

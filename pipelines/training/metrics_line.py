@@ -50,6 +50,7 @@ MetricsLine = TypedDict(
 )
 
 
+@storage.retried
 def read(run_dir: str) -> list[MetricsLine]:
     """The lines of a run's metrics.jsonl, a line for each step from 1."""
     return [json.loads(line) for line in storage.read_bytes(f"{run_dir}/metrics.jsonl").decode().splitlines()]

@@ -153,7 +153,7 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
                 advance(seen.step - shown, note=seen.note)
                 shown = seen.step
             for text in seen.messages[n_printed:]:
-                progress.say(label, text)
+                progress.warn(label, text)
             n_printed = len(seen.messages)
             return seen
 

@@ -1,5 +1,6 @@
 """The table of stages: what is made from it, and what is refused before the first stage starts."""
 
+import contextlib
 import inspect
 import re
 import subprocess
@@ -9,11 +10,16 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from jest_core import run_file
 from jest_core.run_file import Run
 from pipelines import stages
+from pipelines.base import manifests, storage
 from pipelines.base.stage_table import STAGES, with_table
 from pipelines.commands import app
+from pipelines.planning import plan
 from pipelines.planning.stage_status import statuses
+
+EVALUATED = "evaluation={sets: [{name: a, shards: s, format: shards, tasks: [retrieval]}]}"
 
 
 def test_each_stage_is_a_command_with_the_help_of_the_table():
@@ -80,6 +86,25 @@ def test_plan_says_what_is_done_and_what_can_run(scored: Run, make_run):
         "report": "after train",
     }
     assert {each.stage.name: each.state for each in statuses(make_run("joint"))}["train"] == "after reference-scores"
+
+
+def test_a_run_that_is_made_longer_or_gets_a_further_evaluation_set_is_not_done(make_run, tmp_path):
+    run = make_run("joint", EVALUATED)
+    directory = run.path(run.run_dir)
+    manifests.finish(directory, {"stage": "train", "complete": True, "config": run_file.identity(run)})
+    storage.write_bytes(f"{directory}/checkpoints/step_00000006.pt", b"")
+    storage.write_bytes(f"{directory}/eval_results.jsonl", b'{"step": 6, "key": "a/retrieval"}\n')
+    assert STAGES["train"].is_done(run)
+    assert STAGES["evaluate"].is_done(run)
+    assert not STAGES["train"].is_done(make_run("joint", EVALUATED, "training.examples_trained=384"))
+    further = EVALUATED.replace("]}", ", {name: b, shards: s, format: shards, tasks: [retrieval]}]}")
+    assert not STAGES["evaluate"].is_done(make_run("joint", further))
+
+
+def test_plan_prints_the_stages(make_run, capsys):
+    with contextlib.suppress(ValueError):  # its checks fail
+        plan.print_plan(make_run("joint"))
+    assert "after reference-scores" in capsys.readouterr().out
 
 
 def test_the_document_has_the_table_of_today():

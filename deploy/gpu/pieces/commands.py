@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.gpu.results import Results
 from jest_core import run_file
 from jest_core.run_file import Run
-from pipelines.base import storage
+from pipelines.base import manifests
 from pipelines.paper.drawings.place import place
 
 RUNS = Path(__file__).resolve().parents[2] / "runs" / "demo-small"
@@ -65,7 +65,7 @@ def finish(command: list[str], **environment: str) -> float:
 def prepare(results: Results) -> None:
     """Catalogues, the reference and its score cache, once for all pieces."""
     joint = load(results, "joint")
-    if storage.is_finished(joint.path("scores/pool")):
+    if manifests.is_finished(joint.path("scores/pool")):
         return
     few = 512 if results.small else 30_720
     reference = load(results, "reference", f"training.examples_trained={few}", "training.checkpoint_every_steps=1000")

@@ -96,7 +96,7 @@ def _against_loops(results: Results) -> None:
     moved = [_moved(m, results.device) for m in models]
     signed = signed_models(*moved, "learnability")
     conditional = ConditionalScores(signed)
-    conditional.take([model[taken.to(results.device)] for _, model in signed])
+    conditional.add([model[taken.to(results.device)] for _, model in signed])
     others = torch.ones(n, dtype=torch.bool)
     others[taken] = False  # of those that are taken the running sums hold their own pair as a mismatch
     worst = float((conditional().cpu() - expected)[others].abs().max())

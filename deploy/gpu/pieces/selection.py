@@ -6,8 +6,9 @@ import torch
 
 from deploy.gpu import timing
 from deploy.gpu.results import Results
-from jest_core import flops, noise
-from jest_core.selection.algorithm import Embeddings, select
+from jest_core import flops
+from jest_core.selection import Embeddings, select
+from jest_core.selection.arguments import uid_words
 from tests.benchmarks.bench_flexi import run_of
 from tests.synthetic import structured_models, uids
 
@@ -27,7 +28,7 @@ def run(results: Results) -> None:
     floor = timing.seconds(lambda: _products(pair, b // 16), results.device, repeats=3)
     results.row(f"its matrix products alone, {sizes}", milliseconds=1e3 * floor)
     step = _least_step_seconds(rate, b)
-    words = noise.uid_words(uids(n)).to(results.device)
+    words = uid_words(uids(n)).to(results.device)
     for precision in ("exact", "fast"):
         with results.attempt(f"selection, {precision}, {sizes}"):
 
