@@ -70,7 +70,7 @@ chaos: install-dev ## a run and a scoring, killed twenty times, end like undistu
 mutants: install-dev ## faults of one line each, of which tests have to catch every one; ARGS=--fast: those of fast tests
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-bench: install-dev ## selection, loss, steps, training, data and scoring against their baselines: over an hour on 2 quiet cores
+bench: install-dev ## selection, loss, steps, training, data and scoring against their baselines: over an hour on 2 idle cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_loss $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_start
