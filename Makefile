@@ -64,13 +64,13 @@ test-long: install-dev ## what takes minutes: kills (chaos and endurance with th
 test-endurance: install-dev ## ten times the object store from S3; LAION-2B's run file on a cluster of three nodes
 	$(BIN)/python -m pytest -m endurance $(ARGS)
 
-chaos: install-dev ## a run and a scoring, killed twenty times, end as quiet ones; JEST_CHAOS_SEED repeats a run
+chaos: install-dev ## a run and a scoring, killed twenty times, end like undisturbed ones; JEST_CHAOS_SEED repeats a run
 	$(BIN)/python -m pytest -s -m chaos $(ARGS)
 
 mutants: install-dev ## faults of one line each, of which tests have to catch every one; ARGS=--fast: those of fast tests
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-bench: install-dev ## selection, loss, steps, training, data and scoring against their baselines: over an hour on 2 quiet cores
+bench: install-dev ## selection, loss, steps, training, data and scoring against their baselines: over an hour on 2 idle cores
 	$(BIN)/python -m tests.benchmarks.bench_selection $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_loss $(ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_start

@@ -1,4 +1,4 @@
-"""`jest` as a command of its own: started, waited for by what it has written, killed, and looked for afterwards."""
+"""Runs `jest` in a process: start it, wait for a checkpoint or a line of output, kill it, find what it left running."""
 
 import contextlib
 import os
@@ -19,12 +19,13 @@ from jest_core.run_file import Run
 from pipelines.base import checkpoints
 from pipelines.training import selection_log
 
-_MARK = "JEST_TEST_MARK"  # an environment variable, which all that a command starts inherits
-_OUTLIVE: list[psutil.Process] = []  # a command that SIGKILL ended: Ray's processes notice, the last after a minute
+_MARK = "JEST_TEST_MARK"  # an environment variable that all processes started by a command inherit
+# processes left by commands that SIGKILL ended: Ray's notice it and exit, the last one after a minute
+_ORPHANS: list[psutil.Process] = []
 
 
 def write(run: Run, folder: Path) -> Path:
-    """The run file of a run."""
+    """Write the run file of a run into a folder; its path."""
     path = folder / f"{run.run_dir.replace('/', '-')}.yaml"
     path.write_text(run_file.dump(run))
     return path
@@ -35,8 +36,11 @@ def command(stage: str, run_file: Path, *more: str) -> list[str]:
 
 
 class Command:
-    """A command under way, its output in a file; a context manager, after which nothing of it is left, or it fails;
-    of a command that SIGKILL ended, when all tests are done."""
+    """A running command, with its output in a file.
+
+    As a context manager it asserts on exit that none of its processes is left. For a command that SIGKILL ended, a
+    fixture in conftest.py checks that after all tests.
+    """
 
     def __init__(self, log: Path, *words: str, **environment: str) -> None:
         self.log, self.mark = log, uuid.uuid4().hex
@@ -47,7 +51,7 @@ class Command:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment | {_MARK: self.mark},
-                preexec_fn=_hear_ctrl_c,
+                preexec_fn=_restore_sigint,
             )
 
     @property
@@ -55,48 +59,48 @@ class Command:
         return self.log.read_text()
 
     def wait_until(self, happened: Callable[[], bool], seconds: float = 200) -> None:
-        """Until something has happened; fails where the command ends before, or it takes too long."""
+        """Wait until `happened()` is true; fail if the command ends before that, or after so many seconds."""
         deadline = time.monotonic() + seconds
         while not happened():
             assert self.process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
             time.sleep(0.1)
-        self.all()
+        self.processes()
 
     def wait_for_step(self, run: Run, step: int = 1) -> None:
-        """Until a checkpoint after so many steps, or more, is there."""
+        """Wait for a checkpoint after this step or a later one."""
         directory = run.path(run.run_dir)
         self.wait_until(lambda: (checkpoints.steps(directory) or [0])[-1] >= step)
 
-    def ended(self, seconds: float = 300) -> int:
-        """Its exit status, once it has ended."""
+    def exit_status(self, seconds: float = 300) -> int:
+        """Wait for the command to end; its exit status."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it has not ended after {seconds} s: {self.output}") from None
 
-    def all(self, name: str = "") -> list[psutil.Process]:
-        """All that it has started and that runs, also what has lost its parent; with this in its command line."""
-        ours = {process.pid for process in self._seen if process.is_running()}
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """The command's running processes, orphans too, whose command line contains `name`."""
+        pids = {process.pid for process in self._seen if process.is_running()}
         for process in sorted(psutil.process_iter(["create_time"]), key=lambda one: one.info["create_time"] or 0):
             with contextlib.suppress(psutil.Error):
-                # some rename themselves over their environment: their parents do not
-                if process.ppid() in ours or process.environ().get(_MARK) == self.mark:
+                # setting a process title may overwrite the environment; such a process is recognised by its parent
+                if process.ppid() in pids or process.environ().get(_MARK) == self.mark:
                     self._seen.add(process)
-                    ours.add(process.pid)
+                    pids.add(process.pid)
         return [process for process in self._seen if _runs(process, name)]
 
     def kill_one(self, name: str, rng: random.Random) -> bool:
-        """SIGKILL to one of its processes with this in the command line; whether there was one."""
-        found = sorted(self.all(name), key=lambda process: process.pid)
-        if found:
+        """Send SIGKILL to a random process whose command line contains `name`; whether there was one."""
+        candidates = sorted(self.processes(name), key=lambda process: process.pid)
+        if candidates:
             with contextlib.suppress(psutil.NoSuchProcess):
-                rng.choice(found).kill()
-        return bool(found)
+                rng.choice(candidates).kill()
+        return bool(candidates)
 
     def kill(self) -> None:
-        """All of it at once, as when a machine goes."""
-        for process in self.all():
+        """Send SIGKILL to all processes of the command, as when a machine is lost."""
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
@@ -105,19 +109,19 @@ class Command:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        if kind is not None:  # a test that failed: it is not to disturb the others
+        if kind is not None:  # the test failed: its command must not disturb the next tests
             self.kill()
             return
-        left = self.all()
+        left = self.processes()
         if self.process.returncode == -signal.SIGKILL:
-            _OUTLIVE.extend(left)  # `outlived` looks whether they are gone, when all tests are done
+            _ORPHANS.extend(left)  # `orphans` checks after all tests that they are gone
             return
         assert not Path(f"/tmp/jest-ray-{self.process.pid}").exists()
         assert not left, f"left behind: {left}"
 
 
-def _hear_ctrl_c() -> None:
-    """Where the tests run in the background a shell may have had SIGINT ignored."""
+def _restore_sigint() -> None:
+    """A shell that runs the tests in the background may have them ignore SIGINT, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -129,29 +133,29 @@ def _runs(process: psutil.Process, name: str) -> bool:
         return False
 
 
-def outlived(seconds: float) -> list[psutil.Process]:
-    """What commands that SIGKILL ended have left, and does not end within so many seconds."""
+def orphans(seconds: float) -> list[psutil.Process]:
+    """Processes left by commands that SIGKILL ended, and still running after so many seconds."""
     deadline = time.monotonic() + seconds
-    while (left := [process for process in _OUTLIVE if _runs(process, "")]) and time.monotonic() < deadline:
+    while (left := [process for process in _ORPHANS if _runs(process, "")]) and time.monotonic() < deadline:
         time.sleep(0.5)
     return left
 
 
 def bursts(kills: dict[str, int], rng: random.Random) -> list[list[str]]:
-    """The kills, by victim and number, shuffled and cut into one to six at a time: a later one of a burst meets
-    processes that are still starting."""
+    """The kills (victim -> number), shuffled, in bursts of one to six: later kills of a burst hit processes that are
+    still starting."""
     victims = [victim for victim, n in kills.items() for _ in range(n)]
     rng.shuffle(victims)
-    cut = []
+    out = []
     while victims:
         size = rng.randint(1, 6)
-        cut.append(victims[:size])
+        out.append(victims[:size])
         victims = victims[size:]
-    return cut
+    return out
 
 
-def same_log_and_weights(run: Run, other: Run) -> None:
-    """Row for row and bit for bit."""
+def assert_same_log_and_weights(run: Run, other: Run) -> None:
+    """Both runs have the same selection log, row for row, and the same weights, bit for bit."""
     assert selection_log.read(run.path(run.run_dir)).equals(selection_log.read(other.path(other.run_dir)))
     weights = [checkpoints.read(each.path(each.run_dir))["state_dict"] for each in (run, other)]
     assert weights[0].keys() == weights[1].keys()
@@ -160,7 +164,7 @@ def same_log_and_weights(run: Run, other: Run) -> None:
 
 
 def finish(*words: str, **environment: str) -> str:
-    """The output of a command that has to end well."""
+    """Run a command that must succeed; its standard output."""
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -7,8 +7,8 @@ os.environ.update(
     {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_AUTH_MODE": "disabled",
-        "RAY_worker_niceness": "0",  # tests wait for its workers, which otherwise come after all else that runs here
-        # idle ones beyond it end: those that have embedded hold half a gigabyte each
+        "RAY_worker_niceness": "0",  # Ray's workers are niced by default, and tests wait for them
+        # more idle workers than this are stopped: those that have loaded a model keep half a gigabyte each
         "RAY_num_workers_soft_limit": "8" if "PYTEST_XDIST_WORKER" in os.environ else "16",
         "RAY_metrics_report_interval_ms": "2000",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,7 +36,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 from pipelines.base import cluster
 
-N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # of pytest-xdist, which share this machine
+N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # of pytest-xdist; they share this machine
 POOL = Path(str(files("jest_deploy") / "data" / "small" / "pool"))
 
 
@@ -46,8 +46,8 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_share_of_the_cores() -> Iterator[None]:
-    """More threads than cores wait for each other, and use a core meanwhile."""
+def _share_of_the_cores() -> Iterator[None]:
+    """Give each worker of pytest-xdist its share of the cores: more threads than cores slow each other down."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     share = max(1, cluster.n_cores() // N_WORKERS)
     with pytest.MonkeyPatch.context() as patch:
@@ -56,11 +56,11 @@ def _own_share_of_the_cores() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _what_a_kill_left_ends_by_itself() -> Iterator[None]:
-    from tests.commands import outlived
+def _orphans_end_by_themselves() -> Iterator[None]:
+    from tests.commands import orphans
 
     yield
-    assert not outlived(seconds=90)
+    assert not orphans(seconds=90)
 
 
 _N_CORES = cluster.n_cores
@@ -68,23 +68,23 @@ _N_CORES = cluster.n_cores
 
 @pytest.fixture
 def all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What trains in this process does so on as many threads as a command of its own: sums are rounded alike then."""
+    """Train in this process on as many threads as a separate command would, so that sums are rounded alike."""
     monkeypatch.setattr(cluster, "n_cores", _N_CORES)
 
 
-# A test is fast unless it says that it is not, or needs one of these: by a fixture, or by a parameter of that name
+# A test is fast unless it is marked otherwise or uses one of these, as a fixture or as the value of a parameter
 SERVICES = {"ray_session", "s3_server", "s3"}
 NOT_FAST = {"slow", "long", "chaos", "endurance"}
-MAX_SLEEP_SECONDS = 0.3  # of a fast test, at a time: it may look again and again for what another thread does
+MAX_SLEEP_SECONDS = 0.3  # the longest single sleep in a fast test, which may poll for another thread
 
 
 def is_fast(item: pytest.Function) -> bool:
     parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
-    asked = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
-    return not (asked & SERVICES or NOT_FAST & {mark.name for mark in item.iter_markers()})
+    used = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
+    return not (used & SERVICES or NOT_FAST & {mark.name for mark in item.iter_markers()})
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+@pytest.hookimpl(tryfirst=True)  # before -m filters by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and is_fast(item):
@@ -93,11 +93,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _only_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test marked fast that starts Ray, here or in a process of its own, or the S3 server, or sleeps, fails."""
+    """Make a fast test fail if it starts Ray (here or in a subprocess) or the S3 server, or if it sleeps."""
     if request.node.get_closest_marker("fast") is None:
         yield
         return
-    # Ray makes its session's folder first of all: below a file it cannot, and says so
+    # Ray first creates its session folder: below a file that fails, and the error shows this path
     monkeypatch.setenv("RAY_TMPDIR", f"{__file__}/a test that starts Ray is not fast: use the fixture ray_session")
     monkeypatch.setattr(S3Server, "start", _refuse_s3)
     slept, sleep = [], time.sleep
@@ -113,7 +113,7 @@ def _refuse_s3(server: "S3Server") -> None:
 
 @pytest.fixture(scope="session")
 def ray_session(s3: str) -> Iterator[None]:
-    """One Ray for all tests that need it, on this machine; after the S3 server, whose address its workers inherit."""
+    """One local Ray for all tests that need it; started after the S3 server, whose address its workers inherit."""
     os.environ.pop("RAY_ADDRESS", None)
     cluster.connect()
     yield
@@ -172,7 +172,7 @@ def make_run(tmp_path: Path, shards: Path) -> MakeRun:
 
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory: pytest.TempPathFactory, shards: Path, ray_session: None) -> Run:
-    """A run over the small shards whose catalogue and score cache are there; tests do not change them."""
+    """A run over the small shards with a finished catalogue and score cache, which tests must not change."""
     from jest_core.models import towers
     from pipelines.base import checkpoints
     from pipelines.data import catalogue
@@ -188,19 +188,19 @@ def scored(tmp_path_factory: pytest.TempPathFactory, shards: Path, ray_session: 
 
 @pytest.fixture
 def make_scored_run(scored: Run, make_run: MakeRun, tmp_path: Path) -> MakeRun:
-    """make_run over a copy of what `scored` made."""
+    """make_run over a copy of the files of `scored`."""
     shutil.copytree(scored.root, tmp_path, dirs_exist_ok=True)
     return make_run
 
 
-# Of this process of pytest, each once: another server may be about to start on one that is free yet
+# The ports of this pytest process. Each is used once: a port that is still free may be meant for another server
 _FIRST = 20_000 + 1_500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
 _PORTS = random.SystemRandom().sample(range(_FIRST, _FIRST + 1_500), 1_500)
 
 
 def free_port() -> int:
-    """Above those that Ray takes and below those that Linux gives to connections: they could take the port of a server
-    that is yet to start, or that a test has stopped for a while."""
+    """A free port above those of Ray's workers and below Linux's ephemeral ports, either of which could occupy the port
+    of a server that has not started yet, or that a test has stopped for a while."""
     while True:
         port = _PORTS.pop()
         with socket.socket() as s, contextlib.suppress(OSError):
@@ -209,7 +209,7 @@ def free_port() -> int:
 
 
 class S3Server:
-    """A real S3 server (SeaweedFS) with the bucket `jest`, which can be killed and started again on what it holds."""
+    """A real S3 server (SeaweedFS) with the bucket `jest`, which can be killed and started again on its data."""
 
     def __init__(self, folder: Path) -> None:
         services = ("s3", "master", "volume", "filer")
@@ -228,8 +228,8 @@ class S3Server:
         ]
 
     def start(self) -> None:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(self.command, env={**os.environ, "GOMEMLIMIT": "512MiB"}, **quiet)
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self.command, env={**os.environ, "GOMEMLIMIT": "512MiB"}, **silent)
         _wait_until_it_stores("s3://jest", self.process)
 
     def kill(self) -> None:
@@ -239,7 +239,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Must be set up before Ray, whose workers inherit the address and the credentials."""
+    """The S3 server; started before Ray, whose workers inherit its address and credentials."""
     server = S3Server(tmp_path_factory.mktemp("weed"))
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ.update(keys | {"AWS_ENDPOINT_URL": server.url})
@@ -261,7 +261,7 @@ def _wait_until_it_stores(bucket: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            storage.write_bytes(f"{bucket}/ready", b"1")  # listing answers earlier than storing works
+            storage.write_bytes(f"{bucket}/ready", b"1")  # the server lists before it can store
             return
         except Exception:
             if server.poll() is not None or time.monotonic() > deadline:

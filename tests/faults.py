@@ -1,4 +1,4 @@
-"""A proxy before a real S3 server that makes some requests fail as networks and servers do."""
+"""A proxy in front of a real S3 server that makes some requests fail as networks and servers do."""
 
 import contextlib
 import random
@@ -14,9 +14,9 @@ _BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnectio
 
 
 class FaultyProxy:
-    """Forwards bytes to `target`; of each request it decides whether it is answered, refused, late, or cut off.
+    """Forwards bytes to `target`; each request is answered, refused, delayed or cut off at random.
 
-    rates: the share of requests of each fault: 503, 500, slow, reset. counts says how often each came.
+    rates: the share of requests with each fault (503, 500, slow, reset). counts: how many had it.
     """
 
     def __init__(self, target: str, rates: dict[str, float], seed: int = 0) -> None:
@@ -45,7 +45,7 @@ class FaultyProxy:
         return None
 
     def _serve(self, client: socket.socket) -> None:
-        """One connection of a client, until either side ends it or a fault does."""
+        """Serve one connection of a client until either side or a fault closes it."""
         with contextlib.suppress(OSError), client, socket.create_connection(self.target) as server:
             threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
             while data := client.recv(1 << 16):

@@ -1,4 +1,4 @@
-"""LAION-2B at the size of a rehearsal: its run file, and all that it names, on S3 and on a web server here."""
+"""LAION-2B at the size of a rehearsal: its run file, and the files it refers to on S3 and on a local web server."""
 
 import io
 from collections import Counter
@@ -25,7 +25,7 @@ RUN_FILE = RUNS / "laion2b" / "flexi.yaml"
 
 @dataclass(frozen=True)
 class Laion:
-    """The run file of LAION-2B at the rehearsal's sizes, with all that it names, on S3; `overrides`: for --set."""
+    """The run file of LAION-2B at the rehearsal's sizes, with its files below `root`; `overrides` are for --set."""
 
     root: str
 
@@ -41,10 +41,10 @@ class Laion:
 
 @contextmanager
 def rehearsal(root: str) -> Iterator[Laion]:
-    """Metadata in LAION-2B's columns, whose pictures a web server here has; evaluation sets laid out as ImageNet and
-    COCO; a reference."""
+    """Write metadata with LAION-2B's columns, evaluation sets in the layouts of ImageNet and COCO, and a reference;
+    serve the metadata's pictures from a local web server."""
     rows = [row for row in pq.read_table(POOL / "00000.parquet").slice(0, 420).to_pylist() if row["webp"]][:400]
-    website, made = Website([row["webp"] for row in rows]), Laion(root)
+    website, laion = Website([row["webp"] for row in rows]), Laion(root)
     addresses = (
         [f"ok/{i}" for i in range(390)] + [f"redirect/{i}" for i in range(390, 395)] + ["missing"] * 4 + ["page"]
     )
@@ -62,21 +62,21 @@ def rehearsal(root: str) -> Iterator[Laion]:
         for i, (row, address) in enumerate(zip(rows, addresses, strict=True))
     ]
     pq.write_table(pa.Table.from_pylist(metadata), sink := io.BytesIO())
-    storage.write_bytes(f"{made.root}/metadata/part-00000.parquet", sink.getvalue())
-    _imagenet(f"{made.root}/evaluation/imagenet/val", "eval-fluent-flat", 5)
-    _imagenet(f"{made.root}/evaluation/imagenet/train", "eval-fluent-high-contrast", 10)
-    _coco(f"{made.root}/evaluation/coco")
-    make_reference(made.run("any"))
-    yield made
+    storage.write_bytes(f"{laion.root}/metadata/part-00000.parquet", sink.getvalue())
+    _imagenet(f"{laion.root}/evaluation/imagenet/val", "eval-fluent-flat", 5)
+    _imagenet(f"{laion.root}/evaluation/imagenet/train", "eval-fluent-high-contrast", 10)
+    _coco(f"{laion.root}/evaluation/coco")
+    make_reference(laion.run("any"))
+    yield laion
     website.close()
 
 
 def _imagenet(directory: str, tier: str, n_each: int) -> None:
-    so_far = Counter[str]()
+    n_written = Counter[str]()
     for row in pq.read_table(POOL.parent / tier / "00000.parquet").to_pylist():
-        so_far[row["group"]] += 1
-        if so_far[row["group"]] <= n_each:
-            name = f"{directory}/{row['group']}/{so_far[row['group']]:08d}.JPEG"
+        n_written[row["group"]] += 1
+        if n_written[row["group"]] <= n_each:
+            name = f"{directory}/{row['group']}/{n_written[row['group']]:08d}.JPEG"
             storage.write_bytes(name, _jpeg(row["webp"]))
 
 

@@ -1,4 +1,4 @@
-"""The same pairs in the layouts that people have them in, each written by the tool that writes it in the world."""
+"""The same pairs in the layouts that users have, each written by the tool that usually writes it."""
 
 import io
 import json
@@ -32,7 +32,7 @@ class Pair:
     metadata: dict[str, Any]
 
 
-def pairs() -> list[Pair]:
+def make_pairs() -> list[Pair]:
     """Drawings of the committed pool as JPEG, PNG and WebP in turn, with made-up scores."""
     table = pq.read_table(POOL / "00000.parquet").slice(0, 60).to_pylist()
     rows = [row for row in table if row["status"] == "success" and row["caption"].strip()][:N_PAIRS]
@@ -48,27 +48,27 @@ def pairs() -> list[Pair]:
     return out
 
 
-def img2dataset(folder: Path, found: list[Pair], output_format: str) -> Path:
-    """Fetched by img2dataset from a local web server; one address answers 404, and one with no picture."""
+def img2dataset(folder: Path, pairs: list[Pair], output_format: str) -> Path:
+    """Shards that img2dataset downloads from a local web server; one URL answers 404, one with no picture."""
     served = folder / "served"
     served.mkdir(parents=True)
-    for i, pair in enumerate(found):
+    for i, pair in enumerate(pairs):
         (served / f"{i}.{pair.suffix}").write_bytes(pair.image)
     (served / "broken.jpg").write_bytes(b"no picture")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(served)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_SilentHandler, directory=str(served)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    names = [f"{i}.{pair.suffix}" for i, pair in enumerate(found)] + ["missing.jpg", "broken.jpg"]
+    names = [f"{i}.{pair.suffix}" for i, pair in enumerate(pairs)] + ["missing.jpg", "broken.jpg"]
     lost = [
-        Pair("e" * 32, "lost", b"", "jpg", found[0].metadata),
-        Pair("f" * 32, "broken", b"", "jpg", found[0].metadata),
+        Pair("e" * 32, "lost", b"", "jpg", pairs[0].metadata),
+        Pair("f" * 32, "broken", b"", "jpg", pairs[0].metadata),
     ]
     columns = ["NSFW", "similarity", "punsafe"]
     urls = {
         "URL": [f"{address}/{name}" for name in names],
-        "TEXT": [pair.caption for pair in [*found, *lost]],
-        "uid": [pair.uid for pair in [*found, *lost]],
-        **{name: [pair.metadata[name] for pair in [*found, *lost]] for name in columns},
+        "TEXT": [pair.caption for pair in [*pairs, *lost]],
+        "uid": [pair.uid for pair in [*pairs, *lost]],
+        **{name: [pair.metadata[name] for pair in [*pairs, *lost]] for name in columns},
     }
     pq.write_table(pa.table(urls), folder / "urls.parquet")
     out = folder / "out"
@@ -98,15 +98,15 @@ def img2dataset(folder: Path, found: list[Pair], output_format: str) -> Path:
     return out
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _SilentHandler(SimpleHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None:
         pass
 
 
-def webdataset_tar(folder: Path, found: list[Pair]) -> Path:
-    """Tars by webdataset's own writer, with the pictures under their own suffixes."""
+def webdataset_tar(folder: Path, pairs: list[Pair]) -> Path:
+    """Tars written by webdataset, each picture with the suffix of its format."""
     folder.mkdir(parents=True)
-    for number, part in enumerate((found[:25], found[25:])):
+    for number, part in enumerate((pairs[:25], pairs[25:])):
         with webdataset.TarWriter(str(folder / f"{number:05d}.tar")) as writer:
             for i, pair in enumerate(part):
                 key = f"{number:05d}{i:04d}"
@@ -115,46 +115,46 @@ def webdataset_tar(folder: Path, found: list[Pair]) -> Path:
     return folder
 
 
-def hugging_face(folder: Path, found: list[Pair]) -> Path:
+def hugging_face(folder: Path, pairs: list[Pair]) -> Path:
     """Parquet with the image as a struct of bytes and path."""
     folder.mkdir(parents=True)
-    images = [{"bytes": pair.image, "path": f"{i}.{pair.suffix}"} for i, pair in enumerate(found)]
+    images = [{"bytes": pair.image, "path": f"{i}.{pair.suffix}"} for i, pair in enumerate(pairs)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
         "image": pa.array(images, kind),
-        "text": [pair.caption for pair in found],
-        "uid": [pair.uid for pair in found],
-        **{name: [pair.metadata[name] for pair in found] for name in found[0].metadata},
+        "text": [pair.caption for pair in pairs],
+        "uid": [pair.uid for pair in pairs],
+        **{name: [pair.metadata[name] for pair in pairs] for name in pairs[0].metadata},
     }
     pq.write_table(pa.table(columns), folder / "train-00000-of-00001.parquet", row_group_size=16)
     return folder
 
 
-def webli(folder: Path, found: list[Pair]) -> Path:
+def webli(folder: Path, pairs: list[Pair]) -> Path:
     """Parquet with several alt-texts a picture, the first of some empty, a language, and an alignment score."""
     folder.mkdir(parents=True)
-    texts = [["", pair.caption, "another"] if i % 2 else [pair.caption, "other"] for i, pair in enumerate(found)]
+    texts = [["", pair.caption, "another"] if i % 2 else [pair.caption, "other"] for i, pair in enumerate(pairs)]
     columns = {
-        "image": [pair.image for pair in found],
+        "image": [pair.image for pair in pairs],
         "alt_texts": texts,
-        "language": ["en" if i % 4 else "de" for i in range(len(found))],
-        "alignment": pa.array([pair.metadata["similarity"] for pair in found], pa.float32()),
-        "uid": [pair.uid for pair in found],
-        **{name: [pair.metadata[name] for pair in found] for name in ("punsafe", "NSFW", "original_width")},
+        "language": ["en" if i % 4 else "de" for i in range(len(pairs))],
+        "alignment": pa.array([pair.metadata["similarity"] for pair in pairs], pa.float32()),
+        "uid": [pair.uid for pair in pairs],
+        **{name: [pair.metadata[name] for pair in pairs] for name in ("punsafe", "NSFW", "original_width")},
     }
     pq.write_table(pa.table(columns), folder / "webli.parquet", row_group_size=16)
     return folder
 
 
-def datacomp(folder: Path, found: list[Pair], shards: Path) -> Path:
+def datacomp(folder: Path, pairs: list[Pair], shards: Path) -> Path:
     """DataComp's folder: metadata of the whole pool, and shards of img2dataset, their names of eight digits."""
     (folder / "metadata").mkdir(parents=True)
     columns = {
-        "uid": [pair.uid for pair in found],
-        "text": [pair.caption for pair in found],
-        "original_width": [pair.metadata["original_width"] for pair in found],
-        "original_height": [pair.metadata["original_height"] for pair in found],
-        "clip_l14_similarity_score": pa.array([pair.metadata["similarity"] for pair in found], pa.float32()),
+        "uid": [pair.uid for pair in pairs],
+        "text": [pair.caption for pair in pairs],
+        "original_width": [pair.metadata["original_width"] for pair in pairs],
+        "original_height": [pair.metadata["original_height"] for pair in pairs],
+        "clip_l14_similarity_score": pa.array([pair.metadata["similarity"] for pair in pairs], pa.float32()),
     }
     pq.write_table(pa.table(columns), folder / "metadata" / "a.parquet")
     (folder / "shards").mkdir()

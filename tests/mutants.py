@@ -1,8 +1,8 @@
-"""The faults of mutants.yaml, one after the other: `make mutants`, or python -m tests.mutants [NAME...].
+"""Checks that tests catch the faults of mutants.yaml: `make mutants`, or python -m tests.mutants [NAME...].
 
-A copy of the tree gets the fault, and the tests that are named run in it; one of them has to fail (a fault that keeps
-the tests from being collected is not caught). Before that they have to pass without the fault. --fast: only the faults
-that a fast test catches.
+For each fault, the tests it lists run in a copy of the tree with that fault, and one of them has to fail. (A fault with
+which the tests cannot be collected does not count as caught.) Before, they have to pass without any fault. --fast: only
+the faults that a fast test catches.
 """
 
 import argparse
@@ -25,17 +25,17 @@ ROOT = Path(__file__).resolve().parent.parent
 _COPIED = ("jest_core", "pipelines", "tests", "pyproject.toml", "README.md", "Makefile")
 _LINKED = ("deploy", "docker")
 _HEAVY = ("torch", "torchvision", "open_clip", "timm", "pyarrow.parquet", "ray.data", "pandas", "scipy.stats")
-_PASSED, _FAILED = 0, 1  # of pytest's exit statuses
+_PASSED, _FAILED = 0, 1  # exit statuses of pytest
 
 
 @dataclass(frozen=True)
 class Mutant:
     name: str
     file: str
-    line: str  # once in the file; indentation does not count
+    line: str  # occurs exactly once in the file; indentation is ignored
     fault: str
     tests: tuple[str, ...]  # below tests/
-    fast: bool = True  # whether they are
+    fast: bool = True  # whether the tests are
 
 
 def _read() -> Iterator[Mutant]:
@@ -49,7 +49,7 @@ MUTANTS = list(_read())
 
 
 def copy(root: str | Path, folder: str) -> None:
-    """The tree, as far as tests need it."""
+    """Copy the parts of the tree that tests need."""
     for name in _COPIED:
         source, target = Path(root, name), f"{folder}/{name}"
         shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
@@ -58,14 +58,14 @@ def copy(root: str | Path, folder: str) -> None:
 
 
 def place_of(mutant: Mutant, root: str | Path = ROOT) -> tuple[list[str], int]:
-    """The lines of its file, and which of them is meant. Raises ValueError where there is not just one."""
+    """The lines of the mutant's file, and the index of its line. Raises ValueError if not exactly one line matches."""
     lines = Path(root, mutant.file).read_text().splitlines()
-    found = [i for i, line in enumerate(lines) if line.strip() == mutant.line]
-    if len(found) != 1:
+    matches = [i for i, line in enumerate(lines) if line.strip() == mutant.line]
+    if len(matches) != 1:
         raise ValueError(
-            f"{mutant.name}: {mutant.file} has {len(found)} lines `{mutant.line}`; correct tests/mutants.yaml"
+            f"{mutant.name}: {mutant.file} has {len(matches)} lines `{mutant.line}`; correct tests/mutants.yaml"
         )
-    return lines, found[0]
+    return lines, matches[0]
 
 
 def apply(mutant: Mutant, folder: str) -> None:
@@ -76,9 +76,9 @@ def apply(mutant: Mutant, folder: str) -> None:
 
 
 def run_tests(folder: str, tests: Iterable[str], fast: bool) -> int:
-    """Run tests of a copy in this process, whose standard output is a file then; pytest's exit status.
+    """Run the tests of a copy of the tree and exit with pytest's status; the output goes to a file in the copy.
 
-    This is for a process that was forked for it: it forgets the modules that it has of another copy.
+    For a process forked for this purpose: it drops the modules that it has imported from another copy.
     """
     for name in [name for name in sys.modules if name.split(".")[0] in _COPIED + _LINKED]:
         del sys.modules[name]
@@ -86,14 +86,14 @@ def run_tests(folder: str, tests: Iterable[str], fast: bool) -> int:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
-    sys.path[0] = os.environ["PYTHONPATH"] = folder  # the second is for processes that tests start
+    sys.path[0] = os.environ["PYTHONPATH"] = folder  # PYTHONPATH is for subprocesses of the tests
     import pytest
 
     marks = ["-m", "fast"] if fast else []
     chosen = [f"tests/{test}" for test in sorted(set(tests))]
     status = int(pytest.main(["-x", "-q", "-rf", "-p", "no:cacheprovider", *marks, *chosen]))
     sys.stdout.flush()
-    os._exit(status)  # of a test's threads and handlers none is waited for
+    os._exit(status)  # without waiting for threads or exit handlers of a test
 
 
 def start(folder: str, tests: Iterable[str], fast: bool) -> Any:
@@ -106,13 +106,13 @@ def by_what(status: int, folder: str) -> tuple[bool, str]:
     """Whether a fault was caught, and by which test."""
     output = Path(folder, "output").read_text(errors="replace")
     if status == _FAILED:
-        found = re.search(r"^FAILED tests/(.*?)(?: - |$)", output, re.MULTILINE)
-        return found is not None, found[1] if found else f"no test, but what it needs: {output[-2000:]}"
+        match = re.search(r"^FAILED tests/(.*?)(?: - |$)", output, re.MULTILINE)
+        return match is not None, match[1] if match else f"no test, but what it needs: {output[-2000:]}"
     return False, "nothing" if status == _PASSED else f"pytest ended with {status}: {output[-2000:]}"
 
 
 def try_all(mutants: Sequence[Mutant], root: str, at_once: int) -> Iterator[tuple[Mutant, bool, str]]:
-    """Each with what `by_what` says of it, as they end."""
+    """Each mutant with the result of `by_what`, in the order in which they finish."""
     waiting, running = list(mutants), {}
     while waiting or running:
         while waiting and len(running) < at_once:
@@ -138,23 +138,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [m for m in MUTANTS if (not given.names or m.name in given.names) and (m.fast or not given.fast)]
 
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in _HEAVY:  # what takes most of a test's time is imported once, here, and forked
+    for name in _HEAVY:  # these imports take most of a test's time: import once here, then fork
         import_module(name)
     survivors = []
-    with tempfile.TemporaryDirectory() as root:  # what is edited meanwhile is of the next time
+    with tempfile.TemporaryDirectory() as root:  # a copy, so that edits in the meantime do not matter
         copy(ROOT, root)
         for at_once, fast in ((len(os.sched_getaffinity(0)), True), (1, False)):
-            some = [mutant for mutant in chosen if mutant.fast is fast]
-            if not some:
+            group = [mutant for mutant in chosen if mutant.fast is fast]
+            if not group:
                 continue
-            process = start(root, [test for mutant in some for test in mutant.tests], fast)
+            process = start(root, [test for mutant in group for test in mutant.tests], fast)
             process.join()
             if process.exitcode != _PASSED:
                 print("the tests do not pass without a fault:", Path(root, "output").read_text()[-5000:], sep="\n")
                 return 1
-            for mutant, caught, by in try_all(some, root, at_once):
-                told = ("caught, fast" if fast else "caught") if caught else "SURVIVES"
-                print(f"{mutant.name:40}  {told:12}  {by}", flush=True)
+            for mutant, caught, by in try_all(group, root, at_once):
+                outcome = ("caught, fast" if fast else "caught") if caught else "SURVIVES"
+                print(f"{mutant.name:40}  {outcome:12}  {by}", flush=True)
                 survivors += [] if caught else [mutant.name]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults are caught" + ": not " * bool(survivors), end="")
     print(", ".join(survivors))

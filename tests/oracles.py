@@ -1,4 +1,4 @@
-"""Each formula once more, as plain loops over Python floats, written from the paper."""
+"""Slow references: each formula of the paper as plain loops over Python floats."""
 
 import math
 from collections.abc import Sequence
@@ -34,28 +34,28 @@ def softmax_losses(image: Rows, text: Rows, scale: float) -> list[float]:
     return out
 
 
-def conditional_scores(scores: Rows, taken: Sequence[int]) -> list[float]:
-    """Algorithm 1, line by line: the diagonal, plus column sums, plus row sums over what is taken."""
+def conditional_scores(scores: Rows, drawn: Sequence[int]) -> list[float]:
+    """Algorithm 1, line by line: the diagonal, plus column and row sums over the examples drawn so far."""
     n = len(scores)
     out = []
     for i in range(n):
-        column = sum(scores[k][i] for k in taken)
-        row = sum(scores[i][k] for k in taken)
+        column = sum(scores[k][i] for k in drawn)
+        row = sum(scores[i][k] for k in drawn)
         out.append(scores[i][i] + column + row)
     return out
 
 
-def softmax_conditional_scores(models: Sequence[tuple[int, Rows, Rows, float]], taken: Sequence[int]) -> list[float]:
-    """Section 2.5 of the fact sheet: positive term, and half the log-sum-exps over taken texts and taken images."""
+def softmax_conditional_scores(models: Sequence[tuple[int, Rows, Rows, float]], drawn: Sequence[int]) -> list[float]:
+    """Algorithm 1 for the softmax loss: positive term, and half the log-sum-exps over drawn texts and drawn images."""
     n = len(models[0][1])
     out = []
     for i in range(n):
         total = 0.0
         for sign, image, text, scale in models:
             total -= sign * scale * dot(image[i], text[i])
-            if taken:
-                over_texts = math.log(sum(math.exp(scale * dot(image[i], text[k])) for k in taken))
-                over_images = math.log(sum(math.exp(scale * dot(image[k], text[i])) for k in taken))
+            if drawn:
+                over_texts = math.log(sum(math.exp(scale * dot(image[i], text[k])) for k in drawn))
+                over_images = math.log(sum(math.exp(scale * dot(image[k], text[i])) for k in drawn))
                 total += sign * 0.5 * (over_texts + over_images)
         out.append(total)
     return out

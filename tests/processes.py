@@ -1,4 +1,4 @@
-"""Learners as real processes over gloo, without Ray."""
+"""Runs a function on several learners: real processes that communicate by gloo, without Ray."""
 
 import multiprocessing
 import os
@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# Learners are forked from a server that never had Ray: a process that is forked from one with Ray shares its
-# connections, and breaks them as soon as it collects something that refers to an object of Ray
+# Learners are forked from a server that never imported Ray. A process forked from one that uses Ray shares its
+# connections, and breaks them when it garbage-collects a reference to an object of Ray
 multiprocessing.set_forkserver_preload(["tests.learner_server"])
 
 
@@ -46,7 +46,7 @@ def _run(rank: int, function: Callable[..., Any], size: int, folder: str, argume
 
 
 def _end_with_the_tests() -> None:
-    """Where pytest is killed: the server, whose child a learner is, lives on as long as it does."""
+    """Exit when pytest is killed: otherwise a learner and the fork server, its parent, would keep each other alive."""
     tests = multiprocessing.parent_process()
     assert tests is not None
     wait([tests.sentinel])

@@ -1,8 +1,8 @@
 """python -m tests.streaming ROOT OUT: a catalogue of ten times the object store, streamed to 2 and to 8 consumers.
 
-In a Ray of its own, whose object store has the least memory that Ray allows. Writes one JSON object to OUT: for each
-number of consumers the hash of each super-batch, the bytes that were streamed, the memory of all of Ray's processes
-in the second and the last third of the steps, and the bytes that the object store spilled.
+It starts a separate Ray, whose object store has the least memory that Ray allows. It writes one JSON object to OUT: for
+each number of consumers the hash of each super-batch, the bytes streamed, the memory of all of Ray's processes in the
+second and the last third of the steps, and the bytes that the object store spilled.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from tests.conftest import RUN
 
 STORE = 80 << 20
 N_SHARDS, ROWS, GROUP = 10, 384, 8
-EACH = 4  # steps between two looks at the memory
+EACH = 4  # steps between two measurements of the memory
 SIZE = 32  # of jest-tiny's pictures
 
 
 def write_shards(root: str) -> int:
-    """Pictures of noise, not compressed: many bytes, soon decoded. Each row has its own URL, and so its own uid."""
+    """Shards of uncompressed noise (large, fast to decode), whose rows differ in URL and so in uid; their bytes."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(GROUP):
@@ -61,7 +61,7 @@ def write_shards(root: str) -> int:
 
 @ray.remote(num_cpus=0)
 class Consumer:
-    """A learner's place in the stream, without a learner."""
+    """Reads a learner's share of the stream, without training."""
 
     def __init__(self, text: str, rank: int, n_learners: int) -> None:
         cluster.data_context()
@@ -83,7 +83,7 @@ class Consumer:
 
 
 def _count_opened_shards() -> list[str]:
-    """The shards that this process opens from now on."""
+    """A list to which the paths of shards that this process opens from now on are appended."""
     from pipelines.data import layouts
 
     opened: list[str] = []
@@ -99,7 +99,7 @@ def _count_opened_shards() -> list[str]:
 
 
 def memory() -> int:
-    """Bytes that this process and all that it started hold to themselves."""
+    """Private memory (USS) of this process and its descendants, in bytes."""
     total = 0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
@@ -117,31 +117,31 @@ def spilled() -> int:
 
 
 def stream(run: Run, n_consumers: int) -> dict[str, Any]:
-    """Step by step, as learners do, which wait for each other."""
+    """Stream all super-batches; consumers wait for each other after each step, as learners do."""
     text = run_file.dump(run)
     consumers = [Consumer.remote(text, rank, n_consumers) for rank in range(n_consumers)]  # type: ignore[attr-defined]
-    before, began, hashes, n_bytes, held = spilled(), time.monotonic(), [], 0, []
+    before, began, hashes, n_bytes, used = spilled(), time.monotonic(), [], 0, []
     ray.get([c.start.remote() for c in consumers])
     for step in range(run.n_steps):
         shares = ray.get([c.next.remote() for c in consumers])
         hashes.append(hashlib.sha256(b"".join(uids for uids, _ in shares)).hexdigest()[:16])
         n_bytes += sum(n for _, n in shares)
-        if step % EACH == 0:  # the system counts the pages of some thirty processes
-            held.append(memory())
-    third = len(held) // 3
+        if step % EACH == 0:  # rarely, as USS is slow to measure for some thirty processes
+            used.append(memory())
+    third = len(used) // 3
     return {
         "consumers": n_consumers,
         "hash": hashes,
         "bytes": n_bytes,
-        "early_bytes": int(np.mean(held[third : 2 * third])),
-        "late_bytes": int(np.mean(held[2 * third :])),
+        "early_bytes": int(np.mean(used[third : 2 * third])),
+        "late_bytes": int(np.mean(used[2 * third :])),
         "spilled_bytes": spilled() - before,
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
 def main(root: str, out: str) -> None:
-    # "local": never one that another test has started
+    # "local": start a Ray here, never connect to one of another test
     ray.init(
         "local",
         num_cpus=4,
@@ -162,8 +162,8 @@ def main(root: str, out: str) -> None:
     ]
     run = run_file.load(RUN.format(root=root, name="x", shards="shards"), overrides)
     catalogue.run_stage(run)
-    found = {"shard_bytes": size, "store_bytes": STORE, "runs": [stream(run, 2), stream(run, 8)]}
-    Path(out).write_text(json.dumps(found))
+    results = {"shard_bytes": size, "store_bytes": STORE, "runs": [stream(run, 2), stream(run, 8)]}
+    Path(out).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

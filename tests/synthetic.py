@@ -1,4 +1,4 @@
-"""Embeddings with the structure that selection feeds on, out of a seed: for tests and benchmarks of any size."""
+"""Synthetic embeddings with the structure that selection depends on, from a seed: for tests and benchmarks."""
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ def structured_models(
     """A half-trained learner and a well-trained reference, on n pairs of a noisy pool.
 
     Concepts come in families, with a long-tailed (Zipf) popularity; share_of_noise of the captions belong to another
-    picture. The learner knows each concept to a degree of its own, and its embeddings lie in a cone (cosines are
-    positive on average), as those of a young model do; the reference knows all concepts. A seed gives other numbers on
-    another device.
+    picture. The learner has learnt each concept to a different degree, and its embeddings are in a cone (cosines are
+    positive on average), as those of a model early in training; the reference has learnt all concepts. A seed gives
+    other numbers on another device.
     """
     generator = torch.Generator(device).manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine: the whole chain by the job API, on S3, while a node is lost."""
+"""All stages as jobs of a Ray cluster of three nodes on this machine, with data on S3, while a node is lost."""
 
 import contextlib
 import json
@@ -29,7 +29,8 @@ from tests.laion import RUN_FILE, Laion, rehearsal
 CHAIN = ["ingest", "catalogue", "reference-scores", "train", "evaluate", "report"]
 
 
-# Beside the rehearsal's: steps enough for a stop and a loss. Each learner would compile a minute: test_train.py does
+# In addition to the rehearsal's: enough steps for a stop and the loss of a node. Compiling, a minute for each learner,
+# is tested by test_train.py
 SIZES = [
     "training.compile=false",
     "training.examples_trained=1920",
@@ -46,11 +47,11 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(s3: str) -> Iterator[Nodes]:
-    """A head without CPUs and two nodes with three each; after the S3 server, whose address its workers inherit."""
+    """A head without CPUs and two nodes with three each; started after the S3 server, whose address workers inherit."""
     from ray.cluster_utils import Cluster
 
     os.environ.pop("RAY_ADDRESS", None)
-    # a job's `python` is that of its nodes
+    # jobs run the `python` of the nodes' PATH
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     port = free_port()
 
@@ -58,7 +59,7 @@ def nodes(s3: str) -> Iterator[Nodes]:
         return {
             "num_cpus": n_cpus,
             "object_store_memory": 300_000_000,
-            "dashboard_agent_listen_port": free_port(),  # of jobs; by itself all nodes would take the same
+            "dashboard_agent_listen_port": free_port(),  # for jobs; by default all nodes would use the same port
         }
 
     head = node(0) | {"include_dashboard": True, "dashboard_port": port}
@@ -71,22 +72,22 @@ def nodes(s3: str) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def laion(s3: str) -> Iterator[Laion]:
-    with rehearsal(f"{s3}/cluster") as made:
-        yield made
+    with rehearsal(f"{s3}/cluster") as laion:
+        yield laion
 
 
-def _submit(dashboard: str, stages: list[str], told: list[str], *words: str) -> subprocess.Popen[str]:
+def _submit(dashboard: str, stages: list[str], overrides: list[str], *words: str) -> subprocess.Popen[str]:
     """`jest submit` as a user calls it."""
-    sets = [word for override in told for word in ("--set", override)]
+    sets = [word for override in overrides for word in ("--set", override)]
     command = [sys.executable, "-m", "pipelines", "submit", *stages, *map(str, (RUN_FILE, *sets, *words))]
     return subprocess.Popen(
         [*command, "--address", dashboard], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def _train(told: list[str], address: str) -> str:
-    """`jest train` on the cluster with this address; what it said."""
-    sets = [word for override in told for word in ("--set", override)]
+def _train(overrides: list[str], address: str) -> str:
+    """`jest train` on the cluster with this address; its output."""
+    sets = [word for override in overrides for word in ("--set", override)]
     command = [sys.executable, "-m", "pipelines", "train", *map(str, (RUN_FILE, *sets))]
     environment = os.environ | {"RAY_ADDRESS": address}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
@@ -94,24 +95,24 @@ def _train(told: list[str], address: str) -> str:
     return ran.stdout + ran.stderr
 
 
-def _asked(dashboard: str, *words: str) -> str:
-    """What `jest submit --status JOB`, or the like, answers."""
+def _query(dashboard: str, *words: str) -> str:
+    """The output of `jest submit` with options such as --status JOB."""
     command = [sys.executable, "-m", "pipelines", "submit", *words, "--address", dashboard]
     return subprocess.run(command, capture_output=True, text=True, check="--status" in words, timeout=100).stdout
 
 
 def _learners() -> list[psutil.Process]:
-    """Of the cluster here, whose nodes are this process's children: another test may have learners of its own."""
-    found = []
+    """Learners on this cluster, whose nodes are children of this process: another test may run learners too."""
+    learners = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                learners.append(process)
+    return learners
 
 
 def _lose_the_node_of(process: psutil.Process) -> None:
-    """SIGKILL to a raylet and all that it started."""
+    """Send SIGKILL to the raylet of this process and all that it started."""
     raylet = next(p for p in process.parents() if p.name() == "raylet")
     for each in [raylet, *raylet.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -121,16 +122,16 @@ def _lose_the_node_of(process: psutil.Process) -> None:
 def _wait_for_a_checkpoint(directory: str, job: str, dashboard: str) -> None:
     deadline = time.monotonic() + 600
     while not checkpoints.steps(directory):
-        assert submit.status(job, dashboard) == "RUNNING", _asked(dashboard, "--logs", job)
+        assert submit.status(job, dashboard) == "RUNNING", _query(dashboard, "--logs", job)
         assert time.monotonic() < deadline
         time.sleep(0.5)
 
 
-def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
-    """Submit the chain and stop its job when a checkpoint is there; returns the step reached. Meanwhile the job is one
-    that runs, and that no other may disturb."""
+def _stop_in_training(run: Run, overrides: list[str], dashboard: str) -> int:
+    """Submit all stages and stop the job at its first checkpoint, whose step is returned. While the job runs, another
+    one for the same run is refused."""
     directory = run.path(run.run_dir)
-    output, _ = _submit(dashboard, CHAIN, told, "--detach").communicate(timeout=200)
+    output, _ = _submit(dashboard, CHAIN, overrides, "--detach").communicate(timeout=200)
     job = re.search(r"job (raysubmit_\w+)", output)[1]
     deadline = time.monotonic() + 200
     while submit.status(job, dashboard) == "PENDING":
@@ -141,15 +142,15 @@ def _stop_in_training(run: Run, told: list[str], dashboard: str) -> int:
         submit.submit(run, ["train"], dashboard, {})
     _wait_for_a_checkpoint(directory, job, dashboard)
     submit.stop(job, dashboard)
-    assert f"job {job}: STOPPED" in _asked(dashboard, "--status", job)
+    assert f"job {job}: STOPPED" in _query(dashboard, "--status", job)
     with pytest.raises(RuntimeError, match=f"job {job} STOPPED"):
         submit.follow(job, dashboard)
     return checkpoints.steps(directory)[-1]
 
 
 def _lose_a_node_in_training(directory: str, reached: int, job: subprocess.Popen[str]) -> list[int]:
-    """Watch for a checkpoint after the step reached, in a thread, and kill a learner's node then; the step of the
-    checkpoint, once that is done."""
+    """In a thread, wait for a checkpoint after the step reached, then kill a learner's node and append the step of the
+    checkpoint to the list returned."""
     lost: list[int] = []
 
     def lose() -> None:
@@ -164,8 +165,8 @@ def _lose_a_node_in_training(directory: str, reached: int, job: subprocess.Popen
     return lost
 
 
-def _each_part_has_done_its_work(run: Run) -> pa.Table:
-    """What the run file asks of each stage; returns the selection log."""
+def _check_results_of_each_stage(run: Run) -> pa.Table:
+    """Check what the run file requires of each stage; returns the selection log."""
     directory = run.path(run.run_dir)
     fetched = storage.read_json(f"{run.path('shards')}/manifest.json")
     assert fetched["rows"] == {"kept": 397, "url": 0, "unsafe": 3}
@@ -189,8 +190,8 @@ def _each_part_has_done_its_work(run: Run) -> pa.Table:
     return log
 
 
-def _nothing_shows_credentials(directory: str, dashboard: str, *outputs: str) -> None:
-    """Whoever reads the job's log, its page or the run directory learns none."""
+def _check_no_credentials_are_shown(directory: str, dashboard: str, *outputs: str) -> None:
+    """No output of the commands, job entry or file of the run directory has the secret key."""
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=30) as answer:
         jobs = answer.read().decode()
@@ -204,41 +205,41 @@ def _nothing_shows_credentials(directory: str, dashboard: str, *outputs: str) ->
 
 @pytest.mark.endurance
 @pytest.mark.timeout(1200)
-def test_laion_2b_runs_as_jobs_that_are_stopped_and_outlive_a_node(nodes: Nodes, laion: Laion, capsys):
-    """One run by three jobs: stopped, refused with another learning rate, and going on while a node is lost; then its
-    like without a job, undisturbed. All in one, as each job and each learner costs seconds to start."""
-    dashboard, run, quiet = nodes.dashboard, laion.run("chain", *SIZES), laion.run("quiet", *SIZES)
-    directory, told = run.path(run.run_dir), laion.overrides("chain", *SIZES)
-    reached = _stop_in_training(run, told, dashboard)
+def test_laion_2b_runs_as_jobs_that_are_stopped_and_survive_the_loss_of_a_node(nodes: Nodes, laion: Laion, capsys):
+    """Three jobs for one run: one is stopped, one refused for another learning rate, one resumes and loses a node. The
+    log equals that of an undisturbed run. One test for all of this, since jobs and learners start slowly."""
+    dashboard, run, undisturbed = nodes.dashboard, laion.run("chain", *SIZES), laion.run("undisturbed", *SIZES)
+    directory, overrides = run.path(run.run_dir), laion.overrides("chain", *SIZES)
+    reached = _stop_in_training(run, overrides, dashboard)
     assert 0 < reached < run.n_steps
 
-    failed = _submit(dashboard, ["train"], [*told, "training.learning_rate=0.5"])
+    failed = _submit(dashboard, ["train"], [*overrides, "training.learning_rate=0.5"])
     refused, _ = failed.communicate(timeout=200)
     assert failed.returncode == 1
-    assert "training.learning_rate" in refused  # another learning rate is another run
+    assert "training.learning_rate" in refused  # a run cannot be resumed with another learning rate
 
-    job = _submit(dashboard, CHAIN, told)
+    job = _submit(dashboard, CHAIN, overrides)
     lost = _lose_a_node_in_training(directory, reached, job)
     output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     assert lost, "the run ended before a node was lost"
     assert lost[0] < run.n_steps
     assert [stage for stage in CHAIN if stage not in re.findall(r"^([a-z-]+): ", output, re.MULTILINE)] == []
-    assert output.count("already at") >= 3, output  # what the stopped job has finished
+    assert output.count("already at") >= 3, output  # the stages that the stopped job had finished
 
-    log = _each_part_has_done_its_work(run)
+    log = _check_results_of_each_stage(run)
 
-    # nothing is done twice by the same stages again, and a run that nobody disturbed says the same
+    # running the stages again repeats nothing, and an undisturbed run has the same selection log
     capsys.readouterr()
     stages.run_stages(run, CHAIN)
     again = capsys.readouterr().out
     assert again.count("already at") >= 4, again
-    other = _train(laion.overrides("quiet", *SIZES), nodes.address)
-    assert log.equals(selection_log.read(quiet.path(quiet.run_dir))), other
+    other = _train(laion.overrides("undisturbed", *SIZES), nodes.address)
+    assert log.equals(selection_log.read(undisturbed.path(undisturbed.run_dir))), other
 
-    _nothing_shows_credentials(directory, dashboard, output, refused, again, other)
+    _check_no_credentials_are_shown(directory, dashboard, output, refused, again, other)
 
-    # a Ray that is here already is left alone
+    # without an address, `connect` starts a Ray of its own and does not join this cluster
     code = "import ray; from pipelines.base import cluster; cluster.connect(); print(len(ray.nodes()), 'node')"
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
     assert alone.stdout == "1 node\n"

@@ -1,4 +1,4 @@
-"""What deploys jest is what the tools that read it expect."""
+"""The files that deploy jest (manifests, launchers, images, locks) are valid for the tools that read them."""
 
 import copy
 import os
@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 
 
 def manifest(name: str) -> dict[str, Any]:
-    # by way of plain text: what is anchored is copied
+    # dumped without aliases, so that anchored parts are copies
     return yaml.safe_load(yaml.dump(yaml.safe_load((KUBERAY / name).read_text()), Dumper=_NoAliases))
 
 
@@ -45,7 +45,7 @@ def pods(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "job.yaml"])
-def test_pods_are_kubernetes_own_and_without_privilege(name: str):
+def test_pods_pass_kubernetes_schema_and_run_without_privileges(name: str):
     for pod in pods(name):
         kubernetes_validate.validate(pod, "1.37", strict=True)
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
@@ -81,7 +81,7 @@ def test_the_job_has_the_clusters_nodes_and_real_stages():
     assert set(words[:-1]) < set(STAGES)
 
 
-def test_the_network_policy_is_kubernetes_own():
+def test_the_network_policy_passes_kubernetes_schema():
     kubernetes_validate.validate(manifest("network.yaml"), "1.37", strict=True)
 
 
@@ -91,12 +91,12 @@ def test_every_node_has_the_port_that_prometheus_asks():
     assert policy == [{"port": endpoint["port"]}]
     for pod in pods("cluster.yaml"):
         ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
-        assert ports[endpoint["port"]] == 8080  # where KubeRay has Ray serve them
+        assert ports[endpoint["port"]] == 8080  # the port on which KubeRay has Ray serve its metrics
 
 
 @pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS: a folder with KubeRay's published CRDs")
 @pytest.mark.parametrize(("name", "crd"), [("cluster.yaml", "rayclusters"), ("job.yaml", "rayjobs")])
-def test_manifests_are_kuberays_own(name: str, crd: str):
+def test_manifests_pass_kuberays_schema(name: str, crd: str):
     definition = yaml.safe_load(Path(os.environ["KUBERAY_CRDS"], f"ray.io_{crd}.yaml").read_text())
     (version,) = [v for v in definition["spec"]["versions"] if v["name"] == "v1"]
     schema = _closed(version["schema"]["openAPIV3Schema"])
@@ -110,7 +110,7 @@ def test_manifests_are_kuberays_own(name: str, crd: str):
 
 
 def _closed(schema: Any) -> Any:
-    """An OpenAPI schema in which unknown fields are errors, and int-or-string is either."""
+    """The OpenAPI schema as a JSON schema in which unknown fields are errors, and int-or-string may be either."""
     schema = copy.deepcopy(schema)
     if isinstance(schema, list):
         return [_closed(x) for x in schema]
@@ -160,7 +160,7 @@ def test_images_and_scripts_pass_their_linters():
 
 
 def _releases(lock: str) -> dict[str, Requirement]:
-    """What a lock says, by normalised name; what its markers leave out here too."""
+    """The requirements of a lock by normalised name, also those whose markers exclude this platform."""
     text = (ROOT / "deploy/locks" / lock).read_text()
     lines = [line.removesuffix(" \\") for line in text.splitlines() if "==" in line]
     assert text.count("--hash=sha256:") > len(lines)
@@ -178,8 +178,8 @@ def _releases(lock: str) -> dict[str, Requirement]:
 def test_a_lock_has_what_the_project_asks_for(lock: str, extras: list[str]):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     releases, everything = _releases(lock), _releases("dev.txt")
-    asked = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
-    for requirement in map(Requirement, asked):
+    required = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    for requirement in map(Requirement, required):
         assert str(releases[canonicalize_name(requirement.name)].specifier)[2:] in requirement.specifier
     assert {name: str(r.specifier) for name, r in releases.items()}.items() <= {
         name: str(r.specifier) for name, r in everything.items()
@@ -193,8 +193,11 @@ def test_the_images_have_no_tools_of_the_tests_and_their_licences_are_listed():
     version = re.search(r"^ARG PYTHON=((\d+\.\d+)\.\d+)", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE)
     assert version
     images = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
-    images |= {"python_full_version": version[1], "python_version": version[2]}  # whatever runs this
-    theirs = {name: r for name, r in releases.items() if r.marker is None or r.marker.evaluate(images)}
+    images |= {
+        "python_full_version": version[1],
+        "python_version": version[2],
+    }  # those of the images, not of this machine
+    in_images = {name: r for name, r in releases.items() if r.marker is None or r.marker.evaluate(images)}
     assert {canonicalize_name(name): f"=={version}" for name, version in listed if name != "Name"} == {
-        name: str(r.specifier) for name, r in theirs.items()
+        name: str(r.specifier) for name, r in in_images.items()
     }

@@ -1,4 +1,4 @@
-"""The documents: what their links name is there, and their Python runs."""
+"""The documents: their links have targets, their Python runs, and errors that they quote exist."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from jest_core import run_file
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "deploy").rglob("*.md")]
 API = ROOT / "deploy" / "docs" / "python.md"
-RUN_FILE = "deploy/runs/demo-small/joint.yaml"  # the run that examples of the API read, or select from
+RUN_FILE = "deploy/runs/demo-small/joint.yaml"  # the run of the API's examples
 
 
 def python_blocks(document: Path) -> list[str]:
@@ -21,7 +21,7 @@ def python_blocks(document: Path) -> list[str]:
 
 
 def fragments(message: str) -> list[str]:
-    """Of an error that a document quotes, what the code has as it is: not the words in upper case, nor numbers."""
+    """The literal parts of an error that a document quotes, without its placeholders (upper-case words and numbers)."""
     parts = re.split(r"\.\.\.|\b[A-Z_]+\b|\d+|['(){}]", message)
     return [part.strip(" :;,") for part in parts if len(part.strip(" :;,")) >= 8]
 
@@ -31,14 +31,14 @@ def needs_a_run(block: str) -> bool:
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """The anchors that GitHub makes of the headings."""
     prose = re.sub(r"(?ms)^```.*?^```", "", text)
     headings = re.findall(r"(?m)^#+ (.*)$", prose)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_link_names_is_there(document: Path):
+def test_link_targets_exist(document: Path):
     prose = re.sub(r"(?ms)^```.*?^```|`[^`]*`", "", document.read_text())
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         if re.match(r"[a-z]+:", target):
@@ -72,7 +72,7 @@ def test_the_python_of_the_readme_runs(capsys):
 
 @pytest.mark.parametrize("block", [b for b in python_blocks(API) if not needs_a_run(b)])
 def test_the_python_of_the_api_runs(block: str, capsys):
-    """And prints what the document has below it, if it has something."""
+    """It also prints the text block below it, where there is one."""
     exec(compile(block, API.name, "exec"), {})
     below = API.read_text().partition(f"{block}```\n")[2]
     printed = re.match(r"(?s)\n```text\n(.*?)```", below)
@@ -80,7 +80,7 @@ def test_the_python_of_the_api_runs(block: str, capsys):
 
 
 def test_the_python_that_reads_a_run_runs(make_scored_run, tmp_path: Path):
-    """In a directory where the run of the examples is, at the size of a test."""
+    """In a directory with a small run in the place of the examples' run."""
     from pipelines.training import train
 
     run = make_scored_run("joint")
@@ -101,7 +101,7 @@ def test_the_python_that_reads_a_run_runs(make_scored_run, tmp_path: Path):
         assert ran.returncode == 0, ran.stderr
 
 
-def test_the_errors_that_troubleshooting_quotes_are_those_of_the_code():
+def test_the_errors_quoted_in_troubleshooting_exist_in_the_code():
     sources = [path for folder in ("jest_core", "pipelines") for path in (ROOT / folder).rglob("*.py")]
     code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources)).replace("`", "")
     document = (ROOT / "deploy" / "docs" / "troubleshooting.md").read_text()

@@ -1,7 +1,7 @@
-"""What earlier versions wrote goes on working.
+"""Files of earlier versions can still be read and runs resumed.
 
 earlier/2026-11-27.zip has shards, a catalogue, a score cache and a finished run of four steps below s3://jest/earlier,
-as the version of that day wrote them, whose packages were two flat folders.
+as written by the version of that day, whose packages were two flat folders.
 """
 
 import zipfile
@@ -20,7 +20,7 @@ EARLIER = Path(__file__).parent / "earlier" / "2026-11-27.zip"
 
 
 @pytest.mark.slow
-def test_a_run_of_an_earlier_version_is_read_made_longer_and_reported(s3, ray_session, tmp_path):
+def test_a_run_of_an_earlier_version_is_read_extended_and_reported(s3, ray_session, tmp_path):
     with zipfile.ZipFile(EARLIER) as archive:
         for name in archive.namelist():
             storage.write_bytes(f"{s3}/earlier/{name}", archive.read(name))

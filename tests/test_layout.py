@@ -1,4 +1,4 @@
-"""The house: packages in the order of the flow, imports in one direction, and documents that name all of them."""
+"""The layout of the project: packages are listed in the README and installed, files are short, modules have tests."""
 
 import ast
 import os
@@ -16,9 +16,10 @@ METHOD = [path for path in SOURCES if path.is_relative_to(ROOT / "jest_core")]
 PACKAGES = sorted({path.parent for path in SOURCES} - {ROOT / "pipelines" / "paper" / "drawings"})
 MAX_README_LINES = 150
 MAX_LINES, MAX_LINES_OF_A_FUNCTION, MAX_POSITIONAL = 300, 60, 7
-UNTESTED_ALONE = {"__init__", "choices", "super_batch", "configurations"}  # the tests of their users are
+# tested by the tests of their users
+UNTESTED_ALONE = {"__init__", "choices", "super_batch", "configurations"}
 PARTS = "data evaluation ingest model parts paths reference schema selection subset training"
-UNTESTED_ALONE |= {f"run_file/{name}" for name in PARTS.split()}  # test_load.py is of the whole run file
+UNTESTED_ALONE |= {f"run_file/{name}" for name in PARTS.split()}  # test_load.py tests the whole run file
 
 
 def name_of(path: Path) -> str:
@@ -28,22 +29,22 @@ def name_of(path: Path) -> str:
 def tree_of_readme() -> set[str]:
     block = re.search(r"```text\n(jest_core/.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert block, "the README has no tree"
-    found, folder = set(), ""
+    paths, folder = set(), ""
     for line in block[1].splitlines():
         name = line.split()[0]
         if not line.startswith(" "):
             folder = name
-            found.add(name.rstrip("/"))
+            paths.add(name.rstrip("/"))
         else:
-            found.add(folder + name)
-    return found
+            paths.add(folder + name)
+    return paths
 
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= MAX_README_LINES
 
 
-def test_every_package_stands_in_the_readme_and_every_line_of_its_tree_exists():
+def test_every_package_is_in_the_readme_and_every_line_of_its_tree_exists():
     listed = tree_of_readme()
     for path in listed:
         assert (ROOT / path).exists(), f"the README lists {path}, which does not exist"
@@ -57,7 +58,7 @@ def test_a_package_lists_its_files(package: Path):
     listed = set(re.findall(r"^ *(\w+)  +\S", doc, re.MULTILINE))
     there = {path.stem for path in package.glob("*.py")} | {path.name for path in PACKAGES if path.parent == package}
     assert there - {"__init__"} <= listed
-    assert listed - {"B", "b", "D", "n", "R", "L", "drawings"} <= there, "it lists what is not there"
+    assert listed - {"B", "b", "D", "n", "R", "L", "drawings"} <= there, "it lists modules that do not exist"
 
 
 def test_an_installed_jest_has_every_package():
@@ -71,15 +72,15 @@ def test_an_installed_jest_has_every_package():
 
 
 def test_the_flow_imports_itself_by_relative_imports():
-    """An installed jest has it as `jest_pipelines`."""
+    """An installed jest has the package under the name `jest_pipelines`."""
     for path in SOURCES:
         if path.is_relative_to(ROOT / "pipelines"):
             assert not re.search(r"(?m)^ *(from|import) pipelines\b", path.read_text()), name_of(path)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_packages_of_other_projects_with_the_names_of_our_folders_do_no_harm(tmp_path):
-    """Ray's workers have the current directory first on their path."""
+def test_other_packages_named_like_our_folders_are_not_imported(tmp_path):
+    """Ray's workers have the current directory first on sys.path."""
     for name in ("pipelines", "deploy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('of another project')")

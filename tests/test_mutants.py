@@ -1,11 +1,11 @@
-"""The list of faults keeps up with the tree; `make mutants` runs them."""
+"""tests/mutants.yaml matches the sources and the tests; `make mutants` runs the faults."""
 
 from collections import Counter
 
 from tests import mutants
 
 
-def test_every_fault_has_its_line_and_its_tests():
+def test_every_fault_matches_one_line_and_names_existing_tests():
     for mutant in mutants.MUTANTS:
         mutants.place_of(mutant)
         assert mutant.fault != mutant.line

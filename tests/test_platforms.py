@@ -1,4 +1,4 @@
-"""jest starts where Linux's own calls are missing, as on macOS, and make finds a Python that will do."""
+"""jest starts without Linux-only calls, as on macOS, and `make` finds a suitable Python."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ from pipelines.planning import calibrate
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [path for folder in ("jest_core", "pipelines") for path in (ROOT / folder).rglob("*.py")]
 
-# what macOS, or the oldest Python, does not have
+# names that macOS or the oldest supported Python does not have
 MISSING = {
     "os": r"sched_\w+|SCHED_\w+|process_cpu_count|posix_fa\w+|POSIX_FADV_\w+|fdatasync|copy_file_range|splice|pipe2"
     r"|memfd_create|MFD_\w+|eventfd\w*|EFD_\w+|timerfd_\w+|TFD_\w+|pidfd_open|P_PIDFD|getrandom|GRND_\w+|setns|unshare"
@@ -30,10 +30,10 @@ MISSING = {
     "time": r"CLOCK_(BOOTTIME|TAI)|pthread_getcpuclockid",
     "fcntl": r"F_(SETPIPE_SZ|GETPIPE_SZ|NOTIFY|SETLEASE|GETLEASE|ADD_SEALS|GET_SEALS|OFD_\w+)",
 }
-OF_PROCESSES = r"cpu_affinity|cpu_num|ionice|rlimit|io_counters|memory_maps|pss"  # of psutil, on Linux alone
+OF_PROCESSES = r"cpu_affinity|cpu_num|ionice|rlimit|io_counters|memory_maps|pss"  # of psutil, on Linux only
 OF_LIBC = r"mallopt|malloc_trim|prctl|mallinfo2?"
-PATHS = r"/(proc|sys|dev|run)/.+|fork"  # macOS can fork, and Python warns that its libraries do not bear it
-# each has another way beside it, which the start-up below takes
+PATHS = r"/(proc|sys|dev|run)/.+|fork"  # macOS can fork, but Python warns that its libraries may crash
+# these have a fallback, which the start-up below uses
 WITH_A_FALLBACK = {"cluster.py: mallopt", "calibrate.py: '/proc/cpuinfo'"}
 
 START = """
@@ -44,7 +44,7 @@ root, missing = sys.argv[1], json.loads(sys.argv[2])
 ours = (root + "/jest_core/", root + "/pipelines/")
 
 class Elsewhere(types.ModuleType):
-    # our code does not find what macOS lacks; libraries, which know their way there, still do
+    # hidden from our code only: libraries have their own fallbacks for macOS
     def __getattr__(self, name):
         hidden = self.__dict__.get("_hidden", {})
         if name not in hidden or sys._getframe(1).f_code.co_filename.startswith(ours):
@@ -61,7 +61,7 @@ for module, names in missing.items():
 for folder in ("jest_core", "pipelines"):
     for path in sorted(Path(root, folder).rglob("*.py")):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        # kernels are Triton's, which is for Linux alone, and imported where a GPU computes
+        # kernels need Triton, which is for Linux only, and are imported only with a GPU
         if name != "jest_core.selection.kernels" and path.name != "__main__.py":
             importlib.import_module(name)
 
@@ -79,33 +79,33 @@ for command in (["--help"], ["plan", root + "/deploy/runs/demo-small/joint.yaml"
 """
 
 
-def test_it_starts_without_the_calls_that_only_linux_has():
-    told = [sys.executable, "-W", "ignore", "-c", START, str(ROOT), json.dumps(MISSING)]
-    done = subprocess.run(told, capture_output=True, text=True, cwd=ROOT, check=False)
+def test_jest_starts_without_linux_only_calls():
+    command = [sys.executable, "-W", "ignore", "-c", START, str(ROOT), json.dumps(MISSING)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def uses(text: str) -> set[str]:
-    """What is used of Linux alone where no hasattr asks before."""
-    found, asked = set(), set()
+    """The Linux-only names that a source uses without a hasattr check."""
+    used, checked = set(), set()
     for node in ast.walk(ast.parse(text)):
         match node:
             case ast.Call(func=ast.Name(id="hasattr"), args=[_, ast.Constant(value=str(name))]):
-                asked.add(name)
+                checked.add(name)
             case ast.Attribute(value=ast.Name(id=module), attr=name) if re.fullmatch(MISSING.get(module, "-"), name):
-                found.add(name)
+                used.add(name)
             case ast.Attribute(attr=name) if re.fullmatch(f"{OF_PROCESSES}|{OF_LIBC}", name):
-                found.add(name)
+                used.add(name)
             case ast.ImportFrom(module=module, names=names):
-                found |= {alias.name for alias in names if re.fullmatch(MISSING.get(module or "", "-"), alias.name)}
+                used |= {alias.name for alias in names if re.fullmatch(MISSING.get(module or "", "-"), alias.name)}
             case ast.Constant(value=str(value)) if re.fullmatch(PATHS, value):
-                found.add(repr(value))
-    return found - asked
+                used.add(repr(value))
+    return used - checked
 
 
-def test_a_call_of_linux_alone_has_a_fallback():
-    found = {f"{path.name}: {use}" for path in FILES for use in uses(path.read_text())}
-    assert found == WITH_A_FALLBACK
+def test_linux_only_calls_have_a_fallback():
+    used = {f"{path.name}: {use}" for path in FILES for use in uses(path.read_text())}
+    assert used == WITH_A_FALLBACK
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_call_of_linux_alone_has_a_fallback():
         "get_context('fork')",
     ],
 )
-def test_such_a_call_is_seen(line):
+def test_linux_only_calls_are_detected(line):
     assert uses(line)
     assert not uses("if hasattr(os, 'sched_getaffinity'): os.sched_getaffinity(0)")
 
@@ -131,7 +131,7 @@ def test_a_processor_has_a_name_without_proc(monkeypatch):
 
 
 def find(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """deploy/find_python.sh where `folder` is all of PATH and home."""
+    """Run deploy/find_python.sh with `folder` as PATH and home."""
     return subprocess.run(
         ["/bin/sh", str(ROOT / "deploy/find_python.sh"), *arguments],
         env={"PATH": str(folder), "HOME": str(folder)} | environment,
@@ -142,6 +142,7 @@ def find(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 def program(path: Path, text: str) -> Path:
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -151,9 +152,10 @@ def program(path: Path, text: str) -> Path:
 RUNS = f'exec {sys.executable} "$@"'
 
 
-def test_the_first_python_that_will_do_is_found(tmp_path):
-    program(tmp_path / "python3", 'echo "command not found" >&2; exit 127')  # of pyenv, for a version it does not run
-    program(tmp_path / "python3.13", "echo is Python 3.9")  # what the script asks, and an old one answers
+def test_the_first_suitable_python_is_found(tmp_path):
+    # as pyenv's shim for a version that is not installed
+    program(tmp_path / "python3", 'echo "command not found" >&2; exit 127')
+    program(tmp_path / "python3.13", "echo is Python 3.9")  # the answer of an old Python to the script's question
     fits = program(tmp_path / "python3.12", RUNS)
     program(tmp_path / "python3.11", RUNS)
     assert find(tmp_path).stdout == f"{fits}\n"
@@ -161,20 +163,20 @@ def test_the_first_python_that_will_do_is_found(tmp_path):
     assert find(tmp_path, PYTHON=f"{tmp_path}/python3.11").stdout == f"{tmp_path}/python3.11\n"
 
 
-def test_pyenvs_and_uvs_are_found_and_uv_installs_one(tmp_path):
+def test_pythons_of_pyenv_and_uv_are_found_and_uv_installs_one(tmp_path):
     uv = program(
         tmp_path / "uv", f'[ "$2" = install ] && : >{tmp_path}/done; [ -e {tmp_path}/done ] && echo {tmp_path}/own'
     )
-    own = program(tmp_path / "own", RUNS)
+    installed = program(tmp_path / "own", RUNS)
     done = find(tmp_path)
-    assert done.stdout == f"{own}\n"
+    assert done.stdout == f"{installed}\n"
     assert "uv installs 3.13" in done.stderr
     uv.unlink()
     pyenvs = program(tmp_path / ".pyenv/versions/3.12.1/bin/python", RUNS)
     assert find(tmp_path).stdout == f"{pyenvs}\n"
 
 
-def test_what_will_not_do_is_refused_with_what_to_do(tmp_path):
+def test_unsuitable_pythons_are_refused_with_a_remedy(tmp_path):
     bare = find(tmp_path)
     assert (bare.returncode, bare.stdout) == (1, "")
     assert re.fullmatch(r"jest needs Python 3.11 to 3.14: none is here\. Install .* make PYTHON=.*\n", bare.stderr)
@@ -189,16 +191,16 @@ def test_what_will_not_do_is_refused_with_what_to_do(tmp_path):
 
 
 def test_the_project_and_the_script_name_the_same_pythons():
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     script = (ROOT / "deploy/find_python.sh").read_text()
-    assert asked == ">=3.11,<3.15"
+    assert required == ">=3.11,<3.15"
     assert "(3, 11) <= sys.version_info[:2] <= (3, 14)" in script
     assert "set -- 3.14 3.13 3.12 3.11" in script
 
 
 @pytest.mark.slow
 def test_a_lock_is_installed_whole_by_uv_and_by_pip_where_uv_fails(tmp_path):
-    """Also where an installation was cut short, as by Ctrl-C, or a full disk, and left half of a package."""
+    """Also after an interrupted installation (by Ctrl-C or a full disk) that left half of a package."""
     venv, wheel, lock = tmp_path / "venv", tmp_path / "half-1-py3-none-any.whl", tmp_path / "run.txt"
     metadata = {"METADATA": "Metadata-Version: 2.1\nName: half\nVersion: 1\n", "WHEEL": "Wheel-Version: 1.0\n"}
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -1,4 +1,4 @@
-"""A web server on this machine that serves pictures, and much else that a web server may do."""
+"""A local web server that serves pictures, and answers in the other ways that web servers do."""
 
 import threading
 import time
@@ -13,16 +13,18 @@ class _Server(ThreadingHTTPServer):
 
 
 class Website:
-    """pictures: bytes by number. Addresses: /ok/N, /redirect/N, /flaky/N (fails once), /noai/N, /forbidden/N (to one
-    user agent alone), and /missing /hang /drip /huge /endless /short/N /loop /page /file."""
+    """Serves picture N at /ok/N, /redirect/N, /flaky/N (fails once), /noai/N and /forbidden/N (for one user agent).
+
+    Other paths fail: /missing /hang /drip /huge /endless /short/N /loop /page /file. requests: their number by path.
+    """
 
     def __init__(self, pictures: list[bytes]) -> None:
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                site.asked[self.path] += 1
+                site.requests[self.path] += 1
                 kind, _, number = self.path.partition("?")[0].strip("/").partition("/")
                 getattr(site, f"_{kind}")(self, int(number or 0))
 
@@ -61,7 +63,7 @@ class Website:
         self._answer(to, 302, b"", Location="file:///etc/hostname")
 
     def _flaky(self, to: BaseHTTPRequestHandler, number: int) -> None:
-        if self.asked[to.path] == 1:
+        if self.requests[to.path] == 1:
             self._answer(to, 503, b"later")
         else:
             self._ok(to, number)

@@ -1,10 +1,10 @@
-"""Examples delivered to a learner: jest's data plane against open_clip's pipeline and a plain PyTorch DataLoader.
+"""Examples delivered to a learner: jest's data plane compared with open_clip's pipeline and a plain PyTorch DataLoader.
 
 python -m tests.benchmarks.bench_data [--n 20000] [--shards FOLDER] [--raw FOLDER]
 
-All read the same tars: JPEGs of 512 pixels, quality 90, rendered from published SVG drawings (made once, and kept).
-All end at the same output: normalised float pixels of 224 and 77 tokens a caption. Each contestant has a process tree
-of its own, and its figures start with its first batch. First comes what it costs to plan an epoch of two billion rows.
+All read the same tars: JPEGs of 512 pixels, quality 90, rendered once from published SVG drawings. All have the same
+output: normalised float pixels of 224 and 77 tokens a caption. Each contestant runs in a separate process tree, and its
+figures start with its first batch. Before that, the cost of planning an epoch of two billion rows is measured.
 """
 
 import json
@@ -27,7 +27,7 @@ from tests.benchmarks.measure import console, machine, peak_bytes, table, thread
 
 
 class _Watch(threading.Thread):
-    """CPU seconds and memory of this process and all that it starts."""
+    """Measures CPU seconds and peak memory of this process and its descendants."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -35,8 +35,8 @@ class _Watch(threading.Thread):
         self.peak = 0
         self.over = threading.Event()
 
-    def look(self) -> float:
-        """CPU seconds so far; those of processes that are gone count as last seen."""
+    def measure(self) -> float:
+        """Update the peak memory; CPU seconds so far, for ended processes those of the last measurement."""
         memory = 0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             try:
@@ -49,8 +49,8 @@ class _Watch(threading.Thread):
         return sum(self.cpu.values())
 
     def run(self) -> None:
-        while not self.over.wait(2):  # looking costs, too
-            self.look()
+        while not self.over.wait(2):  # rarely, as measuring takes CPU time too
+            self.measure()
 
 
 def contest(name: str, shards: str, n: int, work: Path) -> dict[str, float]:
@@ -59,16 +59,16 @@ def contest(name: str, shards: str, n: int, work: Path) -> dict[str, float]:
     watch = _Watch()
     watch.start()
     batches = CONTESTANTS[name](shards, n, work)
-    next(batches)  # processes are started, caches warm
-    cpu, began = watch.look(), time.perf_counter()
+    next(batches)  # starts the processes and warms the caches
+    cpu, began = watch.measure(), time.perf_counter()
     count = sum(batches)
-    seconds, used = time.perf_counter() - began, watch.look() - cpu
+    seconds, used = time.perf_counter() - began, watch.measure() - cpu
     watch.over.set()
     return {"examples": count, "per_second": count / seconds, "cpu_ms": 1e3 * used / count, "peak": watch.peak}
 
 
 def measured(name: str, shards: str, n: int, work: Path) -> dict[str, float]:
-    """One contestant, in a process of its own."""
+    """One contestant, in a separate process."""
     folder = work / f"{name}-{n}"
     folder.mkdir()
     out = folder / "result.json"
@@ -95,7 +95,7 @@ def _order(n_rows: int) -> Order:
 
 
 def _epoch(n_rows: int) -> int:
-    """All windows of an epoch, one after the other."""
+    """Number of windows of an epoch, after iterating over all of them."""
     order = _order(n_rows)
     return sum(
         sum(1 for _ in takewhile(lambda window: window.epoch == 0, order.windows(stream, 0)))
@@ -104,14 +104,14 @@ def _epoch(n_rows: int) -> int:
 
 
 def _cursors(n_rows: int) -> None:
-    """The place in the middle of the epoch, of all streams, as after a restart."""
+    """Seek all streams to the middle of the epoch, as after a restart."""
     order = _order(n_rows)
     for stream in range(order.n_streams):
         next(order.windows(stream, order.stream_length(stream) // 2))
 
 
 def plan(n_rows: int) -> None:
-    """Print what an epoch's order costs; images and parts play no part in it."""
+    """Print what planning an epoch's order costs, which reads neither images nor parts of the catalogue."""
     begun = time.perf_counter()
     n_windows = _epoch(n_rows)
     seconds = time.perf_counter() - begun
@@ -141,14 +141,14 @@ def main(
     size = sum(path.stat().st_size for path in paths) / n
     console.print(f"{n:,} JPEGs of 512 pixels, quality 90: {size:,.0f} bytes each with caption and headers")
 
-    def among(count: int) -> str:
+    def first_shards(count: int) -> str:
         return f"{shards}/{{00000..{count // PER_SHARD - 1:05d}}}.tar"
 
     work = shards.parent / f"work-{os.getpid()}"
     work.mkdir(parents=True)
     half = n // 2 // PER_SHARD * PER_SHARD
-    full = {name: measured(name, among(n), n, work) for name in CONTESTANTS}
-    at_half = measured("with_jest", among(half), half, work)
+    full = {name: measured(name, first_shards(n), n, work) for name in CONTESTANTS}
+    at_half = measured("with_jest", first_shards(half), half, work)
     base = full["with_open_clip"]
     table(
         "Delivered to one learner on this machine (224 pixels, 77 tokens)",

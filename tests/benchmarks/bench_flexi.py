@@ -1,10 +1,10 @@
-"""A FlexiJEST step and a JEST step against a uniform one of the same sub-batch: FLOPs and wall-clock side by side.
+"""FLOPs and wall-clock of a FlexiJEST step and a JEST step, compared with a uniform one of the same sub-batch size.
 
 python -m tests.benchmarks.bench_flexi [--device cuda --sub-batch-size 512 --precision bf16 --compile] [--repeats 3]
 
 The model is the paper's (ViT-B/16 at 256 pixels, a text tower of the same size on 16 tokens: the image tower makes up
-94 % of a forward pass). Pictures are decoded before, and the reference is cached: what is timed is all that a learner
-does in a step. Every contestant trains the same weights, in turns.
+94 % of a forward pass). The time is that of a learner's whole step, with pictures already decoded and the reference
+cached. Every contestant trains the same weights, in turns.
 """
 
 from functools import partial
@@ -66,7 +66,7 @@ def examples(n: int, pair: towers.Towers) -> Examples:
 
 
 def learners(runs: dict[str, Run], model: str, device: str, compiled: bool) -> tuple[dict[str, Learner], Examples]:
-    """One learner a contestant, all of the same weights; and a super-batch."""
+    """One learner for each contestant, all with the same weights; and a super-batch."""
     threads()
     pair = towers.create(model, seed=0)
     pair.model.to(device)
@@ -75,23 +75,23 @@ def learners(runs: dict[str, Run], model: str, device: str, compiled: bool) -> t
     settings = {"learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 1e-4}
     optimizer = optim.adamw(pair.model, **settings)
 
-    def nothing(rows: pa.Table) -> Examples:
+    def no_exchange(rows: pa.Table) -> Examples:
         raise AssertionError("one learner exchanges nothing")
 
-    found = {
-        name: Learner(run, pair, (10.0, -10.0), nothing, optimizer=optimizer, wrapped=TrainingPass(pair, run))
+    by_name = {
+        name: Learner(run, pair, (10.0, -10.0), no_exchange, optimizer=optimizer, wrapped=TrainingPass(pair, run))
         for name, run in runs.items()
     }
-    return found, examples(max(run.super_batch_size for run in runs.values()), pair)
+    return by_name, examples(max(run.super_batch_size for run in runs.values()), pair)
 
 
-def step(learner: Learner, held: Examples) -> None:
-    train_step(learner, held[torch.arange(learner.run.super_batch_size)], 0)
+def step(learner: Learner, batch: Examples) -> None:
+    train_step(learner, batch[torch.arange(learner.run.super_batch_size)], 0)
 
 
 def _prepared(run: Run, model: str, device: str, compiled: bool) -> tuple[Learner, Examples]:
-    (found, held) = learners({"": run}, model, device, compiled)
-    return found[""], held
+    (by_name, batch) = learners({"": run}, model, device, compiled)
+    return by_name[""], batch
 
 
 def _step(prepared: tuple[Learner, Examples]) -> None:
@@ -111,22 +111,22 @@ def main(
     runs = {name: run_of(name, model, sub_batch_size, score_batch_size, precision) for name in CONTESTANTS}
     if precision != "fp32":
         del runs["FlexiJEST, scoring in bf16"]
-    found, held = learners(runs, model, device, compiled)
+    by_name, batch = learners(runs, model, device, compiled)
     forward = flops.forward_flops(runs["uniform"].model)
     console.print(
         f"{machine(device)}; {model}, {forward.total / 1e9:.1f} GFLOPs a pair, {forward.image / forward.total:.0%} of "
         f"them the image tower's; b = {sub_batch_size}, f = 0.8, {precision}{', compiled' if compiled else ''}; "
         f"median of {repeats}"
     )
-    times = seconds({name: partial(step, learner, held) for name, learner in found.items()}, repeats, device)
+    times = seconds({name: partial(step, learner, batch) for name, learner in by_name.items()}, repeats, device)
     costs = {name: flops.step_flops(run).total for name, run in runs.items()}
-    del found
+    del by_name
     rows = []
     for name, run in runs.items():
         peak, _ = peak_bytes(_step, partial(_prepared, run, model, device, compiled), device)
-        cost, taken = costs[name] / costs["uniform"], times[name] / times["uniform"]
+        cost, time = costs[name] / costs["uniform"], times[name] / times["uniform"]
         rows.append(
-            [name, f"{times[name]:.2f}", f"{cost:.3f}", f"{taken:.3f}", f"{taken / cost:.3f}", f"{peak / 1e6:,.0f}"]
+            [name, f"{times[name]:.2f}", f"{cost:.3f}", f"{time:.3f}", f"{time / cost:.3f}", f"{peak / 1e6:,.0f}"]
         )
     columns = ["a step", "seconds", "FLOPs of a uniform one", "time of a uniform one", "time / FLOPs", "peak MB"]
     table("FlexiJEST", columns, rows)

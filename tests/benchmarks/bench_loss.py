@@ -1,4 +1,4 @@
-"""The tiled losses, forward and backward, against open_clip's.
+"""The tiled losses, forward and backward, compared with open_clip's.
 
 python -m tests.benchmarks.bench_loss [--device cuda] [--batch 32768 --width 768 --dtype bfloat16] [--smaller 16]
 """
@@ -64,21 +64,21 @@ def step(loss: Callable[[Leaves], Tensor], x: Leaves) -> None:
         leaf.grad = None
 
 
-def held_for_backward(loss: Callable[[Leaves], Tensor], x: Leaves) -> int:
-    """Bytes of the tensors that autograd keeps between forward and backward, the arguments themselves left out."""
-    held = {}
+def bytes_saved_for_backward(loss: Callable[[Leaves], Tensor], x: Leaves) -> int:
+    """Bytes of the tensors that autograd saves between forward and backward, without the arguments themselves."""
+    n_bytes = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        n_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = loss(x)
     for leaf in x:
-        held.pop(leaf.untyped_storage().data_ptr(), None)
+        n_bytes.pop(leaf.untyped_storage().data_ptr(), None)
     del out
-    return sum(held.values())
+    return sum(n_bytes.values())
 
 
 def main(batch: int = 8192, width: int = 512, device: str = "cpu", dtype: str = "float32", smaller: int = 1) -> None:
@@ -93,10 +93,10 @@ def main(batch: int = 8192, width: int = 512, device: str = "cpu", dtype: str = 
         {"open_clip ClipLoss": open_clip_softmax, "jest softmax_loss": jest_softmax},
     ):  # fmt: skip
         took = seconds({name: partial(step, loss, x) for name, loss in kind.items()}, 5, device)
-        held = {name: held_for_backward(loss, x) for name, loss in kind.items()}
+        saved = {name: bytes_saved_for_backward(loss, x) for name, loss in kind.items()}
         peak = {name: peak_bytes(partial(step, loss), prepare, device)[0] for name, loss in kind.items()}
         rows = [
-            [name, f"{took[name]:.2f}", f"{took[name] / list(took.values())[-1]:.2f}", f"{held[name] / 1e6:,.0f}",
+            [name, f"{took[name]:.2f}", f"{took[name] / list(took.values())[-1]:.2f}", f"{saved[name] / 1e6:,.0f}",
              f"{peak[name] / 1e6:,.0f}"] for name in kind
         ]  # fmt: skip
         columns = ["", "seconds", "of jest's", "MB held for backward", "peak MB above the embeddings"]

@@ -1,11 +1,10 @@
-"""Scoring throughput: jest against what the cores allow, and against clip-retrieval's loop on the same pictures.
+"""Scoring throughput: jest, compared with what the cores allow and with clip-retrieval's loop on the same pictures.
 
 python -m tests.benchmarks.bench_reference_scores [--shards FOLDER] [--raw FOLDER]
 
-The cores allow what is left when nothing but the forward pass (all cores), decoding and tokenising (measured on each,
-all at once) has to be done: 1 / (forward + decode / cores) pairs a second. The tars are those of bench_data. Each
-contestant has a process tree of its own; its time goes from the first picture that is embedded to the last file that
-is written.
+The cores allow 1 / (forward + decode / cores) pairs a second: only the forward pass, on all cores, and decoding and
+tokenising, measured on each core while all do so. The tars are those of bench_data. Each contestant runs in a separate
+process tree; its time is that from the first picture embedded to the last file written.
 """
 
 import json
@@ -67,13 +66,13 @@ def _rows(shards: list[Path], work: Path) -> Iterator[tuple[list[bytes], list[st
 
 
 def _decode(model: str, images: list[bytes], captions: list[str]) -> float:
-    """Seconds a pair, on one of the cores that all do this."""
+    """Seconds a pair on one core, while all cores do the same."""
     torch.set_num_threads(1)
-    takes = configurations.inputs(model)
-    takes.view.batch(images[:20])
+    inputs = configurations.inputs(model)
+    inputs.view.batch(images[:20])
     began = time.perf_counter()
-    takes.view.batch(images)
-    takes.tokenizer(captions)
+    inputs.view.batch(images)
+    inputs.tokenizer(captions)
     return (time.perf_counter() - began) / len(images)
 
 
@@ -99,7 +98,7 @@ def bare(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, An
 
 
 def clip_retrieval(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
-    """Its documented pattern, written here: webdataset, a DataLoader whose workers prepare, one model, .npy files."""
+    """clip-retrieval's documented pattern: webdataset, a DataLoader whose workers preprocess, one model, .npy files."""
     import webdataset
 
     threads()
@@ -134,7 +133,7 @@ def clip_retrieval(model: str, shards: list[Path], batch: int, work: Path) -> di
 
 
 def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
-    """The stage as users run it."""
+    """The stage `jest reference-scores`, and the time to read its cache."""
     listed = "::".join(map(str, shards))
     run = run_file.load(RUN.format(root=work, shards=listed, model=model, batch=batch))
     pair = towers.create(model, seed=0)
@@ -142,18 +141,18 @@ def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, An
     catalogue.run_stage(run)
     watches: list[Stopwatch] = []
 
-    class Kept(Stopwatch):
+    class Recorded(Stopwatch):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             watches.append(self)
 
-    reference_scores.Stopwatch = Kept  # type: ignore[misc]
+    reference_scores.Stopwatch = Recorded  # type: ignore[misc]
     manifest = reference_scores.run_stage(run)
     ended, pairs = time.time(), manifest["counts"]["ok"]
     assert watches[0].began is not None
     parts = [storage.size(score_cache.part_path(run.path("scores"), i)) for i in range(len(shards))]
-    found, columns = catalogue.open_catalogue(run.path("catalogue")), ["status", "image_embedding", "text_embedding"]
-    places = [(found.place(i), group) for i in range(len(shards)) for group in range(len(found.row_group_sizes(i)))]
+    listing, columns = catalogue.open_catalogue(run.path("catalogue")), ["status", "image_embedding", "text_embedding"]
+    places = [(listing.place(i), group) for i in range(len(shards)) for group in range(len(listing.row_group_sizes(i)))]
     groups = [(place, group, place.rows(group)[0]) for place, group in places]
     began = time.perf_counter()
     for place, group, uids in groups:
@@ -170,7 +169,7 @@ def jest(model: str, shards: list[Path], batch: int, work: Path) -> dict[str, An
 
 
 def growth(work: Path, n_shards: int) -> tuple[int, int]:
-    """Peak memory of the stage (the driver, and everything) over so many shards of 20 rows."""
+    """Peak memory of the stage on so many shards of 20 rows: of the driver, and of all processes."""
     folder = work / f"growth-{n_shards}"
     (folder / "shards").mkdir(parents=True)
     rows = pq.read_table(POOL / "00000.parquet").slice(0, 20)
@@ -193,7 +192,7 @@ def score_all(folder: str) -> None:
     watch = _Watch()
     watch.start()
     reference_scores.run_stage(run)
-    watch.look()
+    watch.measure()
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(folder, "peak.json").write_text(json.dumps([driver, watch.peak]))
 
@@ -205,9 +204,9 @@ def contest(name: str, model: str, shards: list[str], batch: int, work: str, out
     """One contestant, in this process."""
     watch = _Watch()
     watch.start()
-    found = CONTESTANTS[name](model, [Path(path) for path in shards], batch, Path(work))
-    watch.look()
-    Path(out).write_text(json.dumps(found | {"peak": watch.peak}))
+    result = CONTESTANTS[name](model, [Path(path) for path in shards], batch, Path(work))
+    watch.measure()
+    Path(out).write_text(json.dumps(result | {"peak": watch.peak}))
 
 
 def measured(name: str, model: str, shards: list[Path], batch: int, work: Path) -> dict[str, Any]:
@@ -233,11 +232,11 @@ def main(shards: Path = FOLDER / "shards", raw: Path = FOLDER / "raw", only: str
         n = pairs or n
         make_shards(shards, raw, n)
         paths = [shards / f"{i:05d}.tar" for i in range(n // PER_SHARD)]
-        found = {name: measured(name, model, paths, batch, work) for name in CONTESTANTS}
-        floor, ours = found["bare"], found["jest"]
+        results = {name: measured(name, model, paths, batch, work) for name in CONTESTANTS}
+        floor, ours = results["bare"], results["jest"]
         rows = [
             [name, f"{f['rate']:.1f}", f"{f['rate'] / floor['rate']:.2f}", f"{f['peak'] / 1e6:,.0f} MB"]
-            for name, f in found.items()
+            for name, f in results.items()
         ]
         size = configurations.inputs(model).view.image_size
         table(
@@ -249,7 +248,7 @@ def main(shards: Path = FOLDER / "shards", raw: Path = FOLDER / "raw", only: str
         decode, forward = 1e3 * floor["decode"], 1e3 * floor["forward"]
         console.print(
             f"decoding and tokenising {decode:.2f} ms a pair and core, forward {forward:.2f} ms on all; jest to "
-            f"clip-retrieval's loop {ours['rate'] / found['clip_retrieval']['rate']:.2f}\n{ours['limit']}\n"
+            f"clip-retrieval's loop {ours['rate'] / results['clip_retrieval']['rate']:.2f}\n{ours['limit']}\n"
             f"reading the cache costs {1e6 * ours['read']:.1f} µs a pair, "
             f"{100 * ours['read'] / (floor['forward'] * (1 + 3 / 5)):.2f} % of a JEST step at f = 0.8 (scoring, and "
             "three forwards for each pair that is trained on)\n"

@@ -1,9 +1,9 @@
-"""Joint selection against Algorithm 1 as written, against the best dense version, and against its floor.
+"""Joint selection, compared with Algorithm 1 as written, with the best dense version, and with its floor.
 
     python -m tests.benchmarks.bench_selection [--device cuda] [--only dense|floor|linear|paper|chunks] [--smaller 16]
 
 The floor is torch's own float32 matrix products and softplus of the shapes that the algorithm needs, and nothing else:
-N - 1 chunks of n taken examples against all B, both ways round, for learner and reference.
+N - 1 chunks of n drawn examples with all B, in both directions, for learner and reference.
 """
 
 import math
@@ -26,7 +26,7 @@ from tests.synthetic import structured_models, uids
 
 @dataclass(frozen=True)
 class Problem:
-    """A super-batch, and what is to be selected from it."""
+    """A super-batch, and the sizes of a selection from it."""
 
     learner: Embeddings
     reference: Embeddings
@@ -65,13 +65,13 @@ def as_written(p: Problem) -> Tensor:
     """Algorithm 1, line by line, on dense matrices: an identity matrix, masks, and products with them."""
     scores = _pair_losses(p.learner) - _pair_losses(p.reference)
     identity = torch.eye(len(scores), device=scores.device)
-    own = (scores * identity).sum(1)
-    drawn = _draw(own, p, 0)
+    matched = (scores * identity).sum(1)
+    drawn = _draw(matched, p, 0)
     for chunk in range(1, p.n_chunks):
-        taken = identity[drawn].sum(0)
-        column_sums = (scores * taken[:, None]).sum(0)
-        row_sums = (scores * taken[None]).sum(1)
-        drawn = torch.cat([drawn, _draw(own + column_sums + row_sums - 1e8 * taken, p, chunk)])
+        is_drawn = identity[drawn].sum(0)
+        column_sums = (scores * is_drawn[:, None]).sum(0)
+        row_sums = (scores * is_drawn[None]).sum(1)
+        drawn = torch.cat([drawn, _draw(matched + column_sums + row_sums - 1e8 * is_drawn, p, chunk)])
     return drawn
 
 
@@ -82,7 +82,7 @@ def _pair_losses(model: Embeddings) -> Tensor:
 
 
 def best_dense(p: Problem) -> Tensor:
-    """The score matrix once, built by tiles with as cheap a softplus as torch has, and only new rows and columns."""
+    """The score matrix built once, in tiles with a cheap softplus; each chunk adds only its rows and columns."""
     scores = torch.empty(len(p.learner), len(p.learner), device=p.learner.image.device)
     for start in range(0, len(scores), 1024):
         rows = slice(start, start + 1024)
@@ -102,7 +102,7 @@ def best_dense(p: Problem) -> Tensor:
 
 
 def _tile_losses(model: Embeddings, rows: slice) -> Tensor:
-    """Softplus as log(1 + exp(l)): a tenth of the time of F.softplus on a CPU, and good enough to race against."""
+    """Softplus as log(1 + exp(l)): a tenth of the time of F.softplus on a CPU, and accurate enough for timing."""
     logits = model.image[rows].float() @ (model.logit_scale * model.text.float()).T
     return logits.add_(model.logit_bias).mul_(math.log2(math.e)).exp2_().add_(1.0).log_()
 
@@ -113,14 +113,14 @@ def _draw(scores: Tensor, p: Problem, chunk: int) -> Tensor:
 
 
 def floor(p: Problem, softplus: bool = True, tile: int = 1024) -> None:
-    """Only the products and the softplus; tiled, which makes them faster than whole."""
+    """Only the products and the softplus, in tiles, which is faster than without."""
     n = p.sub_batch_size // p.n_chunks
     for chunk in range(p.n_chunks - 1):
         for model in (p.learner, p.reference):
             for rows, columns in ((model.image, model.text), (model.text, model.image)):
-                taken = columns[chunk * n : (chunk + 1) * n].T
+                drawn = columns[chunk * n : (chunk + 1) * n].T
                 for start in range(0, len(rows), tile):
-                    logits = rows[start : start + tile] @ taken
+                    logits = rows[start : start + tile] @ drawn
                     if softplus:
                         F.softplus(logits)
 
@@ -185,11 +185,11 @@ def linear_in_super_batch(device: str, smaller: int) -> None:
 def at_the_papers_size(device: str, smaller: int) -> None:
     dtype = "bfloat16" if device == "cuda" else "float32"
     sizes = (163840 // smaller, 32768 // smaller, 768, 16, device, dtype)
-    held = 4 * sizes[0] * sizes[2] * getattr(torch, dtype).itemsize
+    n_bytes = 4 * sizes[0] * sizes[2] * getattr(torch, dtype).itemsize
     rows = []
     for name, function in (("exact", exact), ("fast", fast)):
         extra, took = peak_bytes(function, partial(problem, *sizes), device)
-        rows.append([name, f"{took:.2f}", f"{extra / 1e6:,.0f}", f"{held / 1e6:,.0f}"])
+        rows.append([name, f"{took:.2f}", f"{extra / 1e6:,.0f}", f"{n_bytes / 1e6:,.0f}"])
     columns = ["", "seconds", "peak MB above the embeddings", "MB of the embeddings"]
     table(f"{_title(sizes)}; the first call of a process", columns, rows)
 

@@ -1,10 +1,10 @@
-"""Start-up: what a command takes before it does its work, and where the time to a run's first step goes.
+"""Start-up: the time that a command takes before its work, and the time to a run's first step.
 
 python -m tests.benchmarks.bench_start [--repeats 3] [--timeline]
 
-Each command against a Python that only imports PyTorch, in turns; `first step` is the time from the start of `jest
-train` to its first checkpoint, of a joint run of the demonstration at smoke sizes with one a step, on one learner and
-on two. --timeline: when each process of those began, and what its imports took.
+Each command is compared, in turns, with a Python that only imports PyTorch. `first step` is the time from the start of
+`jest train` to its first checkpoint, for the demonstration's joint run at smoke sizes with a checkpoint every step, on
+one learner and on two. --timeline: when each process of those began, and how long its imports took.
 """
 
 import argparse
@@ -30,14 +30,15 @@ def prepare(root: Path) -> Path:
     return root / "joint-seed0" / "run.yaml"
 
 
-def whole(command: list[str]) -> float:
+def duration(command: list[str]) -> float:
+    """Seconds of a command."""
     began = time.perf_counter()
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def peak_mb(command: list[str]) -> float:
-    """Of the command's own process."""
+    """Peak memory of the command's process, without its children."""
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], capture_output=True); "
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
@@ -84,20 +85,20 @@ def main() -> None:
             "jest train, no catalogue": [*JEST, "train", str(run_file), "--set", "data.catalogue=nowhere"],
             "jest plan": [*JEST, "plan", str(run_file)],
         }
-        taken = {name: [whole(command) for _ in range(options.repeats)] for name, command in contestants.items()}
-        base = median(taken["python, import torch"])
+        times = {name: [duration(command) for _ in range(options.repeats)] for name, command in contestants.items()}
+        base = median(times["python, import torch"])
         console.print(machine("cpu"))
         rows = [
-            [name, f"{median(taken[name]):.2f}", f"{median(taken[name]) / base:.2f}", f"{peak_mb(command):.0f}"]
+            [name, f"{median(times[name]):.2f}", f"{median(times[name]) / base:.2f}", f"{peak_mb(command):.0f}"]
             for name, command in contestants.items()
         ]
         table("Before the work", ["command", "seconds", "of import torch", "peak MB"], rows)
         rows, timelines = [], {}
         for n_learners in (1, 2):
-            found = [first_step(Path(folder), run_file, n_learners) for _ in range(options.repeats)]
-            first, end = (median(values) for values in zip(*((a, b) for a, b, _ in found), strict=True))
+            measured = [first_step(Path(folder), run_file, n_learners) for _ in range(options.repeats)]
+            first, end = (median(values) for values in zip(*((a, b) for a, b, _ in measured), strict=True))
             rows.append([f"{n_learners} learner(s)", f"{first:.1f}", f"{first / base:.1f}", f"{end:.1f}"])
-            timelines[n_learners] = found[-1][2]
+            timelines[n_learners] = measured[-1][2]
         table("jest train of ten steps", ["", "to the first step, s", "of import torch", "to the end, s"], rows)
         for n_learners, lines in timelines.items() if options.timeline else ():
             console.print(f"\n{n_learners} learner(s): seconds, process, what", *lines, sep="\n")

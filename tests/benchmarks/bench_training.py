@@ -1,13 +1,13 @@
-"""Training: jest's loop against open_clip's, what a JEST step spends beside scoring and training, and jest plan.
+"""Training: jest's loop compared with open_clip's, a JEST step's time beside scoring and training, and `jest plan`.
 
 python -m tests.benchmarks.bench_training [--repeats 3] [--steps 40] [--parts loop,plan,learners]
 
-loop: IID training of the same model from the same weights, with the same batches, held in memory by both; open_clip's
-is `train_one_epoch` of its package, jest's the whole loop of the train stage, log, metrics and checkpoints included,
-in one process as `jest reproduce` runs it.
-plan: the demonstration's joint run, as `jest train` runs it; where the time of its steps goes; and what `jest plan`
-predicts of it, calibrated in turns with it. learners: that run on one learner and on two.
-Each turn of each contestant is a process of its own.
+loop: IID training of the same model from the same weights, with the same batches in memory. open_clip's loop is
+`train_one_epoch` of its package; jest's is the whole loop of the train stage with log, metrics and checkpoints, in one
+process as `jest reproduce` runs it.
+plan: the demonstration's joint run as `jest train` runs it, the parts of its steps' time, and the prediction of
+`jest plan`, calibrated in turns with it. learners: that run on one learner and on two.
+Each turn of each contestant runs in a separate process.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from tests.benchmarks.measure import console, machine, resident_bytes, table, th
 
 JOINT = files("jest_deploy") / "runs" / "demo-small" / "joint.yaml"
 _WARM_UP = 3
-_CHECKPOINTS = 20  # steps between two
+_CHECKPOINTS = 20  # steps between two checkpoints
 
 
 def loop_run(root: str, model: str, b: int, n_steps: int) -> Run:
@@ -71,10 +71,10 @@ def of_jest(root: str, model: str, b: int, n_steps: int) -> list[float]:
     """Seconds of each step of the train stage in this process, whose stream is replaced by batches in memory."""
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         run = loop_run(root, model, b, n_steps).model_copy(update={"run_dir": f"{scratch}/loop"})
-        held = examples(b, towers.create(model, seed=0))
+        batch = examples(b, towers.create(model, seed=0))
 
         def stream(*_: Any, first_step: int, **__: Any) -> Iterator[Examples]:
-            return iter([held] * (n_steps - first_step))
+            return iter([batch] * (n_steps - first_step))
 
         with mock.patch("pipelines.training.sub_batches.stream", stream):
             train.run_stage(run, in_process=True)
@@ -89,13 +89,13 @@ def of_open_clip(root: str, model: str, b: int, n_steps: int) -> list[float]:
     from open_clip_train.train import train_one_epoch
 
     threads()
-    held = examples(b, pair := towers.create(model, seed=0))
-    batch = normalise(held.pixels, pair.inputs.mean, pair.inputs.std), held.tokens
+    decoded = examples(b, pair := towers.create(model, seed=0))
+    batch = normalise(decoded.pixels, pair.inputs.mean, pair.inputs.std), decoded.tokens
     network = open_clip.create_model(model, output_dict=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    told = {"device": "cpu", "precision": "fp32", "distill": False, "accum_freq": 1, "skip_scheduler": True}
-    told |= {"horovod": False, "grad_clip_norm": 1.0, "rank": 0, "local_rank": 0, "world_size": 1, "batch_size": b}
-    told |= {"log_every_n_steps": 1, "wandb": False, "log_local": False}
+    settings = {"device": "cpu", "precision": "fp32", "distill": False, "accum_freq": 1, "skip_scheduler": True}
+    settings |= {"horovod": False, "grad_clip_norm": 1.0, "rank": 0, "local_rank": 0, "world_size": 1, "batch_size": b}
+    settings |= {"log_every_n_steps": 1, "wandb": False, "log_local": False}
     ends: list[float] = []
 
     class Batches:
@@ -108,20 +108,20 @@ def of_open_clip(root: str, model: str, b: int, n_steps: int) -> list[float]:
 
     data = mock.Mock(dataloader=Batches())
     loss = SigLipLoss()
-    train_one_epoch(network, {"train": data}, loss, 0, optimizer, None, None, None, argparse.Namespace(**told))
+    train_one_epoch(network, {"train": data}, loss, 0, optimizer, None, None, None, argparse.Namespace(**settings))
     ends.append(time.perf_counter())
     return [after - before for before, after in pairwise(ends)]
 
 
-def _told(function: Callable[[], list[float]]) -> tuple[list[float], int]:
-    found = function()
-    return found, resident_bytes("VmHWM")
+def _with_peak(function: Callable[[], list[float]]) -> tuple[list[float], int]:
+    result = function()
+    return result, resident_bytes("VmHWM")
 
 
-def in_process_of_its_own(function: Callable[[], list[float]]) -> tuple[list[float], int]:
-    """What it returns, and the most memory that its process held."""
+def in_separate_process(function: Callable[[], list[float]]) -> tuple[list[float], int]:
+    """The result of function(), and the peak memory of its process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_told, (function,))
+        return pool.apply(_with_peak, (function,))
 
 
 def bench_loop(root: str, model: str, b: int, n_steps: int, repeats: int) -> None:
@@ -134,15 +134,15 @@ def bench_loop(root: str, model: str, b: int, n_steps: int, repeats: int) -> Non
     peak = dict.fromkeys(contestants, 0)
     for _ in range(repeats):
         for name, function in contestants.items():
-            found, held = in_process_of_its_own(partial(function, root, model, b, n_steps))
-            seconds[name].append(median(found[_WARM_UP:]))
-            peak[name] = max(peak[name], held)
+            times, peak_of_turn = in_separate_process(partial(function, root, model, b, n_steps))
+            seconds[name].append(median(times[_WARM_UP:]))
+            peak[name] = max(peak[name], peak_of_turn)
     base = median(seconds["open_clip's loop"])
     rows = []
     for name in contestants:
-        taken = median(seconds[name])
+        typical = median(seconds[name])
         spread = f"{min(seconds[name]):.4f} to {max(seconds[name]):.4f}"
-        cells = [f"{taken:.4f}", spread, f"{b / taken:.0f}", f"{base / taken:.3f}", f"{peak[name] / 1e6:,.0f}"]
+        cells = [f"{typical:.4f}", spread, f"{b / typical:.0f}", f"{base / typical:.3f}", f"{peak[name] / 1e6:,.0f}"]
         rows.append([name, *cells])
     columns = ["IID training", "s a step", "of the turns", "examples/s", "rate of open_clip's", "peak MB"]
     table(f"{model}, b = {b}, float32, {n_steps} steps a turn, medians of {repeats} turns in turn", columns, rows)
@@ -166,10 +166,10 @@ def prepare(root: str) -> None:
 
 
 def bench_step(lines: list[dict[str, Any]]) -> None:
-    found = bottleneck.shares(lines[1:])
-    beside = sum(share for part, share in found.items() if part not in ("score", "reference", "train", "agreement"))
-    told = ", ".join(f"{part} {share:.1%}" for part, share in found.items() if share >= 0.0005)
-    console.print(f"a JEST step, B = 1,280, b = 256: {told}; beside scoring and training: {beside:.1%}")
+    shares = bottleneck.shares(lines[1:])
+    beside = sum(share for part, share in shares.items() if part not in ("score", "reference", "train", "agreement"))
+    parts = ", ".join(f"{part} {share:.1%}" for part, share in shares.items() if share >= 0.0005)
+    console.print(f"a JEST step, B = 1,280, b = 256: {parts}; beside scoring and training: {beside:.1%}")
 
 
 def bench_plan(root: str, repeats: int) -> None:
@@ -187,12 +187,12 @@ def bench_plan(root: str, repeats: int) -> None:
         steps_measured.append(json.loads(Path(root, name, "manifest.json").read_text())["seconds"])
         bench_step(metrics_line.read(f"{root}/{name}"))
     rows = []
-    for name, expected_s, found in (
+    for name, expected_s, measured_s in (
         ("the command", predicted, measured),
         ("its steps", steps_predicted, steps_measured),
     ):
-        turns = ", ".join(f"{e:.0f}/{f:.0f}" for e, f in zip(expected_s, found, strict=True))
-        e, f = median(expected_s), median(found)
+        turns = ", ".join(f"{e:.0f}/{f:.0f}" for e, f in zip(expected_s, measured_s, strict=True))
+        e, f = median(expected_s), median(measured_s)
         rows.append([name, f"{e:.1f}", f"{f:.1f}", f"{e / f:.3f}", turns])
     title = f"jest plan --calibrate, and the demonstration's joint run: medians of {repeats}, in turns"
     table(title, ["seconds of", "predicted", "measured", "ratio", "turns"], rows)
@@ -200,9 +200,9 @@ def bench_plan(root: str, repeats: int) -> None:
 
 def bench_learners(root: str, repeats: int) -> None:
     """The joint run on one learner and on two, which share the cores."""
-    found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    measured: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for turn in range(repeats):
-        for n, parts in found.items():
+        for n, parts in measured.items():
             name = f"learners-{n}-{turn}"
             sizes = ["--set", f"training.n_learners={n}", "--set", "training.examples_trained=10240"]
             jest("train", str(JOINT), "--set", f"root={root}", "--set", f"run_dir={name}", *sizes)
@@ -215,8 +215,8 @@ def bench_learners(root: str, repeats: int) -> None:
                 | {"step": median(line["train/batch_time"] for line in lines)}
             )
     rows = []
-    for part in found[1][0]:
-        one, two = (median(turn[part] for turn in found[n]) for n in (1, 2))
+    for part in measured[1][0]:
+        one, two = (median(turn[part] for turn in measured[n]) for n in (1, 2))
         rows.append([part, f"{one:.4f}", f"{two:.4f}", f"{two / one:.2f}"])
     title = f"one learner, and two on the same {cluster.n_cores()} cores: seconds, medians of {repeats}, in turns"
     table(title, ["", "one", "two", "two / one"], rows)
@@ -224,7 +224,7 @@ def bench_learners(root: str, repeats: int) -> None:
     if repeats > 1:
         drifts |= {f"{n} and {n} again": drift(root, f"learners-{n}-0", f"learners-{n}-1") for n in (1, 2)}
     steps = sorted({0, 1, 2, 5, 10, 20, len(drifts["one and two"]) - 1})
-    rows = [[name, *(f"{found[step]:.3f}" for step in steps)] for name, found in drifts.items()]
+    rows = [[name, *(f"{shares[step]:.3f}" for step in steps)] for name, shares in drifts.items()]
     table("share of a step's sub-batch that two runs have in common", ["learners", *(f"step {s}" for s in steps)], rows)
 
 
@@ -234,11 +234,11 @@ def drift(root: str, one: str, other: str) -> list[float]:
     def selected(name: str) -> dict[int, set[str]]:
         log = selection_log.read(f"{root}/{name}")
         rows = zip(*(log[column].to_pylist() for column in ("step", "uid", "selected")), strict=True)
-        found: dict[int, set[str]] = {}
+        by_step: dict[int, set[str]] = {}
         for step, uid, chosen in rows:
             if chosen:
-                found.setdefault(step, set()).add(uid)
-        return found
+                by_step.setdefault(step, set()).add(uid)
+        return by_step
 
     first, second = selected(one), selected(other)
     return [len(first[step] & second[step]) / len(first[step]) for step in sorted(first)]

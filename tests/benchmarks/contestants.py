@@ -1,4 +1,4 @@
-"""What bench_data compares: shards of JPEGs, and the pipelines that read them, each an iterator of counts."""
+"""The shards of JPEGs of bench_data, and the pipelines that it compares: iterators of the numbers of examples read."""
 
 import io
 import os
@@ -66,7 +66,7 @@ def make_shards(folder: Path, raw: Path, n: int) -> None:
     listed = [r for r in rows.list_rows("medium", raw, icon_sets, emoji, versions, 0) if r.prefix]
     listed.sort(key=lambda row: names.stable_hash(row.uid))
     # by icon set within a worker's part, which reads each set once
-    spare = PER_SHARD + PER_SHARD // 10  # some drawings come out blank
+    spare = PER_SHARD + PER_SHARD // 10  # some drawings are blank
     parts = [listed[i * spare : (i + 1) * spare] for i in range(n_shards)]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for number, _ in enumerate(
@@ -102,7 +102,7 @@ def _write_shard(folder: Path, raw: Path, number: int, part: list[rows.Row]) -> 
 
 
 def with_open_clip(shards: str, n: int, work: Path) -> Iterator[int]:
-    """open_clip_train's own training pipeline, with its evaluation transform and two workers."""
+    """open_clip_train's training pipeline, with its evaluation transform and two workers."""
     from open_clip.transform import image_transform
     from open_clip_train import data as open_clip_data
 
@@ -183,7 +183,7 @@ def jest_eager(shards: str, n: int, work: Path) -> Iterator[int]:
 
 
 def jest_late(shards: str, n: int, work: Path) -> Iterator[int]:
-    """f = 0.8: all at 112 pixels out of the reduced decoder, the selected again at 224 by the learner's threads."""
+    """f = 0.8: all decoded reduced to 112 pixels, the selected ones again at 224 by the learner's threads."""
     pool = ThreadPoolExecutor(2)
     for batch in _super_batches(shards, n, work, "joint", "late"):
         assert batch.pixels.shape[-1] == SCORED_SIZE

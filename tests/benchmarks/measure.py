@@ -1,4 +1,4 @@
-"""Time and peak memory of functions, side by side in one run."""
+"""Time and peak memory of functions."""
 
 import ctypes
 import multiprocessing
@@ -21,13 +21,13 @@ console = Console(width=120)
 
 
 def machine(device: str) -> str:
-    """What the figures below it were measured on."""
+    """The machine and versions that figures were measured on, to print above them."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu()}, {torch.get_num_threads()} threads"
     return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def seconds(contestants: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median wall-clock of each, taken in turns so that all see the same weather; one turn before is not counted."""
+    """Median wall-clock seconds of each, in turns so that other load affects all alike; a first turn is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats + 1):
         for name, function in contestants.items():
@@ -41,11 +41,11 @@ def seconds(contestants: Mapping[str, Callable[[], Any]], repeats: int, device: 
 
 
 def peak_bytes(function: Callable[[Any], Any], prepare: Callable[[], Any], device: str = "cpu") -> tuple[int, float]:
-    """Memory that function(prepare()) takes above what prepare() holds, and its seconds, in a process of its own.
+    """Peak memory of function(prepare()) above that after prepare(), in bytes, and its seconds, in a separate process.
 
-    On the CPU it is resident memory, with all that libraries allocate; on CUDA what torch allocates.
+    On the CPU it is resident memory, which includes what libraries allocate; on CUDA it is what torch allocates.
     """
-    context = multiprocessing.get_context("forkserver")  # which imports once what each of them needs
+    context = multiprocessing.get_context("forkserver")  # a fork server, which imports these packages once
     context.set_forkserver_preload(["torch", "open_clip", "pyarrow.parquet"])
     with context.Pool(1) as pool:
         return pool.apply(_peak, (function, prepare, device))
@@ -59,22 +59,22 @@ def _peak(function: Callable[[Any], Any], prepare: Callable[[], Any], device: st
         before = torch.cuda.memory_allocated()
     else:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
+        Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
         before = resident_bytes("VmRSS")
     start = time.perf_counter()
     function(prepared)
     _wait(device)
-    taken = time.perf_counter() - start
+    elapsed = time.perf_counter() - start
     after = torch.cuda.max_memory_allocated() if device == "cuda" else resident_bytes("VmHWM")
-    return after - before, taken
+    return after - before, elapsed
 
 
 def resident_bytes(name: str) -> int:
-    """Of this process: VmRSS, what it holds now; VmHWM, the most that it held."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if not found:
+    """Resident memory of this process: VmRSS is the current value, VmHWM the peak."""
+    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if not match:
         raise RuntimeError(f"/proc/self/status has no {name}: memory can be measured on Linux only")
-    return int(found[1]) * 1024
+    return int(match[1]) * 1024
 
 
 def _wait(device: str) -> None:
@@ -83,7 +83,7 @@ def _wait(device: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print one."""
+    """Print a table."""
     out = Table(*columns, title=title, title_justify="left")
     for row in rows:
         out.add_row(*row)
@@ -91,5 +91,5 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def threads() -> None:
-    """All cores, whatever OMP_NUM_THREADS says elsewhere."""
+    """Use all cores, whatever OMP_NUM_THREADS says."""
     torch.set_num_threads(n_cores())

@@ -1,4 +1,4 @@
-"""Rows of all learners by their global positions: bit for bit, whatever the shares and the types are."""
+"""Rows gathered by global position equal those of the whole tensor, bit for bit, for any shares and dtypes."""
 
 import pytest
 import torch

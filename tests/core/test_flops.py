@@ -1,4 +1,4 @@
-"""Costs against torch's FLOP counter on the real thing, a ViT's formula, and the paper's figures."""
+"""FLOP counts, compared with torch's counter on real steps, with a ViT's formula, and with the paper's figures."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from tests.core.training.test_step import make_learner, super_batch
 
 
 class Counter(FlopCounterMode):
-    """torch's counter, with what it leaves out: products added in place, and attention fused for the CPU."""
+    """torch's counter, which alone would leave out in-place addmm_ and attention that is fused on the CPU."""
 
     def __init__(self) -> None:
         def in_place(_, a, b, **kwargs):
@@ -38,7 +38,7 @@ class Counter(FlopCounterMode):
     [(0.5, 1.33, 1.67, 2.00), (0.8, 2.33, 2.67, 4.00), (0.9, 4.00, 4.33, 7.33)],
 )
 def test_the_papers_table_of_cost_ratios(ratio: float, reused: float, not_reused: float, online: float):
-    """Section 7 of the fact sheet; the third column has the reference scored online and the forward reused."""
+    """The paper's costs relative to uniform training; `online` has an online reference and reuses the scoring pass."""
     forward, b = 1e9, 32768
     sizes = {"forward": forward, "sub_batch_size": b, "super_batch_size": round(b / (1 - ratio)), "n_chunks": 16}
     cached = flops.training_flops(**sizes)
@@ -91,14 +91,14 @@ def test_the_papers_figures_of_flexijest():
         ("jest-tiny", ["selection.method=uniform", "training.low_resolution={patch_size: 16, share: 0.25}"]),
     ],
 )
-def test_a_step_is_counted_as_it_runs(name: str, overrides: list[str]):
+def test_step_flops_match_torchs_counter(name: str, overrides: list[str]):
     learner = make_learner([f"model.name={name}", "reference.model.name=jest-tiny", *overrides], name=name)
     step, run = flops.step_flops(learner.run), learner.run
     batch = super_batch(learner.towers)
     if not run.selection.selects:
         batch = batch[torch.arange(run.sub_batch_size)]
     batch = dataclasses.replace(batch, reference_image=batch.reference_text)
-    train_step(learner, batch, 0)  # computes the maps of a resolution
+    train_step(learner, batch, 0)  # the first step computes the resizing maps of a resolution
     with Counter() as counter:
         train_step(learner, batch, 1)
     # torch does not count the optimiser, and no gradient of the pixels is computed: a third of the first layer's part
@@ -116,7 +116,7 @@ def test_a_step_is_counted_as_it_runs(name: str, overrides: list[str]):
 
 
 def first_layer(name: str, image_size: int) -> int:
-    """FLOPs of one picture's way through the first convolution: 7 x 7, every other pixel; or patches, of any size."""
+    """FLOPs of the first convolution on one picture: 7 x 7 with stride 2, or patches of any size."""
     return 2 * 3 * image_size**2 * {"jest-drawings": 49 * 32 // 4, "jest-tiny": 32}[name]
 
 

@@ -39,7 +39,7 @@ def test_softplus_sums_equal_those_of_float64(columns: int, low: float, spread: 
     torch.testing.assert_close(softplus_sums(logits.clone()).double(), expected, rtol=3e-5, atol=1e-30)
 
 
-def test_softplus_sums_keep_what_is_small():
+def test_softplus_sums_keep_tiny_terms():
     """Terms of exp(-40), which would vanish beside the 1 of log(1 + x) in float32."""
     logits = torch.full((2, 1024), -40.0)
     torch.testing.assert_close(softplus_sums(logits.clone()), torch.full((2,), 1024 * 4.248354e-18), rtol=1e-5, atol=0)
@@ -60,7 +60,7 @@ def dense_sigmoid_loss(
 
 
 def softmax(image, text, scale, bias, **options):
-    """softmax_loss with the arguments of sigmoid_loss; the bias takes no part, and has the gradient 0."""
+    """softmax_loss with the arguments of sigmoid_loss; the bias is not used, and has the gradient 0."""
     return softmax_loss(image, text, scale, **options) + 0.0 * bias
 
 
@@ -87,8 +87,8 @@ def test_tiled_loss_and_gradients_equal_the_dense_ones(tile: int, name: str):
     (2 * loss).backward()
     (2 * expected).backward()
     torch.testing.assert_close(loss, expected)
-    for found, wanted in zip(tiled, whole, strict=True):
-        torch.testing.assert_close(found.grad, torch.zeros(()) if wanted.grad is None else wanted.grad)
+    for actual, expected in zip(tiled, whole, strict=True):
+        torch.testing.assert_close(actual.grad, torch.zeros(()) if expected.grad is None else expected.grad)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -117,8 +117,8 @@ def test_global_loss_and_gradients_equal_one_process_with_skewed_shares(size: in
     loss = LOSSES[name][0](*values)
     loss.backward()
     results = run_learners(_shared_loss, size, name)
-    for found in results:
-        torch.testing.assert_close(found[0], loss.detach())
+    for result in results:
+        torch.testing.assert_close(result[0], loss.detach())
     for i in (1, 2):
         torch.testing.assert_close(torch.cat([r[i] for r in results]), values[i - 1].grad)
     for i in (3, 4):  # shared parameters: the sum over learners is the gradient
@@ -129,8 +129,8 @@ def test_global_loss_and_gradients_equal_one_process_with_skewed_shares(size: in
 def test_memory_kept_for_backward_is_linear_in_the_batch(name: str):
     values = leaves(512, 8)
     loss = sigmoid_loss(*values, tile=64) if name == "sigmoid" else softmax_loss(*values[:3], tile=64)
-    kept = sum(x.numel() for x in loss.grad_fn.saved_tensors)
-    assert kept <= 2 * 512 * 8 + 2
+    n_saved = sum(x.numel() for x in loss.grad_fn.saved_tensors)
+    assert n_saved <= 2 * 512 * 8 + 2
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -156,7 +156,7 @@ def test_half_precision_embeddings_get_gradients_of_their_own_type(name: str):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_scalers_factor_is_not_lost_to_rounding(name: str):
-    """Gradients of float16 embeddings are below what float16 holds until a loss scaler's factor is on them."""
+    """Gradients of float16 embeddings underflow float16 unless they are multiplied by a loss scaler's factor."""
     values = leaves(256, 8)
     values[:2] = [value.detach().half().requires_grad_() for value in values[:2]]
     exact = [value.detach().float().requires_grad_() for value in values]
@@ -181,7 +181,7 @@ for image, text, tile in ((x, x[:7], 4), (x[:, :3], x, 4), (x[0], x[0], 4), (x, 
 
 
 def test_shapes_that_do_not_match_are_refused():
-    """In a process of its own: where shape checks are on, as in `make test`, they refuse before."""
+    """In a separate process, since the shape checks that `make test` turns on would raise first."""
     ran = subprocess.run([sys.executable, "-c", WRONG_SHAPES], capture_output=True, text=True)
     lines = ran.stdout.splitlines()
     assert len(lines) == 8, ran.stderr
@@ -209,6 +209,6 @@ def test_the_calibrated_bias_is_where_the_sigmoid_loss_is_least(generator):
     image = F.normalize(torch.randn(64, 16, generator=generator), dim=1)
     text = F.normalize(image + 0.8 * torch.randn(64, 16, generator=generator), dim=1)
     bias = calibrated_bias(image, text, 30.0)
-    at = [sigmoid_loss(image, text, torch.tensor(30.0), torch.tensor(bias + d)).item() for d in (-0.1, 0.0, 0.1)]
-    assert at[1] < min(at[0], at[2])
-    assert at[1] < sigmoid_loss(image, text, torch.tensor(30.0), torch.tensor(0.0)).item()
+    near = [sigmoid_loss(image, text, torch.tensor(30.0), torch.tensor(bias + d)).item() for d in (-0.1, 0.0, 0.1)]
+    assert near[1] < min(near[0], near[2])
+    assert near[1] < sigmoid_loss(image, text, torch.tensor(30.0), torch.tensor(0.0)).item()

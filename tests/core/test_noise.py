@@ -4,7 +4,7 @@ import torch
 from jest_core import noise
 
 
-def test_hash_does_not_depend_on_place():
+def test_hash_does_not_depend_on_position():
     words = torch.randint(-(2**62), 2**62, (100, 2), generator=torch.Generator().manual_seed(0))
     times = torch.zeros(100, dtype=torch.int64)
     whole = noise.hash_examples(words, times, 1, 2)
@@ -13,7 +13,7 @@ def test_hash_does_not_depend_on_place():
     assert torch.equal(noise.hash_examples(words[:10], times[:10], 1, 2), whole[:10])
 
 
-def test_every_key_matters():
+def test_every_key_changes_the_hash():
     words, times = torch.tensor([[1, 2]]), torch.tensor([0])
     values = {
         noise.hash_examples(words, times, 0, 0).item(),
@@ -38,14 +38,14 @@ def test_uniform_and_gumbel_have_their_moments():
     assert abs(torch.corrcoef(torch.stack([u[1:], u[:-1]]))[0, 1]) < 5 / np.sqrt(n)
 
 
-def test_numpy_and_pytorch_agree_and_both_give_what_they_always_gave():
+def test_numpy_and_pytorch_hashes_agree_and_are_stable():
     keys = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (3, 100), endpoint=True)
     context = [0, -1, 2**63, 2**64 + 5]
-    ours = noise.hash_integers(np.zeros(1, np.int64), [*context, *keys])
-    theirs = noise.hash_integers(torch.zeros(1, dtype=torch.int64), [*context, *torch.from_numpy(keys)])
-    assert ours.dtype == np.int64
-    assert ours.tolist() == theirs.tolist()
-    assert len(set(ours.tolist())) == 100
+    from_numpy = noise.hash_integers(np.zeros(1, np.int64), [*context, *keys])
+    from_pytorch = noise.hash_integers(torch.zeros(1, dtype=torch.int64), [*context, *torch.from_numpy(keys)])
+    assert from_numpy.dtype == np.int64
+    assert from_numpy.tolist() == from_pytorch.tolist()
+    assert len(set(from_numpy.tolist())) == 100
     assert noise.hash_integers(np.zeros(1, np.int64), [7, np.arange(2)]).tolist() == [
         -5137267319001854395,
         4414019431610648415,
@@ -67,21 +67,21 @@ def test_a_logical_shift_has_no_sign():
 
 def test_splitmix64_matches_its_published_sequence():
     """The first outputs of SplitMix64 seeded with 0, from the reference implementation's stream."""
-    state, mask, found = 0, 2**64 - 1, []
+    state, mask, outputs = 0, 2**64 - 1, []
     for _ in range(3):
         state = (state + 0x9E3779B97F4A7C15) & mask
         signed = np.array([state if state < 2**63 else state - 2**64])
-        found.append(noise._mix(signed).item() & mask)
-    assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+        outputs.append(noise._mix(signed).item() & mask)
+    assert outputs == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
-def test_a_permutation_is_what_it_always_was():
+def test_permutations_are_stable_across_versions():
     assert noise.permutation(8, 3, noise.Purpose.ROWS, 0).tolist() == [2, 3, 0, 6, 4, 5, 1, 7]
     assert sorted(noise.permutation(1000, 3, 1).tolist()) == list(range(1000))
     assert noise.permutation(8, 4, noise.Purpose.ROWS, 0).tolist() != [2, 3, 0, 6, 4, 5, 1, 7]
 
 
-def test_purposes_keep_the_numbers_that_logs_and_streams_were_made_with():
+def test_purposes_keep_the_numbers_of_earlier_versions():
     assert {purpose.name: int(purpose) for purpose in noise.Purpose} == {
         "ROW_GROUPS": 0,
         "ROWS": 1,

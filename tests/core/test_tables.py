@@ -14,7 +14,7 @@ def test_a_short_uid_is_refused():
         tables.uid_from_hex(["0123456789abcdef"] * 2 + ["0123456789abcdef" * 2])
 
 
-def test_statuses_keep_the_numbers_and_labels_that_tables_have():
+def test_statuses_keep_the_numbers_and_labels_of_stored_tables():
     assert {status.label: int(status) for status in tables.SlotStatus} == {
         "ok": 0,
         "missing": 1,

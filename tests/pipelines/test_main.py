@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line: exit statuses, errors, help and options."""
 
 import os
 import re
@@ -31,16 +31,16 @@ def run_file(tmp_path, shards):
     return str(path)
 
 
-def test_an_error_is_the_status_of_the_process():
+def test_an_error_sets_the_exit_status():
     out = jest("train", "nowhere.yaml")
     assert (out.returncode, out.stderr) == (1, "jest: no run file at nowhere.yaml\n")
 
 
 def test_ray_does_not_start_by_itself():
-    """Whatever module of ours comes first: a thread that reads for a run that was stopped would start another Ray."""
-    ask = "import pipelines.base.storage, ray._private.auto_init_hook as hook; print(hook.enable_auto_connect)"
+    """Importing any module of ours turns it off: a prefetching thread of a stopped run would start another Ray."""
+    code = "import pipelines.base.storage, ray._private.auto_init_hook as hook; print(hook.enable_auto_connect)"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_AUTO_CONNECT"}
-    out = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, env=environment)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert out.stdout == "False\n"
 
 
@@ -66,14 +66,14 @@ def test_help_names_every_stage():
         (["catalogue", "RUN", "--set", "root=s3://bucket/x", "--set", "data.shards=a.parquet"], "locate credentials"),
     ],
 )
-def test_errors_are_one_clear_line_and_a_status(run_file: str, arguments: list[str], message: str):
+def test_errors_print_one_clear_line_and_set_the_exit_status(run_file: str, arguments: list[str], message: str):
     out = jest(*(a.replace("RUN", run_file) for a in arguments))
     assert out.returncode == 1
     assert message in out.stderr
     assert "Traceback" not in out.stderr
 
 
-def test_the_version_is_that_of_the_package_and_of_what_it_stands_on():
+def test_version_names_the_package_and_its_main_dependencies():
     out = jest("--version").stdout
     assert re.fullmatch(r"jest \d\S* \(Python 3\.\d+\.\d+\S*, torch \S+, ray \S+, open_clip_torch \S+\)\n", out)
 
@@ -81,7 +81,7 @@ def test_the_version_is_that_of_the_package_and_of_what_it_stands_on():
 @pytest.mark.parametrize(
     "arguments", [["--traceback", "train", "nowhere.yaml"], ["train", "nowhere.yaml", "--traceback"]]
 )
-def test_the_traceback_is_shown_where_it_is_asked_for(arguments: list[str]):
+def test_the_traceback_is_shown_with_the_option(arguments: list[str]):
     out = jest(*arguments)
     assert out.returncode == 1
     assert out.stderr.startswith("Traceback")
@@ -98,10 +98,10 @@ def report_error(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_the_traceback_of_an_unexpected_error_is_saved(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    said = report_error(KeyError("x"), capsys)
-    assert said.startswith("jest: unexpected KeyError: 'x'\n  traceback saved to ")
+    printed = report_error(KeyError("x"), capsys)
+    assert printed.startswith("jest: unexpected KeyError: 'x'\n  traceback saved to ")
     (saved,) = tmp_path.iterdir()
-    assert str(saved) in said
+    assert str(saved) in printed
     assert "raise error" in saved.read_text()
     assert report_error(ValueError("a wrong setting"), capsys) == "jest: a wrong setting\n"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
@@ -109,7 +109,7 @@ def test_the_traceback_of_an_unexpected_error_is_saved(monkeypatch, tmp_path, ca
     assert [*tmp_path.iterdir()] == [saved]
 
 
-def test_the_traceback_is_shown_where_the_environment_asks_for_it(monkeypatch, tmp_path, capsys):
+def test_the_traceback_is_shown_with_the_environment_variable(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("JEST_TRACEBACK", "1")
     assert re.fullmatch(
@@ -121,15 +121,15 @@ def test_the_traceback_is_shown_where_the_environment_asks_for_it(monkeypatch, t
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_error_of_a_task_of_ray_data_is_that_of_our_code(run_file, tmp_path):
-    """Ray wraps it into one of its own, which says nothing of what is wrong."""
+def test_an_error_in_a_ray_data_task_is_shown_without_rays_wrapper(run_file, tmp_path):
+    """Ray wraps our error in one of its own, whose message does not name the cause."""
     (tmp_path / "broken.parquet").write_bytes(b"no Parquet file at all")
     out = jest("catalogue", run_file, "--set", f"data.shards={tmp_path}/broken.parquet")
     assert out.returncode == 1
     assert re.fullmatch(r"jest: \S+broken.parquet is damaged, or is not Parquet: .*\n", out.stderr)
 
 
-def test_the_error_of_learners_is_that_of_the_one_that_failed_first(capsys):
+def test_of_failed_learners_the_root_cause_is_shown(capsys):
     class WorkerGroupError(RuntimeError):
         worker_failures = {  # noqa: RUF012
             0: "Traceback ...\nRuntimeError: [gloo] Connection closed by peer [10.0.0.2]",
@@ -148,7 +148,7 @@ def test_the_error_of_learners_is_that_of_the_one_that_failed_first(capsys):
         ["--log-level", "warning", "train", "--traceback", "run.yaml"],
     ],
 )
-def test_options_of_all_commands_may_stand_behind_the_command(words):
+def test_global_options_may_follow_the_command(words):
     assert main._global_options_first(words) == ["--log-level", "warning", "--traceback", "train", "run.yaml"]
 
 

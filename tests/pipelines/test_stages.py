@@ -1,4 +1,4 @@
-"""The table of stages: what is made from it, and what is refused before the first stage starts."""
+"""The table of stages: the commands and the document made from it, and what is refused before the first stage."""
 
 import contextlib
 import inspect
@@ -29,14 +29,14 @@ def test_each_stage_is_a_command_with_the_help_of_the_table():
         assert commands[name].help == stage.help
 
 
-def test_each_stage_is_called_alike():
+def test_every_stage_has_the_same_signature():
     for stage in STAGES.values():
         first, *options = inspect.signature(stage.load()).parameters.values()
         assert (first.name, first.annotation) in {("run", Run), ("run", "Run")}
         assert all(option.kind is option.KEYWORD_ONLY and option.default is not option.empty for option in options)
 
 
-def test_the_table_costs_no_import_of_ray_or_pytorch_or_a_run_file():
+def test_importing_the_commands_imports_neither_ray_nor_pytorch():
     code = "import sys, pipelines.commands; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "pyarrow", "pydantic"} & {*out.stdout.split()}
@@ -75,7 +75,7 @@ def test_a_stage_without_its_input_is_refused_before_the_first_starts(make_run, 
     assert not Path(run.path(run.data.catalogue)).exists()
 
 
-def test_plan_says_what_is_done_and_what_can_run(scored: Run, make_run):
+def test_plan_lists_which_stages_are_done_and_which_can_run(scored: Run, make_run):
     assert {each.stage.name: each.state for each in statuses(scored)} == {
         "ingest": "not part of this run",
         "catalogue": "done",
@@ -97,7 +97,7 @@ def test_a_run_that_is_made_longer_or_gets_a_further_evaluation_set_is_not_done(
     assert STAGES["train"].is_done(run)
     assert STAGES["evaluate"].is_done(run)
     assert not STAGES["train"].is_done(make_run("joint", EVALUATED, "training.examples_trained=384"))
-    further = EVALUATED.replace("]}", ", {name: b, shards: s, format: shards, tasks: [retrieval]}]}")
+    further = EVALUATED.replace("}]}", "}, {name: b, shards: s, format: shards, tasks: [retrieval]}]}")
     assert not STAGES["evaluate"].is_done(make_run("joint", further))
 
 
@@ -107,6 +107,6 @@ def test_plan_prints_the_stages(make_run, capsys):
     assert "after reference-scores" in capsys.readouterr().out
 
 
-def test_the_document_has_the_table_of_today():
+def test_the_table_in_the_document_is_up_to_date():
     text = (Path(__file__).parents[2] / "deploy" / "docs" / "stages.md").read_text()
     assert with_table(text) == text, "make docs"

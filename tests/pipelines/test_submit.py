@@ -3,7 +3,7 @@ import pytest
 from pipelines import submit
 
 
-def test_what_cannot_be_submitted_is_refused_at_once(make_run):
+def test_invalid_submissions_are_refused_at_once(make_run):
     run = make_run("joint")
     with pytest.raises(ValueError, match="evaluates: no such stage; the stages are ingest catalogue"):
         submit.submit(run, ["evaluates"], "http://127.0.0.1:1", {})

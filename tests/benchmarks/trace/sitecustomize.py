@@ -1,5 +1,5 @@
-"""Imported by every Python that starts with this folder in PYTHONPATH: writes when the process began, how long the
-imports that cost took, and when it ended, to the file that JEST_TRACE names. It imports nothing that costs itself."""
+"""Imported by every Python that starts with this folder in PYTHONPATH: writes to the file in JEST_TRACE when the
+process began and ended, and how long its slow imports took. It imports only fast modules itself."""
 
 import atexit
 import importlib.machinery

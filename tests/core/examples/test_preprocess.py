@@ -3,7 +3,7 @@ import torch
 from jest_core.examples.preprocess import augment
 
 
-def test_augmentation_belongs_to_the_example():
+def test_augmentation_depends_on_the_example_and_the_step_alone():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
     uids, times = torch.randint(0, 2**62, (8, 2), generator=generator), torch.zeros(8, dtype=torch.int64)

@@ -51,24 +51,24 @@ def test_any_text_is_tokenised_as_open_clip_does(captions: list[str]):
     assert ClipTokenizer()(captions).tolist() == OPEN_CLIP(captions).tolist()
 
 
-def test_the_vocabulary_is_open_clips():
+def test_the_vocabulary_equals_that_of_open_clip():
     _, ranks, numbers = tokenizer._vocabulary()
     assert numbers == OPEN_CLIP.encoder
     assert ranks == OPEN_CLIP.bpe_ranks
 
 
-def test_a_model_with_another_tokenizer_has_open_clips(tmp_path: Path):
+def test_a_model_with_another_tokenizer_uses_that_of_open_clip(tmp_path: Path):
     assert configurations.inputs("ViT-B-32").tokenizer == ClipTokenizer(77, type(OPEN_CLIP).__name__)
     config = open_clip.get_model_config("ViT-B-32")
     config["text_cfg"] |= {"tokenizer_kwargs": {"clean": "canonicalize"}, "context_length": 12}
     (tmp_path / "canonical-B-32.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path)
-    own = configurations.inputs("canonical-B-32").tokenizer
-    assert own == OpenClipTokenizer("canonical-B-32", 12, "SimpleTokenizer")
-    theirs = open_clip.get_tokenizer("canonical-B-32")
-    assert own(HARD).tolist() == theirs(HARD).tolist() != ClipTokenizer(12)(HARD).tolist()
-    assert pickle.loads(pickle.dumps(own)) == own
-    assert own("one caption").tolist() == own(["one caption"]).tolist()
+    custom = configurations.inputs("canonical-B-32").tokenizer
+    assert custom == OpenClipTokenizer("canonical-B-32", 12, "SimpleTokenizer")
+    expected = open_clip.get_tokenizer("canonical-B-32")
+    assert custom(HARD).tolist() == expected(HARD).tolist() != ClipTokenizer(12)(HARD).tolist()
+    assert pickle.loads(pickle.dumps(custom)) == custom
+    assert custom("one caption").tolist() == custom(["one caption"]).tolist()
     with pytest.raises(ValueError, match="has a SimpleTokenizer here, and a HFTokenizer where the run started"):
         OpenClipTokenizer("canonical-B-32", 12, "HFTokenizer")(HARD)
     with pytest.raises(ValueError, match="'only-there' is no open_clip model"):

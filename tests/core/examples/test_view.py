@@ -37,21 +37,22 @@ def picture(width: int = 50, height: int = 70) -> Image.Image:
     interpolation=st.sampled_from(["bicubic", "bilinear"]),
 )
 @settings(max_examples=150, deadline=None)
-def test_it_is_open_clips_transform(width: int, height: int, size: int, mode: str, interpolation: str):
-    image, names = picture(width, height), {"resize_mode": mode, "interpolation": interpolation}
-    whole = image_transform(size, is_train=False, mean=MEAN, std=STD, **names)
-    own = View(size, **names)
+def test_the_view_equals_open_clips_transform(width: int, height: int, size: int, mode: str, interpolation: str):
+    image, options = picture(width, height), {"resize_mode": mode, "interpolation": interpolation}
+    whole = image_transform(size, is_train=False, mean=MEAN, std=STD, **options)
+    ours = View(size, **options)
     try:
         expected = whole(image)
-    except ValueError:  # of a picture so thin that nothing is left of it
+    except ValueError:  # the picture is so thin that a side is resized to zero
         with pytest.raises(BadImage, match="damaged"):
-            own(encode(image))
+            ours(encode(image))
         return
-    pixels, status = own.batch([encode(image)])
+    pixels, status = ours.batch([encode(image)])
     assert not status.any()
     torch.testing.assert_close(normalise(torch.from_numpy(pixels), MEAN, STD)[0].contiguous(), expected)
     steps = [step for step in whole.transforms[:-2] if not hasattr(step, "__name__")]
-    assert repr(own) == "; ".join(" ".join(repr(step).split()) for step in steps)  # by which score caches are known
+    # the representation is part of a score cache's fingerprint
+    assert repr(ours) == "; ".join(" ".join(repr(step).split()) for step in steps)
 
 
 def test_a_margin_is_cut_off_after_open_clips_transform():
@@ -65,14 +66,14 @@ def test_a_margin_is_cut_off_after_open_clips_transform():
     assert repr(View(32, margin=0.875)).endswith("MaybeConvertMode(); CenterCrop(size=(32, 32))")
 
 
-def test_what_it_cannot_do_is_refused_before_a_picture_is():
+def test_unknown_settings_are_refused_at_construction():
     with pytest.raises(ValueError, match="resize_mode is shortest, longest or squash, and not 'middle'"):
         View(32, resize_mode="middle")
     with pytest.raises(ValueError, match="interpolation is bicubic or bilinear, and not 'random'"):
         View(32, interpolation="random")
 
 
-def test_it_travels_to_other_processes():
+def test_a_view_can_be_pickled():
     assert pickle.loads(pickle.dumps(View(32).smaller(16))) == View(16, reduced=True)
 
 
@@ -83,7 +84,7 @@ def test_formats_and_modes_decode(kind: str):
         assert View(16)(data).shape == (3, 16, 16)
 
 
-def test_bad_bytes_are_told_by_reason_and_never_raise(monkeypatch: pytest.MonkeyPatch):
+def test_bad_images_get_a_status_instead_of_an_exception(monkeypatch: pytest.MonkeyPatch):
     good = encode(picture(), "JPEG")
     cases = {
         None: "missing",
@@ -103,11 +104,11 @@ def test_bad_bytes_are_told_by_reason_and_never_raise(monkeypatch: pytest.Monkey
         View(16)(good)
 
 
-def test_a_name_that_lies_about_the_format_does_not_matter():
-    assert View(16)(encode(picture(), "PNG")).shape == (3, 16, 16)  # a .jpg that is a PNG: told by its bytes
+def test_the_format_is_detected_from_the_bytes():
+    assert View(16)(encode(picture(), "PNG")).shape == (3, 16, 16)  # whatever the suffix of its name
 
 
-def test_a_bomb_of_few_bytes_costs_no_memory():
+def test_a_decompression_bomb_is_refused_without_allocating_memory():
     data = encode(Image.new("1", (12_000, 12_000)))  # 144 million pixels
     assert len(data) < 200_000
     tracemalloc.start()
@@ -117,16 +118,16 @@ def test_a_bomb_of_few_bytes_costs_no_memory():
     tracemalloc.stop()
 
 
-def test_the_reduced_view_is_nearly_the_whole_one():
+def test_reduced_decoding_is_close_to_full_decoding():
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
     data = encode(smooth.resize((512, 384), Image.Resampling.BICUBIC), "JPEG")
     whole, reduced = View(64)(data).astype(float), View(64, reduced=True)(data).astype(float)
     assert whole.shape == reduced.shape
     assert np.abs(whole - reduced).mean() < 1.5  # of 255
-    sharp = encode(picture(30, 40), "JPEG")  # smaller than the view: nothing to reduce
+    sharp = encode(picture(30, 40), "JPEG")  # smaller than the view, so that it is not reduced
     assert (View(64)(sharp) == View(64, reduced=True)(sharp)).all()
 
 
-def test_a_bad_image_has_its_status_in_other_processes_too():
+def test_a_bad_image_error_keeps_its_status_when_pickled():
     error = pickle.loads(pickle.dumps(BadImage(SlotStatus.NO_IMAGE)))
     assert (error.status, str(error)) == (SlotStatus.NO_IMAGE, "no_image")

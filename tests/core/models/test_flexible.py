@@ -1,4 +1,4 @@
-"""Flexible towers against timm's own resampling, FlexiViT's promise, and the plain towers that they were."""
+"""Flexible towers, compared with timm's resampling, with FlexiViT's least squares and with the unmodified towers."""
 
 import open_clip
 import pytest
@@ -29,26 +29,27 @@ STOCK = [
 def stock_tower(name: str) -> nn.Module:
     """The image tower of a stock model, as open_clip makes it, cut to one layer."""
     parts = {part: cfg for part, cfg in open_clip.get_model_config(name).items() if part.endswith("_cfg")}
-    for cfg in parts.values():  # the text towers are not looked at, and most of the weights to draw
+    for cfg in parts.values():  # the text towers are not tested, and have most of the weights
         cfg |= {"layers": 1} | ({"vocab_size": 64} if "vocab_size" in cfg else {})
     with towers._warnings_off():
         visual = open_clip.create_model(name, load_weights=False, **parts).visual.eval()
-    if hasattr(visual, "trunk"):  # timm's, whose configurations have no number of layers
+    if hasattr(visual, "trunk"):  # a timm tower, whose configuration has no number of layers
         visual.trunk.blocks = visual.trunk.blocks[:1]
     return visual
 
 
 def first(out) -> torch.Tensor:
-    return out[0] if isinstance(out, tuple) else out  # CoCa's tower gives its tokens too
+    return out[0] if isinstance(out, tuple) else out  # CoCa's tower returns its tokens too
 
 
-def enlarge_patches(pixels: torch.Tensor, own: int, other: int) -> torch.Tensor:
-    """Every patch of `own` pixels a side resized to `other` by itself, bilinearly."""
+def enlarge_patches(pixels: torch.Tensor, patch: int, other: int) -> torch.Tensor:
+    """Each patch (`patch` pixels a side) resized separately and bilinearly to `other` pixels a side."""
     n, c, h, w = pixels.shape
-    patches = pixels.reshape(n, c, h // own, own, w // own, own).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, own, own)
+    patches = pixels.reshape(n, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    patches = patches.reshape(-1, c, patch, patch)
     large = F.interpolate(patches, size=(other, other), mode="bilinear", align_corners=False, antialias=True)
-    grid = large.reshape(n, h // own, w // own, c, other, other).permute(0, 3, 1, 4, 2, 5)
-    return grid.reshape(n, c, h // own * other, w // own * other)
+    grid = large.reshape(n, h // patch, w // patch, c, other, other).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(n, c, h // patch * other, w // patch * other)
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -59,36 +60,38 @@ def test_a_stock_tower_keeps_its_weights_and_works_at_every_resolution(name: str
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     plain, weights = first(visual(pixels)), visual.state_dict()
     flexible.make_flexible(visual)
-    own = flexible.patch_size(visual)
+    patch = flexible.patch_size(visual)
     assert torch.equal(first(visual(pixels)), plain)
-    with at(visual, Resolution(size, own)):
+    with at(visual, Resolution(size, patch)):
         assert torch.equal(first(visual(pixels)), plain)
 
-    # the same grid of larger patches: what was seen at 16 on a picture is seen at 32 on its patches enlarged
-    with at(visual, Resolution(2 * size, 2 * own)):
-        torch.testing.assert_close(first(visual(enlarge_patches(pixels, own, 2 * own))), plain, rtol=1e-4, atol=1e-4)
-    for other in (Resolution(size // 2 // own * own), Resolution(size // 2 // own * own, own // 2)):
+    # the same grid of larger patches: enlarging each patch and the kernel leaves the output unchanged
+    with at(visual, Resolution(2 * size, 2 * patch)):
+        torch.testing.assert_close(
+            first(visual(enlarge_patches(pixels, patch, 2 * patch))), plain, rtol=1e-4, atol=1e-4
+        )
+    for other in (Resolution(size // 2 // patch * patch), Resolution(size // 2 // patch * patch, patch // 2)):
         small = F.interpolate(pixels, size=(other.image_size, other.image_size))
         with at(visual, other):
             out = first(visual(small))
         assert out.shape == plain.shape
         assert torch.isfinite(out).all()
-    assert torch.equal(first(visual(pixels)), plain)  # and back
+    assert torch.equal(first(visual(pixels)), plain)  # and back at the first resolution
     assert {k: v.shape for k, v in visual.state_dict().items()} == {k: v.shape for k, v in weights.items()}
 
 
-def test_another_grid_has_the_position_embeddings_that_timm_gives_it():
+def test_position_embeddings_of_another_grid_equal_timms_resampling():
     pair = towers.create("jest-tiny", seed=0)
-    own = pair.model.visual.positional_embedding
-    assert isinstance(own, nn.Parameter)
+    original = pair.model.visual.positional_embedding
+    assert isinstance(original, nn.Parameter)
     with at(pair.model.visual, Resolution(64)):
         resized = pair.model.visual.positional_embedding
-    torch.testing.assert_close(resized, resample_abs_pos_embed(own[None], [8, 8], [4, 4], num_prefix_tokens=1)[0])
+    torch.testing.assert_close(resized, resample_abs_pos_embed(original[None], [8, 8], [4, 4], num_prefix_tokens=1)[0])
     assert torch.equal(position_map(4, 4), torch.eye(16))
 
 
-def test_a_smaller_kernel_is_the_nearest_in_least_squares():
-    """Over patches x of white noise, no kernel comes nearer to <x, w> on B x than PI-resize's."""
+def test_a_smaller_kernel_is_the_least_squares_solution():
+    """FlexiViT's PI-resize: over patches x of white noise, no kernel on the resized patch B x is closer to <x, w>."""
     eye = torch.eye(64, dtype=torch.float64).reshape(-1, 1, 8, 8)
     resize = (
         F.interpolate(eye, size=(4, 4), mode="bilinear", align_corners=False, antialias=True).flatten(1).T
@@ -99,7 +102,7 @@ def test_a_smaller_kernel_is_the_nearest_in_least_squares():
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-SigLIP-256"])
-def test_gradients_go_through_the_resized_kernel_and_positions(name: str):
+def test_gradients_flow_through_the_resized_kernel_and_positions(name: str):
     visual = stock_tower(name)
     flexible.make_flexible(visual)
     tower = getattr(visual, "trunk", visual)
@@ -112,21 +115,21 @@ def test_gradients_go_through_the_resized_kernel_and_positions(name: str):
         patches = conv(pixels)
         target = torch.randn(patches.shape, generator=torch.Generator().manual_seed(1))
         patches.backward(target)
-        found = conv.weight.grad.clone()
+        gradient = conv.weight.grad.clone()
         conv.weight.grad = None
         first(visual(pixels)).sum().backward()
     assert conv.weight.grad.abs().sum() > 0
     positions = tower._parameters["pos_embed" if hasattr(tower, "patch_embed") else "positional_embedding"]
     assert positions.grad.abs().sum() > 0
 
-    # by hand: d<kernel at 32, x> = map times the gradient of a plain convolution
+    # chain rule: the gradient of a plain convolution by the kernel at 32, times the transposed map
     kernel = (conv.weight.detach().flatten(2) @ kernel_map(16, 32)).unflatten(2, (32, 32)).requires_grad_()
     F.conv2d(pixels, kernel, conv.bias, stride=32).backward(target)
     assert kernel.grad is not None
-    torch.testing.assert_close(found, (kernel.grad.flatten(2) @ kernel_map(16, 32).T).unflatten(2, (16, 16)))
+    torch.testing.assert_close(gradient, (kernel.grad.flatten(2) @ kernel_map(16, 32).T).unflatten(2, (16, 16)))
 
 
-def test_a_tower_without_patches_stays_as_it_is():
+def test_a_tower_without_patches_is_not_changed():
     pair = towers.create("jest-drawings", seed=0)
     assert not flexible.is_flexible(pair.model.visual)
     assert pair.resolution() == Resolution(64)
@@ -147,7 +150,7 @@ def test_a_tower_without_patches_stays_as_it_is():
     ids=["margin", "no positions", "interpolates by itself", "rotary only"],
 )
 @torch.no_grad()
-def test_less_usual_towers_keep_their_own_resolution_and_gain_others(tower):
+def test_unusual_timm_towers_keep_their_resolution_and_accept_others(tower):
     visual = tower().eval()
     size = visual.patch_embed.img_size[0]
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -163,7 +166,7 @@ def test_less_usual_towers_keep_their_own_resolution_and_gain_others(tower):
             assert visual(torch.randn(2, 3, 32, 32)).shape == plain.shape
 
 
-def test_what_a_tower_cannot_do_is_refused_with_a_remedy():
+def test_unsupported_resolutions_are_refused_with_a_remedy():
     vit, convolutional = Model(name="jest-tiny"), Model(name="jest-drawings")
     towers.refuse_resolution(vit, "selection.score_", 16, None)
     towers.refuse_resolution(vit, "selection.score_", None, 16)
@@ -188,7 +191,7 @@ def test_what_a_tower_cannot_do_is_refused_with_a_remedy():
         (["reference.score_patch_size=12"], r"change reference.score_image_size or reference.score_patch_size"),
     ],
 )
-def test_settings_that_do_nothing_are_refused_before_anything_starts(overrides: list[str], message: str):
+def test_useless_resolution_settings_are_refused_before_anything_starts(overrides: list[str], message: str):
     run = run_file.load(RUN.format(root=".", name="x", shards="x"), overrides)
     with pytest.raises(ValueError, match=message):
         outlines.refuse_resolutions(run)
@@ -197,14 +200,14 @@ def test_settings_that_do_nothing_are_refused_before_anything_starts(overrides: 
 
 
 @torch.no_grad()
-def test_a_checkpoint_of_a_flexible_model_is_a_plain_one(tmp_path):
+def test_open_clip_loads_a_checkpoint_of_a_flexible_model(tmp_path):
     pair = towers.create("jest-tiny", seed=1)
     pixels, tokens = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), pair.tokens(["a", "b", "c"])
     low = pair.embed(pixels, tokens, batch_size=2, resolution=Resolution(32, 16))
     torch.save({"state_dict": pair.model.state_dict()}, tmp_path / "epoch_1.pt")
     plain = open_clip.create_model("jest-tiny", pretrained=str(tmp_path / "epoch_1.pt"), output_dict=True).eval()
-    own = pair.embed(pixels, tokens, batch_size=2)
-    shown = 2 * pixels.float() / 255 - 1
-    torch.testing.assert_close(plain.encode_image(shown, normalize=True), own.image)
-    assert not torch.allclose(low.image, own.image, atol=1e-2)
-    assert torch.equal(low.text, own.text)
+    full = pair.embed(pixels, tokens, batch_size=2)
+    normalised = 2 * pixels.float() / 255 - 1
+    torch.testing.assert_close(plain.encode_image(normalised, normalize=True), full.image)
+    assert not torch.allclose(low.image, full.image, atol=1e-2)
+    assert torch.equal(low.text, full.text)

@@ -15,14 +15,14 @@ from tests.core.test_flops import Counter
         ("ViT-L-16-SigLIP-256", None, 32),
     ],
 )
-def test_a_forward_is_that_of_the_formula(name: str, image_size: int | None, patch_size: int | None):
-    found = flop_counts.forward_flops(name, None, image_size, patch_size)
-    assert found == pytest.approx(oracles.vit_flops(name, image_size, patch_size), rel=1e-9)
+def test_forward_flops_match_the_formula_of_a_vit(name: str, image_size: int | None, patch_size: int | None):
+    flops = flop_counts.forward_flops(name, None, image_size, patch_size)
+    assert flops == pytest.approx(oracles.vit_flops(name, image_size, patch_size), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["jest-drawings", "jest-tiny"])
-def test_a_forward_is_that_of_the_model_with_weights(name: str):
-    """In training mode: in evaluation torch counts nothing of nn.MultiheadAttention's fused path."""
+def test_forward_flops_match_torchs_counter_on_the_model(name: str):
+    """In training mode, as torch does not count the fused path of nn.MultiheadAttention in evaluation mode."""
     pair = towers.create(name, seed=0)
     size = pair.view.image_size
     with Counter() as counter:

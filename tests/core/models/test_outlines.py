@@ -7,7 +7,7 @@ import pytest
 
 from jest_core.models import configurations, flexible, flop_counts, outlines, sharding, towers
 
-ASKED: list[tuple[str, tuple[Any, ...]]] = [
+PROPERTIES: list[tuple[str, tuple[Any, ...]]] = [
     ("width", ("jest-tiny",)),
     ("image_size", ("jest-tiny",)),
     ("patch_size", ("jest-tiny",)),
@@ -19,24 +19,24 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path) -> Path:
-    """Where answers are kept, which nothing remembers yet."""
+    """An empty cache folder, with nothing cached in memory either."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     forget()
     return tmp_path
 
 
 def forget() -> None:
-    """As in a process of its own."""
-    for name, _ in ASKED:
+    """Clear the caches in memory, as in a new process."""
+    for name, _ in PROPERTIES:
         getattr(outlines, name).cache_clear()
 
 
-def ask() -> list[Any]:
+def read_all() -> list[Any]:
     forget()
-    return [getattr(outlines, name)(*arguments) for name, arguments in ASKED]
+    return [getattr(outlines, name)(*arguments) for name, arguments in PROPERTIES]
 
 
-def test_answers_are_those_of_the_model_and_need_no_pytorch_again(folder, monkeypatch):
+def test_cached_properties_match_the_model_and_load_without_pytorch(folder, monkeypatch):
     model = towers.outline("jest-tiny")
     expected = [
         configurations.width("jest-tiny"),
@@ -46,29 +46,29 @@ def test_answers_are_those_of_the_model_and_need_no_pytorch_again(folder, monkey
         sharding.n_gathered(model),
         pytest.approx(flop_counts.forward_flops("jest-tiny", None, None, 16)),
     ]
-    assert ask() == expected
-    code = f"import sys; from jest_core.models import outlines; print([getattr(outlines, n)(*a) for n, a in {ASKED}]); "
-    code += "sys.exit('torch' in sys.modules)"
-    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert str(expected[3]) in again.stdout
+    assert read_all() == expected
+    code = "import sys; from jest_core.models import outlines;"
+    code += f"print([getattr(outlines, n)(*a) for n, a in {PROPERTIES}]); sys.exit('torch' in sys.modules)"
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert str(expected[3]) in fresh.stdout
 
 
-def test_a_damaged_answer_is_counted_again(folder):
-    first = ask()
+def test_a_damaged_cache_file_is_computed_again(folder):
+    first = read_all()
     for path in folder.rglob("*.json"):
         path.write_text(path.read_text()[:-5])
-    assert ask() == first
-    kept = [path.read_text() for path in folder.rglob("*.json")]
-    assert len(kept) == len(ASKED)
-    assert all(text.endswith("}") for text in kept)
+    assert read_all() == first
+    written = [path.read_text() for path in folder.rglob("*.json")]
+    assert len(written) == len(PROPERTIES)
+    assert all(text.endswith("}") for text in written)
 
 
-def test_without_a_folder_to_write_to_it_is_counted_each_time(folder):
+def test_without_a_writable_cache_folder_properties_are_computed_each_time(folder):
     (folder / "jest").write_text("no folder")
-    assert ask() == ask()
+    assert read_all() == read_all()
 
 
-def test_an_answer_of_other_releases_is_not_taken(folder, monkeypatch):
+def test_a_cache_entry_of_other_package_versions_is_not_used(folder, monkeypatch):
     calls = []
 
     @outlines.cached
@@ -82,7 +82,7 @@ def test_an_answer_of_other_releases_is_not_taken(folder, monkeypatch):
         assert answer("a") == expected
 
 
-def test_a_model_that_there_is_not_is_refused_and_not_remembered(folder):
+def test_an_unknown_model_is_refused_and_not_cached(folder):
     for _ in range(2):
         with pytest.raises(ValueError, match="is no open_clip model"):
             outlines.width("ViT-Z-99")

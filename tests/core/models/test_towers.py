@@ -14,7 +14,7 @@ def test_embeddings_are_unit_norm_and_do_not_depend_on_the_micro_batch():
     torch.testing.assert_close(whole.image.norm(dim=1), torch.ones(10))
     torch.testing.assert_close(whole.image, parts.image)
     torch.testing.assert_close(whole.text, parts.text)
-    assert whole.logit_scale == pytest.approx(10.0, rel=1e-4)  # the multiplier: SigLIP starts at t = 10, b = -10
+    assert whole.logit_scale == pytest.approx(10.0, rel=1e-4)  # the multiplier itself; SigLIP starts at t = 10, b = -10
     assert whole.logit_bias == -10.0
 
 
@@ -29,7 +29,7 @@ def test_the_demonstration_model_has_no_batch_norm_and_batch_norm_is_refused():
         towers.refuse_batch_norm(nn.ModuleDict({"visual": nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))}))
 
 
-def test_unknown_model_is_named():
+def test_an_unknown_model_is_named():
     with pytest.raises(ValueError, match="'ViT-Z' is no open_clip model"):
         towers.create("ViT-Z", seed=0)
 
@@ -60,19 +60,19 @@ def test_weights_round_trip_through_an_open_clip_checkpoint(tmp_path):
     assert towers.weights_hash(theirs) == towers.weights_hash(ours.model)
 
 
-@pytest.mark.parametrize(("precision", "far"), [("bf16", 1e-2), ("fp16", 1e-3)])
-def test_low_precision_stays_near(precision, far):
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 1e-2), ("fp16", 1e-3)])
+def test_low_precision_stays_near(precision, tolerance):
     pair = towers.create("jest-tiny", seed=0)
     pixels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     tokens = pair.tokens([f"picture {i}" for i in range(6)])
     exact, low = pair.embed(pixels, tokens, batch_size=4), pair.embed(pixels, tokens, batch_size=4, precision=precision)
     assert low.image.dtype == torch.float32
     assert not torch.equal(exact.image, low.image)
-    assert (1 - (exact.image * low.image).sum(1)).max() < far
-    assert (1 - (exact.text * low.text).sum(1)).max() < far
+    assert (1 - (exact.image * low.image).sum(1)).max() < tolerance
+    assert (1 - (exact.text * low.text).sum(1)).max() < tolerance
 
 
-def test_a_model_without_a_logit_bias_was_made_for_the_softmax():
+def test_a_model_without_a_logit_bias_uses_the_softmax_loss():
     pair = towers.create("jest-tiny", seed=0)
     assert pair.loss == "sigmoid"
     pair.model.logit_bias = None

@@ -22,12 +22,12 @@ from tests.core.run_file.test_load import TEXT
         ("training.cooldown_steps=2", "a cosine ends at zero by itself"),
     ],
 )
-def test_a_line_names_fields_values_and_a_remedy(override: str, message: str):
+def test_each_error_names_fields_values_and_a_remedy(override: str, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         run_file.load(TEXT, [override])
 
 
-def test_a_low_resolution_share_divides_over_the_learners():
+def test_a_low_resolution_share_must_divide_over_the_learners():
     both = ["training.low_resolution={patch_size: 16, share: 0.3}", "training.n_learners=4"]
     with pytest.raises(ValueError, match=r"share 0\.3 of training\.sub_batch_size 32, 10 examples, .*n_learners 4"):
         run_file.load(TEXT, both)
@@ -35,12 +35,12 @@ def test_a_low_resolution_share_divides_over_the_learners():
 
 
 @pytest.mark.parametrize("more", [[], ["training.keep_last_checkpoints=2", "training.checkpoint_every_steps=4"]])
-def test_checkpoints_that_are_kept_are_among_those_that_are_made(more):
+def test_kept_checkpoints_must_be_among_those_written(more):
     with pytest.raises(ValueError, match="keep_checkpoint_every_steps 6 needs"):
         run_file.load(TEXT, ["training.keep_checkpoint_every_steps=6", *more])
 
 
-def test_warm_up_and_cool_down_fit_into_the_run():
+def test_warm_up_and_cool_down_must_fit_into_the_run():
     with pytest.raises(ValueError, match="cooldown_steps 99 are more than the 6 steps"):
         run_file.load(TEXT, ["training.schedule=constant", "training.cooldown_steps=99"])
 
@@ -66,12 +66,12 @@ def test_easy_reference_scores_are_not_compared():
         (["reference.scorers=[{name: cosine, scorer: fasttext}]"], "the names cosine are taken"),
     ],
 )
-def test_values_that_exclude_each_other(overrides: list[str], message: str):
+def test_contradictory_values_are_refused(overrides: list[str], message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         run_file.load(TEXT, overrides)
 
 
-def test_everything_that_is_wrong_is_told_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(ValueError, match="n_chunks 5") as error:
         run_file.load(TEXT, ["selection.n_chunks=5", "training.n_learners=3", "reference=null"])
     assert len(str(error.value).splitlines()) == 1 + 4

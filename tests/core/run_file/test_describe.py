@@ -1,4 +1,4 @@
-"""The reference of run files and their JSON schema: up to date, complete, and as strict as the loader, not stricter."""
+"""The reference of run files and their JSON schema: up to date, complete, and exactly as strict as the loader."""
 
 import json
 from importlib.resources import files
@@ -31,21 +31,21 @@ FIELDS = [(part, name) for part in sorted(every_part(), key=lambda p: p.__name__
 
 @pytest.fixture(scope="module")
 def schema() -> jsonschema.Draft7Validator:
-    found = json.loads((DOCUMENTS / describe.SCHEMA_FILE).read_text())
-    jsonschema.Draft7Validator.check_schema(found)
-    return jsonschema.Draft7Validator(found)
+    content = json.loads((DOCUMENTS / describe.SCHEMA_FILE).read_text())
+    jsonschema.Draft7Validator.check_schema(content)
+    return jsonschema.Draft7Validator(content)
 
 
 @pytest.mark.parametrize(
     ("name", "generate"), [(describe.REFERENCE_FILE, describe.reference), (describe.SCHEMA_FILE, describe.json_schema)]
 )
-def test_what_is_generated_is_up_to_date(name: str, generate: Any):
+def test_generated_documents_are_up_to_date(name: str, generate: Any):
     same = (DOCUMENTS / name).read_text() == generate()
     assert same, f"deploy/docs/{name} is not what jest_core/run_file says: run `make docs`"
 
 
 @pytest.mark.parametrize(("part", "name"), FIELDS, ids=lambda each: getattr(each, "__name__", each))
-def test_every_field_says_what_it_is(part: type[Part], name: str):
+def test_every_field_has_a_description(part: type[Part], name: str):
     text = part.model_fields[name].description or ""
     assert text[:1].isupper(), f"{part.__name__}.{name} needs a string with sentences under it"
     assert text.endswith("."), f"{part.__name__}.{name}: its description ends in the middle of a sentence"
@@ -54,7 +54,7 @@ def test_every_field_says_what_it_is(part: type[Part], name: str):
 
 @pytest.mark.parametrize(("part", "name"), FIELDS, ids=lambda each: getattr(each, "__name__", each))
 def test_text_lists_of_text_and_mappings_have_examples(part: type[Part], name: str):
-    """Their type alone does not show how a value looks. An example is one that the field accepts."""
+    """Their type alone does not show what a value looks like. Each example must be valid for its field."""
     described = part.model_json_schema(schema_generator=describe._Schema)["properties"][name]
     kinds = described.get("anyOf", [described])
     examples = part.model_fields[name].examples or []

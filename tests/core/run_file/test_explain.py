@@ -36,7 +36,7 @@ def lines(override: str) -> list[str]:
         ),
     ],
 )
-def test_an_unknown_key_is_compared_with_those_of_its_part(override: str, line: str):
+def test_an_unknown_key_suggests_a_similar_key_of_the_same_part(override: str, line: str):
     assert lines(override) == [line]
 
 
@@ -65,7 +65,7 @@ def test_an_unknown_key_is_compared_with_those_of_its_part(override: str, line: 
         ("data.rules=[{below: 1}]", "data.rules.0 = {'below': 1} names no rule; write {rule: NAME, ...}"),
     ],
 )
-def test_a_value_out_of_its_choices_is_shown_them(override: str, line: str):
+def test_an_invalid_choice_lists_the_valid_ones(override: str, line: str):
     assert lines(override) == [line]
 
 
@@ -90,18 +90,18 @@ def test_a_value_out_of_its_choices_is_shown_them(override: str, line: str):
         ("data.rules=[{rule: score}]", "data.rules.0 = {'rule': 'score'}: the rule `score` needs one of ", "not both"),
     ],
 )
-def test_a_wrong_value_comes_with_what_the_field_means(override: str, starts: str, ends: str):
+def test_a_wrong_value_is_explained_by_the_fields_description(override: str, starts: str, ends: str):
     (line,) = lines(override)
     assert line.startswith(starts)
     assert line.endswith(ends)
 
 
-def test_a_long_value_is_cut():
+def test_a_long_value_is_truncated():
     (line,) = lines(f"seed={'x' * 1000}")
     assert len(line) < 400
 
 
-def test_each_wrong_value_has_a_line():
+def test_each_wrong_value_is_reported_on_a_line():
     assert len(lines("data.rules=[{rule: size, a: 1, b: 2}, {rule: caption, min_words: -1}]")) == 3
 
 

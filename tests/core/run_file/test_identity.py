@@ -1,4 +1,4 @@
-"""Which fields decide whether a run may go on, and how an earlier version's are read."""
+"""Which fields identify a run, so that another value refuses a resume, and how those of earlier versions are read."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from jest_core import run_file
 from jest_core.run_file.parts import CIRCUMSTANCE, Part
 from tests.core.run_file.test_load import TEXT
 
-CHANGES = {  # of each kind of field that may change while a run goes on
+CHANGES = {  # one of each kind of field that may change when a run is resumed
     "reference.n_actors": 3,
     "reference.gpus_per_actor": 0.5,
     "reference.batch_size": 64,
@@ -52,7 +52,7 @@ CIRCUMSTANCES = {
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_where_and_how_it_is_computed_makes_no_other_run(field: str):
+def test_settings_of_hardware_and_paths_do_not_change_the_identity(field: str):
     run = run_file.load(TEXT)
     assert run_file.identity(run_file.load(TEXT, [nested(field, CHANGES[field])])) == run_file.identity(run)
 
@@ -70,12 +70,12 @@ def test_where_and_how_it_is_computed_makes_no_other_run(field: str):
         "training.augmentation.shift_pixels": 1,
     }.items(),
 )
-def test_what_is_learned_from_what_makes_another_run(field: str, value: object):
+def test_settings_that_change_the_result_change_the_identity(field: str, value: object):
     old, new = (run_file.identity(run_file.load(TEXT, more)) for more in ([], [nested(field, value)]))
     assert [key for key in old if old[key] != new[key]] == [".".join(field.split(".")[:2])]
 
 
-def test_an_earlier_version_had_more_circumstances_and_fewer_fields():
+def test_an_identity_saved_by_an_earlier_version_is_read_in_todays_fields():
     run = run_file.load(TEXT)
     saved = run_file.identity(run)
     earlier = {key: value for key, value in saved.items() if key not in ("selection.gain", "training.eps")}
@@ -84,34 +84,34 @@ def test_an_earlier_version_had_more_circumstances_and_fewer_fields():
     assert run_file.in_todays_fields(earlier, run) == saved
 
 
-def test_a_part_that_an_earlier_version_did_not_know_has_its_default():
+def test_a_part_missing_in_an_earlier_version_gets_its_default():
     saved = run_file.identity(run_file.load(TEXT))
     earlier = {key: value for key, value in saved.items() if not key.startswith("reference.")}
     read = run_file.in_todays_fields(earlier, run_file.load(TEXT))
     assert read == earlier | {"reference": None}
 
 
-def test_what_this_version_cannot_read_is_compared_as_it_is():
+def test_an_identity_of_a_later_version_is_compared_unchanged():
     run = run_file.load(TEXT)
     later = run_file.identity(run) | {"selection.temperature": 0.1}
     assert run_file.in_todays_fields(later, run) == later
 
 
-def test_every_circumstance_is_one_on_purpose():
-    """A new one belongs in the list above: a run may go on whatever it is changed to."""
+def test_fields_outside_the_identity_are_those_listed_here():
+    """A new one belongs in the list above only if a run may be resumed with any other value of it."""
     assert marked(run_file.Run) == CIRCUMSTANCES
 
 
 def marked(part: type[Part], prefix: str = "") -> set[str]:
-    found = set()
+    names = set()
     for name, field in part.model_fields.items():
         if CIRCUMSTANCE in field.metadata:
-            found.add(prefix + name)
+            names.add(prefix + name)
         else:
             kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
             parts = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Part)]
-            found |= {each for kind in parts for each in marked(kind, f"{prefix}{name}.")}
-    return found
+            names |= {each for kind in parts for each in marked(kind, f"{prefix}{name}.")}
+    return names
 
 
 def nested(field: str, value: object) -> dict[str, object]:

@@ -28,7 +28,7 @@ def test_derived_sizes():
     assert run_file.load(TEXT, ["selection.method=uniform"]).super_batch_size == 32
 
 
-def test_paths_lie_under_root_unless_absolute_or_urls():
+def test_relative_paths_are_joined_to_root():
     assert run_file.join("/a", "b/c") == "/a/b/c"
     assert run_file.join("s3://bucket/a/", "b") == "s3://bucket/a/b"
     assert run_file.join("/a", "s3://bucket/b") == "s3://bucket/b"
@@ -52,7 +52,7 @@ def test_errors_name_field_value_and_remedy(override: str, message: str):
         run_file.load(TEXT, [override])
 
 
-def test_missing_key_is_named():
+def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match="training is missing"):
         run_file.load(
             "\n".join(line for line in TEXT.splitlines() if not line.startswith(("training", "  "))) + "\ndata: {}"
@@ -68,22 +68,24 @@ def test_every_run_file_loads(path):
     run_file.load(path.read_text(), source=str(path))
 
 
-def test_an_overlay_changes_what_it_names():
+def test_an_overlay_changes_only_the_keys_that_it_has():
     changes = {"training": {"sub_batch_size": 16, "augmentation": {"colour": 0.5}}, "model": {"name": "other"}}
     whole = run_file.load(TEXT, [changes, "seed=3"])
     values = run_file.load(TEXT).model_dump()
     values["training"] |= {"sub_batch_size": 16, "augmentation": {"shift_pixels": 0, "colour": 0.5}}
     values["model"]["name"], values["seed"] = "other", 3
     assert whole.model_dump() == values
-    assert run_file.load(TEXT, [{"seed": 4}, "seed=3"]).seed == 3  # in their order
+    assert run_file.load(TEXT, [{"seed": 4}, "seed=3"]).seed == 3  # applied in their order
     with pytest.raises(ValueError, match=r"training\.size is not a key"):
         run_file.load(TEXT, [{"training": {"size": 3}}])
 
 
-def test_a_saved_run_can_be_changed_where_it_has_nothing():
+def test_an_override_can_fill_a_part_that_is_null():
     saved = run_file.dump(run_file.load(TEXT))
-    told = "training.low_resolution.patch_size=16"
-    assert run_file.load(saved, [told]) == run_file.load(saved, [{"training": {"low_resolution": {"patch_size": 16}}}])
+    override = "training.low_resolution.patch_size=16"
+    assert run_file.load(saved, [override]) == run_file.load(
+        saved, [{"training": {"low_resolution": {"patch_size": 16}}}]
+    )
 
 
 SIZES = """

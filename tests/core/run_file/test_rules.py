@@ -17,10 +17,10 @@ parse = TypeAdapter(Rule).validate_python
         ({"rule": "status", "bellow": 1}, "Extra inputs are not permitted"),
     ],
 )
-def test_a_rule_that_means_nothing_is_refused(rule, why):
+def test_invalid_rules_are_refused(rule, why):
     with pytest.raises(ValidationError, match=why):
         parse(rule)
 
 
-def test_what_basic_filter_stands_for_are_rules():
+def test_basic_filter_expands_to_valid_rules():
     assert [parse(rule).rule for rule in BASIC_FILTER] == ["language", "caption", "size"]

@@ -1,4 +1,4 @@
-"""What the tests of selection share: small models and uids, `select` with defaults, and Algorithm 1 in a few lines."""
+"""Helpers of the selection tests: small models and uids, `select` with defaults, and Algorithm 1 in a few lines."""
 
 import math
 
@@ -28,19 +28,21 @@ def pick(learner, reference, b, **settings):
 
 
 def words_of(n_replicas: int, n: int) -> torch.Tensor:
-    """uid words of as many small super-batches, each of the same scores and other uids: (n_replicas, n, 2)."""
+    """uid words of small super-batches with the same scores and different uids: (n_replicas, n, 2)."""
     return torch.randint(-(2**63), 2**63 - 1, (n_replicas, n, 2), generator=torch.Generator().manual_seed(7))
 
 
 def gumbel(words: torch.Tensor, *context: int) -> torch.Tensor:
-    """(n_replicas, n)"""
+    """Gumbel noise of each example: (n_replicas, n)."""
     flat = words.reshape(-1, 2)
     return noise.gumbel(flat, torch.zeros(len(flat), dtype=torch.int64), 0, *context).view(words.shape[:2])
 
 
 def drawn_in_two_chunks(scores: torch.Tensor, words: torch.Tensor, step: int, second: int = 1) -> torch.Tensor:
-    """Algorithm 1 in two chunks of one, of all super-batches at once: (n_replicas, 2). second: whose noise the second
-    chunk is drawn with."""
+    """Algorithm 1 with two chunks of one example, for all super-batches at once: (n_replicas, 2).
+
+    second: the number of the chunk whose noise the second chunk is drawn with.
+    """
     i = (scores.diagonal() + gumbel(words, step, 0)).argmax(1)
     given = torch.stack([conditional_on(scores, k) for k in range(len(scores))])
     return torch.stack([i, (given[i] + gumbel(words, step, second)).argmax(1)], 1)
@@ -53,15 +55,15 @@ def conditional_on(scores: torch.Tensor, i: int) -> torch.Tensor:
 
 
 def shares_of(pairs: torch.Tensor, n: int) -> torch.Tensor:
-    """How often each pair was drawn, of all: (n, n)."""
+    """Share of each ordered pair among all draws: (n, n)."""
     return torch.bincount(pairs[:, 0] * n + pairs[:, 1], minlength=n * n).view(n, n).double() / len(pairs)
 
 
-# The tests of distributions have two halves. `select` draws just what a few lines here draw with the same noise, in
-# each of N_EXACT steps: a fault that changes a share q of all draws stays unseen with a probability of (1 - q)^100,
-# 0.6 % at q = 0.05. (2,000 draws of `select` against the enumeration, as it was, saw the shift of a cell by 3.3 % with
-# one of a half.) And those lines have the distribution that is claimed, in N_DRAWS draws: a cell is off by no more than
-# five standard deviations, 1.1 % at the most, which chance brings about once in a million cells.
+# A test of a distribution has two halves. First, `select` draws exactly what the few lines here draw with the same
+# noise, in each of N_EXACT steps: a fault that changes a share q of all draws is missed with probability (1 - q)^100,
+# 0.6 % at q = 0.05. (Comparing 2,000 draws of `select` with the enumeration, as an earlier test did, detected a shift
+# of one cell by 3.3 % only half of the time.) Second, N_DRAWS draws of those lines have the distribution that is
+# claimed: each cell is within five standard deviations, 1.1 % at most, which chance exceeds once in a million cells.
 N_EXACT, N_DRAWS = 100, 40_000
 
 

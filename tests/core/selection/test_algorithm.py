@@ -25,17 +25,19 @@ def test_draw_scores_match_algorithm_1_as_plain_loops(criterion: str):
     for sign, m in signed_models(learner, reference, criterion):
         losses = oracles.sigmoid_pair_losses(m.image.tolist(), m.text.tolist(), m.logit_scale, m.logit_bias)
         matrix = [[a + sign * b for a, b in zip(x, y, strict=True)] for x, y in zip(matrix, losses, strict=True)]
-    found = pick(learner, reference, 16, criterion=criterion)
+    selection = pick(learner, reference, 16, criterion=criterion)
     for chunk in range(4):
-        expected = oracles.conditional_scores(matrix, found.indices[: 4 * chunk].tolist())
-        drawn = found.indices[4 * chunk : 4 * chunk + 4]
+        expected = oracles.conditional_scores(matrix, selection.indices[: 4 * chunk].tolist())
+        drawn = selection.indices[4 * chunk : 4 * chunk + 4]
         torch.testing.assert_close(
-            found.draw_score[4 * chunk : 4 * chunk + 4], torch.tensor(expected).double()[drawn], rtol=2e-6, atol=2e-5
+            selection.draw_score[4 * chunk : 4 * chunk + 4],
+            torch.tensor(expected).double()[drawn],
+            rtol=2e-6,
+            atol=2e-5,
         )
-    assert found.sub_batch_score == pytest.approx(oracles.set_score(matrix, found.indices.tolist()), rel=1e-5)
-    assert batch_score(learner, reference, found.indices, criterion).item() == pytest.approx(
-        found.sub_batch_score, rel=1e-6
-    )
+    score = selection.sub_batch_score
+    assert score == pytest.approx(oracles.set_score(matrix, selection.indices.tolist()), rel=1e-5)
+    assert batch_score(learner, reference, selection.indices, criterion).item() == pytest.approx(score, rel=1e-6)
 
 
 @pytest.mark.parametrize(("super_batch", "ratio"), [(163840, 0.8), (65536, 0.5), (327680, 0.9)])
@@ -43,9 +45,9 @@ def test_exactly_b_distinct_at_the_papers_ratios(super_batch: int, ratio: float)
     """Scaled by 1/64; int(B (1 - f) / N) would lose examples at f = 0.8 and 0.9."""
     n, b = super_batch // 64, 32768 // 64
     assert round(n * (1 - ratio)) == b
-    found = pick(model(n, 4, 0), model(n, 4, 1), b, n_chunks=16)
-    assert len(set(found.indices.tolist())) == b
-    assert Counter(found.chunk.tolist()) == dict.fromkeys(range(16), b // 16)
+    selection = pick(model(n, 4, 0), model(n, 4, 1), b, n_chunks=16)
+    assert len(set(selection.indices.tolist())) == b
+    assert Counter(selection.chunk.tolist()) == dict.fromkeys(range(16), b // 16)
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,7 +58,7 @@ def test_exactly_b_distinct_at_the_papers_ratios(super_batch: int, ratio: float)
     precision=st.sampled_from(["exact", "fast"]), masked=st.integers(0, 3), tile=st.integers(1, 50),
 )  # fmt: skip
 def test_distinct_and_valid_for_all_sizes(n_chunks, per_chunk, ratio, dtypes, draw, loss, precision, masked, tile):
-    """b of any super-batch, down to one whose every valid slot is needed."""
+    """Down to super-batches in which every valid slot is needed."""
     b = n_chunks * per_chunk
     n = round(b / (1 - ratio)) + masked
     learner, reference = (
@@ -64,12 +66,12 @@ def test_distinct_and_valid_for_all_sizes(n_chunks, per_chunk, ratio, dtypes, dr
         for m, dtype in zip((model(n, 4, 0), model(n, 3, 1)), dtypes, strict=True)
     )
     valid = torch.arange(n) >= masked
-    found = pick(
+    selection = pick(
         learner, reference, b, n_chunks=n_chunks, draw=draw, loss=loss, valid=valid, precision=precision, tile=tile
     )
-    assert len(set(found.indices.tolist())) == b
-    assert valid[found.indices].all()
-    assert math.isfinite(found.sub_batch_score)
+    assert len(set(selection.indices.tolist())) == b
+    assert valid[selection.indices].all()
+    assert math.isfinite(selection.sub_batch_score)
 
 
 def test_joint_with_one_chunk_equals_independent():
@@ -94,7 +96,7 @@ def test_permuting_rows_permutes_the_selection():
         assert order[moved.indices].tolist() == plain.indices.tolist()
 
 
-def test_ties_are_broken_by_uid_and_not_by_place():
+def test_ties_are_broken_by_uid_and_not_by_position():
     same = Embeddings(torch.ones(30, 1), torch.ones(30, 1), 10.0, -10.0)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
     plain = pick(same, None, 4, criterion="hard", draw="top_k", uids=uids(30))
@@ -103,13 +105,13 @@ def test_ties_are_broken_by_uid_and_not_by_place():
 
 
 def test_equal_models_give_a_uniform_draw():
-    """Six pictures and captions, each held by 100 examples: one call draws as much as a hundred of six examples."""
+    """Six pictures and captions, each in 100 examples: one call draws as many as a hundred calls on six examples."""
     m = model(6, 4, 0)[torch.arange(600) % 6]
     drawn = torch.stack([pick(m, m, 200, n_chunks=2, step=step, uids=uids(600)).indices for step in range(15)])
-    # each of six is drawn 500 times on average; without replacement, with a standard deviation of 16.7
+    # each of the six is drawn 500 times on average, with a standard deviation of 16.7 without replacement
     counts = torch.bincount((drawn % 6).flatten(), minlength=6)
     assert ((counts - 500).abs() < 5 * 16.7).all()
-    # an example is drawn in a third of the steps, whatever the others do: in all of 15 with a probability of 7e-8
+    # an example is drawn in a third of the steps; in all 15 with a probability of 7e-8
     assert torch.bincount(drawn.flatten(), minlength=600).max() < 15
 
 
@@ -137,11 +139,11 @@ def _shared_selection(
     learner, reference = _models(dtype)
     share = slice(cuts[rank], cuts[rank + 1])
     valid = torch.arange(96) % 7 != 0
-    found = select(
+    selection = select(
         learner[share], reference[share], sub_batch_size=24, n_chunks=4, uids=uids(96)[share], seed=0, step=3,
         group=group, draw=draw, loss=loss, valid=valid[share],
     )  # fmt: skip
-    return found.indices.tolist(), (found.local(rank) + cuts[rank]).tolist(), found.sub_batch_score
+    return selection.indices.tolist(), (selection.local(rank) + cuts[rank]).tolist(), selection.sub_batch_score
 
 
 @pytest.mark.parametrize(("cuts", "draw", "loss", "dtype"), [
@@ -157,11 +159,11 @@ def test_the_same_set_is_selected_on_any_number_of_learners(cuts: list[int], dra
     for indices, _, score in results:
         assert indices == alone.indices.tolist()
         assert score == pytest.approx(alone.sub_batch_score, rel=1e-6)
-    assert sorted(i for _, own, _ in results for i in own) == sorted(alone.indices.tolist())
+    assert sorted(i for _, local, _ in results for i in local) == sorted(alone.indices.tolist())
 
 
-def _travelled(rank: int, size: int, group) -> int:
-    """Values of embeddings that this learner received from others (and itself), in gathers of whole rows."""
+def _received_bytes(rank: int, size: int, group) -> int:
+    """Bytes of embeddings that this learner received from all learners, itself included, in reductions of rows."""
     received, reduce = 0, torch.distributed.all_reduce
 
     def counting(tensor, group=None):
@@ -176,9 +178,9 @@ def _travelled(rank: int, size: int, group) -> int:
     return received
 
 
-def test_only_newly_drawn_embeddings_travel():
-    """40 rows of two models, image and text, in float32; the score and two losses of each in float64."""
-    assert run_learners(_travelled, 2) == [40 * (2 * (8 + 6) * 4 + 3 * 8)] * 2
+def test_only_newly_drawn_embeddings_are_communicated():
+    """40 rows: image and text of two models in float32, and the score and two losses in float64."""
+    assert run_learners(_received_bytes, 2) == [40 * (2 * (8 + 6) * 4 + 3 * 8)] * 2
 
 
 def test_adding_a_constant_to_all_scores_changes_no_draw():
@@ -193,11 +195,11 @@ def test_adding_a_constant_to_all_scores_changes_no_draw():
 
 
 def test_a_constant_loss_per_pair_changes_no_selection():
-    """A model that knows nothing, whose every pair has the logit 0, adds log(2) to all scores."""
+    """An untrained reference gives every pair the logit 0, which adds log(2) to all scores."""
     learner = model(50, 8, 0)
-    nothing = Embeddings(learner.image, learner.text, 0.0, 0.0)
+    untrained = Embeddings(learner.image, learner.text, 0.0, 0.0)
     hard = pick(learner, None, 12, criterion="hard")
-    assert pick(learner, nothing, 12).indices.tolist() == hard.indices.tolist()
+    assert pick(learner, untrained, 12).indices.tolist() == hard.indices.tolist()
 
 
 def test_gain_sharpens_a_draw_towards_the_top():
@@ -211,7 +213,7 @@ def test_gain_sharpens_a_draw_towards_the_top():
 
 def test_fast_precision_selects_a_set_as_good(monkeypatch: pytest.MonkeyPatch):
     learner, reference = structured_models(1024, 32)
-    monkeypatch.setattr(losses, "has_bfloat16_products", lambda device: True)  # also where they are slow
+    monkeypatch.setattr(losses, "has_bfloat16_products", lambda device: True)  # also on processors where they are slow
     for step in range(3):
         sets = [
             pick(learner, reference, 256, n_chunks=8, step=step, precision=precision).indices
@@ -225,9 +227,9 @@ def test_fast_precision_selects_a_set_as_good(monkeypatch: pytest.MonkeyPatch):
 def test_embeddings_with_gradients_leave_no_graph():
     learner = model(40, 8, 0)
     learner.image.requires_grad_()
-    found = pick(learner, model(40, 8, 1), 16)
-    assert not found.scores.requires_grad
-    assert not found.draw_score.requires_grad
+    selection = pick(learner, model(40, 8, 1), 16)
+    assert not selection.scores.requires_grad
+    assert not selection.draw_score.requires_grad
 
 
 def test_nothing_of_size_b_by_b_is_built():

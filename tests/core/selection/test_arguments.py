@@ -88,7 +88,7 @@ except ValueError as error:
 
 
 def test_unknown_options_are_refused():
-    """In a process of its own: where shape checks are on, as in `make test`, they refuse before `select` does."""
+    """In a separate process, since the shape checks that `make test` turns on would raise before `select` does."""
     ran = subprocess.run([sys.executable, "-c", OPTIONS], capture_output=True, text=True)
     assert ran.stdout.splitlines() == [
         "method 'uniform' is none of joint, independent; uniform batches need no selection",

@@ -8,7 +8,7 @@ from tests.core.selection.draws import model, uids
 from tests.processes import run_learners
 
 
-def _refused(rank: int, size: int, group, case: str) -> str:
+def _error_of(rank: int, size: int, group, case: str) -> str:
     learner, reference = model(20, 8, 0), model(20 - (case == "fewer") * rank, 6, 1)
     settings: dict[str, Any] = {"uids": uids(20), "seed": 5 * rank if case == "seed" else 0}
     if case == "absent" and rank:
@@ -28,11 +28,11 @@ def _refused(rank: int, size: int, group, case: str) -> str:
     return "selected"
 
 
-def test_what_one_learner_refuses_all_refuse():
-    """Nobody waits in a collective for the one that has left, and two that select differently do not go on."""
+def test_all_learners_raise_when_one_refuses_its_arguments():
+    """No learner waits in a collective for one that has raised, and learners with different arguments do not select."""
     refused = "ValueError: learner 1: learner and reference embeddings differ in number: 20 and 19"
-    assert run_learners(_refused, 2, "fewer") == [refused] * 2
-    assert run_learners(_refused, 2, "seed") == ["ValueError: seed is 0 on learner 0 and 5 on learner 1"] * 2
+    assert run_learners(_error_of, 2, "fewer") == [refused] * 2
+    assert run_learners(_error_of, 2, "seed") == ["ValueError: seed is 0 on learner 0 and 5 on learner 1"] * 2
     kind = ["torch.float32", "torch.float32", 8, 8, 10.0, -8.0]
     others = {
         "absent": None,
@@ -41,8 +41,8 @@ def test_what_one_learner_refuses_all_refuse():
     }
     for case, other in others.items():
         message = f"ValueError: learner is {kind!r} on learner 0 and {other!r} on learner 1"
-        assert run_learners(_refused, 2, case) == [message] * 2
-    first, second = run_learners(_refused, 2, "crash")
+        assert run_learners(_error_of, 2, case) == [message] * 2
+    first, second = run_learners(_error_of, 2, "crash")
     assert first.startswith("ValueError: learner 1: OverflowError")
     assert second.startswith("OverflowError")
-    assert run_learners(_refused, 2, "none") == ["selected"] * 2
+    assert run_learners(_error_of, 2, "none") == ["selected"] * 2

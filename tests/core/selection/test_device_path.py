@@ -1,7 +1,7 @@
-"""What a draw costs a GPU beside its products: collectives, and places at which the host waits for the device.
+"""What a draw costs a GPU beside its matrix products: collectives, and host reads (the host waits for the device).
 
 Each host read drains the device's queue, and a collective has a latency that small chunks do not hide. Both are counted
-on the CPU: a read is an operation that gives the host a value, or whose result has a size that depends on values.
+on the CPU: a read is an operation that returns a value to the host, or whose result has a size that depends on values.
 """
 
 from collections import Counter
@@ -76,7 +76,7 @@ def _draw(rank: int, size: int, group: Any, criterion: str, n_chunks: int) -> tu
 
 
 @pytest.mark.parametrize("criterion", ["learnability", "hard"])
-def test_a_draw_of_16_chunks_takes_few_collectives_and_host_reads(criterion):
+def test_a_draw_of_16_chunks_needs_few_collectives_and_host_reads(criterion):
     for collectives, reads in run_learners(_draw, 2, criterion, 16):
         assert 16 <= collectives.total() <= MAX_COLLECTIVES, collectives
         assert 1 <= reads.total() <= MAX_READS, reads
@@ -87,8 +87,8 @@ def test_host_reads_do_not_grow_with_the_chunks():
     assert few == many
 
 
-def test_the_counter_sees_what_waits():
-    """Else the bounds above would be met by a draw that waits in a way that is not counted."""
+def test_the_counter_detects_every_kind_of_host_read():
+    """Otherwise a draw could meet the bounds above by waiting in a way that is not counted."""
     x = torch.arange(5)
     for wait in (
         lambda: x[x > 2],

@@ -1,4 +1,4 @@
-"""Of what `select` draws: compared with the enumeration of all draws of two."""
+"""The distribution of what `select` draws, compared with the enumeration of all draws of two."""
 
 import torch
 
@@ -23,31 +23,31 @@ def test_distribution_of_a_small_draw_equals_enumeration():
     """Two chunks of one: P(i, j) = p_i * p(j | i), each a softmax of Algorithm 1's scores; independent draws differ."""
     learner, reference = model(4, 3, 0, scale=3.0, bias=0.0), model(4, 3, 1, scale=3.0, bias=0.0)
     scores = pair_scores(learner, reference).double()
-    own = uid_words(uids(4))[None]
+    words = uid_words(uids(4))[None]
     for step in range(N_EXACT):
-        found = pick(learner, reference, 2, n_chunks=2, step=step).indices
-        assert found.tolist() == drawn_in_two_chunks(scores, own, step)[0].tolist()
+        indices = pick(learner, reference, 2, n_chunks=2, step=step).indices
+        assert indices.tolist() == drawn_in_two_chunks(scores, words, step)[0].tolist()
 
-    found = torch.cat([drawn_in_two_chunks(scores, words_of(N_DRAWS // 20, 4), step) for step in range(20)])
+    drawn = torch.cat([drawn_in_two_chunks(scores, words_of(N_DRAWS // 20, 4), step) for step in range(20)])
     first = torch.softmax(scores.diagonal(), 0)
     expected = torch.stack([first[i] * torch.softmax(conditional_on(scores, i), 0) for i in range(4)])
-    assert ((shares_of(found, 4) - expected).abs() < 5 * deviation(expected)).all()
+    assert ((shares_of(drawn, 4) - expected).abs() < 5 * deviation(expected)).all()
     independent = (first[:, None] * first / (1 - first[:, None])).fill_diagonal_(0.0)
     assert ((independent - expected).abs() > 10 * deviation(expected)).sum() >= 2
 
 
 def test_noise_shared_by_the_chunks_would_be_another_distribution():
-    """Of three, 0 and 1 are likely first; 2 fits both, which makes the second draw even. Drawn again with the noise of
-    the first draw, the one that lost would lose too often: it is known to have little."""
+    """Of three examples, 0 and 1 are likely to be first. 2 fits both, so that the second draw is even. With the noise
+    of the first draw, the one of 0 and 1 that lost would lose too often, as it lost because of its small noise."""
     logits = torch.tensor([[-3.0, -6.0, 1.25], [-6.0, -3.0, 1.25], [1.25, 1.25, 3.0]])
     learner = Embeddings(torch.eye(3), logits.T.contiguous(), 1.0, 0.0)
     scores = pair_scores(learner, None, "hard").double()
-    own, alike = uid_words(uids(3))[None], 0
+    words_of_uids, n_alike = uid_words(uids(3))[None], 0
     for step in range(N_EXACT):
-        found = pick(learner, None, 2, n_chunks=2, criterion="hard", step=step).indices.tolist()
-        assert found == drawn_in_two_chunks(scores, own, step)[0].tolist()
-        alike += found == drawn_in_two_chunks(scores, own, step, second=0)[0].tolist()
-    assert alike < N_EXACT
+        indices = pick(learner, None, 2, n_chunks=2, criterion="hard", step=step).indices.tolist()
+        assert indices == drawn_in_two_chunks(scores, words_of_uids, step)[0].tolist()
+        n_alike += indices == drawn_in_two_chunks(scores, words_of_uids, step, second=0)[0].tolist()
+    assert n_alike < N_EXACT
 
     words = words_of(N_DRAWS // 20, 3)
     fresh, shared = (

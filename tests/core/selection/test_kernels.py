@@ -18,13 +18,13 @@ TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" e
 
 
 def both(
-    n: int, n_taken: int, width: int, dtype: torch.dtype, scale: float, bias: float
+    n: int, n_drawn: int, width: int, dtype: torch.dtype, scale: float, bias: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel's sums, and those of float64 products of the same embeddings."""
-    rows, taken = (m for m in structured_models(max(n, n_taken), width))
-    sides = [x.to(DEVICE, dtype) for x in (rows.image[:n], rows.text[:n], taken.image[:n_taken], taken.text[:n_taken])]
-    image, text, taken_image, taken_text = (x.double() for x in sides)
-    pairs = (image, taken_text), (text, taken_image)
+    rows, drawn = (m for m in structured_models(max(n, n_drawn), width))
+    sides = [x.to(DEVICE, dtype) for x in (rows.image[:n], rows.text[:n], drawn.image[:n_drawn], drawn.text[:n_drawn])]
+    image, text, drawn_image, drawn_text = (x.double() for x in sides)
+    pairs = (image, drawn_text), (text, drawn_image)
     expected = torch.stack([F.softplus(scale * a @ b.T + bias).sum(1) for a, b in pairs]).sum(0)
     return kernels.cross_losses(*sides, scale, bias), expected
 
@@ -32,22 +32,22 @@ def both(
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(("scale", "bias"), [(20.0, -8.0), (110.0, -12.0), (10.0, 30.0)])
 def test_sums_equal_those_of_float64(dtype: torch.dtype, scale: float, bias: float):
-    found, expected = both(37, 21, 40, dtype, scale, bias)
-    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-7)
+    actual, expected = both(37, 21, 40, dtype, scale, bias)
+    torch.testing.assert_close(actual, expected, rtol=5e-6, atol=1e-7)
 
 
 def test_sizes_that_no_tile_divides(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernels, "_SPAN", 64)  # three spans
-    found, expected = both(130, 150, 33, torch.float32, 20.0, -8.0)
-    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-7)
+    actual, expected = both(130, 150, 33, torch.float32, 20.0, -8.0)
+    torch.testing.assert_close(actual, expected, rtol=5e-6, atol=1e-7)
 
 
-def test_embeddings_of_two_kinds_meet_in_float32():
+def test_embeddings_of_different_dtypes_are_computed_in_float32():
     model, _ = structured_models(20, 16)
     sides = [x.to(DEVICE) for x in (model.image.half(), model.text, model.image, model.text.half())]
-    found = kernels.cross_losses(*sides, 20.0, -8.0)
+    actual = kernels.cross_losses(*sides, 20.0, -8.0)
     expected = kernels.cross_losses(*(x.float() for x in sides), 20.0, -8.0)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -91,9 +91,9 @@ PRODUCTS = [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float
 
 
 @pytest.mark.slow
-def test_it_compiles_for_gpus_that_are_not_here(tmp_path):
-    """Down to machine code, with the shared memory that they have. One process for all: it imports as long as it
-    compiles."""
+def test_the_kernel_compiles_for_gpus_that_are_not_present(tmp_path):
+    """Down to machine code, within the shared memory of each GPU. One process compiles all variants, as importing takes
+    as long as compiling."""
     variants = [(capability, *pair) for capability in SHARED for pair in PRODUCTS]
     ran = subprocess.run(
         [sys.executable, "-c", COMPILE, json.dumps(variants)],

@@ -1,4 +1,4 @@
-"""What a step trains on is drawn without an optimiser; tests/core/training/test_step.py has several learners."""
+"""Drawing a sub-batch needs no optimiser. tests/core/training/test_step.py draws with several learners."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from jest_core.training.draw import Selector, draw
 from tests.core.training.test_step import make_learner, super_batch
 
 
-def test_a_selector_draws_what_a_learner_of_the_same_weights_does_and_changes_none():
+def test_a_selector_draws_like_a_learner_and_changes_no_weights():
     learner = make_learner([])
     fields = {name: value for name, value in vars(learner).items() if name not in ("optimizer", "wrapped")}
     batch = super_batch(learner.towers)
@@ -23,7 +23,7 @@ def test_a_selector_draws_what_a_learner_of_the_same_weights_does_and_changes_no
     assert set(drawn.seconds) == {"score", "reference", "select", "log", "exchange"}
 
 
-def test_a_uniform_super_batch_is_drawn_whole():
+def test_uniform_selection_trains_on_the_whole_super_batch():
     learner = make_learner(["selection.method=uniform"])
     batch = super_batch(learner.towers)
     drawn = draw(learner, batch, 0)
@@ -31,7 +31,7 @@ def test_a_uniform_super_batch_is_drawn_whole():
     assert drawn.seconds == {}
 
 
-def test_the_criterion_decides_what_is_needed():
+def test_the_criterion_decides_which_losses_are_computed():
     hard = make_learner(["selection.criterion=hard"])
     batch = super_batch(hard.towers)
     without = Examples(batch.rows, batch.pixels, batch.tokens)

@@ -20,17 +20,17 @@ FLEXI = [
 
 
 def gradients(*overrides: str) -> tuple[Features, dict[str, torch.Tensor], int]:
-    """Features and gradients of a sub-batch at two resolutions, and the bytes held between forward and backward."""
+    """Features and gradients of a sub-batch at two resolutions, and the bytes saved between forward and backward."""
     learner = make_learner(list(overrides))
     if learner.run.training.activation_checkpointing:
         learner.towers.checkpoint_activations()
     batch = super_batch(learner.towers)
     groups = [Group(batch[torch.arange(40)], Resolution(32)), Group(batch[torch.arange(40, 64)], Resolution(32, 16))]
-    held = 0
+    n_bytes = 0
 
     def count(x: torch.Tensor) -> torch.Tensor:
-        nonlocal held
-        held += x.nbytes
+        nonlocal n_bytes
+        n_bytes += x.nbytes
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
@@ -38,7 +38,7 @@ def gradients(*overrides: str) -> tuple[Features, dict[str, torch.Tensor], int]:
     bias = features.logit_bias
     assert bias is not None
     sigmoid_loss(features.image, features.text, features.logit_scale, bias).backward()
-    return features, {name: p.grad for name, p in learner.towers.model.named_parameters()}, held
+    return features, {name: p.grad for name, p in learner.towers.model.named_parameters()}, n_bytes
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def gradients(*overrides: str) -> tuple[Features, dict[str, torch.Tensor], int]:
         ["training.micro_batch_size=16", "training.activation_checkpointing=true"],
     ],
 )
-def test_memory_is_saved_and_gradients_stay_what_they_are(overrides: list[str]):
-    whole, expected, held = gradients()
-    features, found, held_now = gradients(*overrides)
+def test_micro_batches_and_checkpointing_save_memory_and_keep_gradients(overrides: list[str]):
+    whole, expected, n_bytes = gradients()
+    features, actual, n_bytes_saving = gradients(*overrides)
     torch.testing.assert_close(features, whole)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
-    assert held_now < 0.5 * held
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
+    assert n_bytes_saving < 0.5 * n_bytes
 
 
 def test_each_group_is_embedded_at_its_resolution():
@@ -71,12 +71,12 @@ def test_each_group_is_embedded_at_its_resolution():
 
 def test_bfloat16_changes_little_and_keeps_embeddings_in_float32():
     exact, expected, _ = gradients()
-    features, found, _ = gradients("training.precision=bf16")
+    features, actual, _ = gradients("training.precision=bf16")
     assert features.image.dtype == torch.float32
     assert not torch.equal(features.image, exact.image)
     assert (1 - (features.image * exact.image).sum(1)).max() < 1e-2
     for name in ("visual.conv1.weight", "visual.positional_embedding", "text_projection"):
-        assert torch.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0) > 0.99, name
+        assert torch.cosine_similarity(actual[name].flatten(), expected[name].flatten(), dim=0) > 0.99, name
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_bfloat16_changes_little_and_keeps_embeddings_in_float32():
     ],
 )
 def test_nothing_is_compiled_again_after_the_first_step(monkeypatch, overrides: list[str]):
-    """Scoring (64 in micro-batches of 28, the last filled up), agreement, and both halves, at two resolutions."""
+    """Scoring (64 in micro-batches of 28, the last one padded), agreement, and both halves, at two resolutions."""
     torch._dynamo.reset()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     settings = [*FLEXI, "training.score_batch_size=28", *overrides]

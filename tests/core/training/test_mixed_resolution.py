@@ -3,7 +3,7 @@ import torch
 from jest_core.training.mixed_resolution import low_resolution
 
 
-def test_low_resolution_takes_an_exact_share_anew_in_each_step_wherever_examples_are():
+def test_low_resolution_draws_an_exact_share_per_step_whatever_the_order():
     uids = torch.randint(-(2**62), 2**62, (1000, 2), generator=torch.Generator().manual_seed(0))
     times = torch.zeros(1000, dtype=torch.int64)
     first, second = (low_resolution(uids, times, 500, 0, step) for step in (0, 1))

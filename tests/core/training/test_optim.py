@@ -18,14 +18,14 @@ def test_warm_up_then_cosine_to_zero():
 
 
 def test_rsqrt_falls_by_its_timescale_and_cools_down_to_zero():
-    told = {"peak": 1.0, "warmup_steps": 4, "n_steps": 1000, "schedule": "rsqrt", "timescale_steps": 100}
-    assert optim.learning_rate(4, **told) == 1.0
-    assert optim.learning_rate(104, **told) == pytest.approx(0.5**0.5)
-    assert optim.learning_rate(304, **told) == pytest.approx(0.5)
+    options = {"peak": 1.0, "warmup_steps": 4, "n_steps": 1000, "schedule": "rsqrt", "timescale_steps": 100}
+    assert optim.learning_rate(4, **options) == 1.0
+    assert optim.learning_rate(104, **options) == pytest.approx(0.5**0.5)
+    assert optim.learning_rate(304, **options) == pytest.approx(0.5)
     for step, left in {799: 1.0, 800: 1.0, 900: 0.5, 1000: 0.0}.items():
-        cooled = optim.learning_rate(step, **told, cooldown_steps=200)
-        assert cooled == pytest.approx(left * optim.learning_rate(step, **told)), step
-    assert optim.learning_rate(995, **told | {"schedule": "constant"}, cooldown_steps=10) == 0.5
+        cooled = optim.learning_rate(step, **options, cooldown_steps=200)
+        assert cooled == pytest.approx(left * optim.learning_rate(step, **options)), step
+    assert optim.learning_rate(995, **options | {"schedule": "constant"}, cooldown_steps=10) == 0.5
 
 
 def test_gains_biases_and_temperature_are_not_decayed():
@@ -51,7 +51,7 @@ def test_gradients_are_clipped_as_pytorch_does():
         assert torch.equal(clipped.grad, expected.grad)
 
 
-def test_clips_scale_stays_within_its_bounds():
+def test_clips_logit_scale_is_clamped():
     model = towers.create("jest-tiny-softmax", seed=0).model
     for scale, expected in {2.0: 2.0, 5.0: math.log(100.0), -1.0: 0.0}.items():
         with torch.no_grad():

@@ -21,6 +21,6 @@ def test_every_learner_ends_with_its_quota_and_only_the_surplus_moves(shares, qu
     ]
     assert all(len(x) == quota for x in received)
     assert sorted(torch.cat(received).tolist()) == sorted(indices.tolist())
-    held = [((indices >= offsets[r]) & (indices < offsets[r + 1])).sum().item() for r in range(len(shares))]
+    n_drawn = [((indices >= offsets[r]) & (indices < offsets[r + 1])).sum().item() for r in range(len(shares))]
     moved = sum(len(plans[r][to]) for r in range(len(shares)) for to in range(len(shares)) if to != r)
-    assert moved == sum(max(0, h - quota) for h in held)
+    assert moved == sum(max(0, n - quota) for n in n_drawn)

@@ -1,4 +1,4 @@
-"""A step on one learner and on several gives the same picks, loss and update."""
+"""A training step on one learner and on several gives the same picks, loss and update."""
 
 import dataclasses
 import io
@@ -64,7 +64,7 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
         pair.checkpoint_activations()
     if run.training.shard_weights and group is not None:
         pair.shard(group)
-    # a large eps: Adam would blow the rounding noise of gradients that are zero (key biases) up to whole steps
+    # a large eps, as Adam would scale the rounding noise of zero gradients (key biases) up to full steps
     optimizer = optim.adamw(pair.model, learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
     trained = TrainingPass(pair, run, group)
     alone = group is None or pair.sharded
@@ -80,6 +80,7 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
 
 
 def two_steps(rank: int, size: int, group, cuts: list[int], overrides: list[str]):
+    """Logs of two steps on rows cuts[rank] .. cuts[rank + 1] of the super-batch, and the weights afterwards."""
     learner = make_learner(overrides, group)
     share = super_batch(learner.towers)[torch.arange(cuts[rank], cuts[rank + 1])]
     results = [train_step(learner, share, step) for step in range(2)]
@@ -91,19 +92,20 @@ def two_steps(rank: int, size: int, group, cuts: list[int], overrides: list[str]
     ("method", "loss"), [("joint", "sigmoid"), ("independent", "sigmoid"), ("uniform", "sigmoid"), ("joint", "softmax")]
 )
 @pytest.mark.parametrize("cuts", [[0, 32, 64], [0, 10, 20, 44, 64]])
-def test_several_learners_do_what_one_does(method: str, loss: str, cuts: list[int]):
+def test_several_learners_match_a_single_learner(method: str, loss: str, cuts: list[int]):
     compare(cuts, [f"selection.method={method}", f"selection.loss={loss}", f"training.loss={loss}"])
 
 
 @pytest.mark.parametrize("method", ["joint", "uniform"])
 @pytest.mark.parametrize("cuts", [[0, 32, 64], [0, 10, 20, 44, 64]])
-def test_several_learners_do_what_one_does_at_two_resolutions(method: str, cuts: list[int]):
+def test_several_learners_match_a_single_learner_at_two_resolutions(method: str, cuts: list[int]):
     flexi = ["selection.score_patch_size=16", "training.low_resolution={patch_size: 16, share: 0.25}"]
     more = ["training.micro_batch_size=3", "selection.agreement_every_steps=2"]
     compare(cuts, [f"selection.method={method}", *flexi, *more])
 
 
-def nothing_sound(rank: int, size: int, group, more: list[str]):
+def first_half_bad(rank: int, size: int, group, more: list[str]):
+    """Loss and number of trained examples of a step whose first 32 slots are bad, all those of learner 0 of two."""
     learner = make_learner(["selection.method=uniform", "training.micro_batch_size=8", *more], group)
     batch = with_column(super_batch(learner.towers), "status", np.where(np.arange(B) < 32, 4, 0))
     result = train_step(learner, batch[torch.arange(rank * B // size, (rank + 1) * B // size)], 0)
@@ -111,14 +113,15 @@ def nothing_sound(rank: int, size: int, group, more: list[str]):
 
 
 @pytest.mark.parametrize("more", [[], ["training.low_resolution={patch_size: 16}"]])
-def test_a_learner_without_a_sound_slot_trains_on_with_the_others(more: list[str]):
-    alone = nothing_sound(0, 1, None, more)
-    for found in run_learners(nothing_sound, 2, more):
-        assert found == pytest.approx(alone, rel=1e-4)
+def test_a_learner_without_valid_slots_keeps_training_with_the_others(more: list[str]):
+    alone = first_half_bad(0, 1, None, more)
+    for result in run_learners(first_half_bad, 2, more):
+        assert result == pytest.approx(alone, rel=1e-4)
     assert alone[1] == 32
 
 
 def compare(cuts: list[int], overrides: list[str]) -> None:
+    """Assert that learners with these shares of the super-batch log and train as one learner does."""
     (alone, weights), *_ = [two_steps(0, 1, None, [0, B], overrides)]
     for logs, state in run_learners(two_steps, len(cuts) - 1, cuts, overrides):
         for (picks, summary, optimisation), (picks_1, summary_1, optimisation_1) in zip(logs, alone, strict=True):
@@ -143,19 +146,20 @@ def _masked(rank: int, size: int, group, by: str):
     same = {"uid_high": np.arange(B) % 40, "uid_low": np.zeros(B), "content": np.arange(B) % 48}
     for name in ("uid_high", "uid_low") if by == "uid" else ("content",):
         batch = with_column(batch, name, same[name])
-    batch = with_column(batch, "status", np.where(np.arange(B) == 0, 4, 0))  # a bad slot is nobody's original
+    # other slots do not count as duplicates of a bad one
+    batch = with_column(batch, "status", np.where(np.arange(B) == 0, 4, 0))
     share = batch[torch.arange(rank * B // size, (rank + 1) * B // size)]
     result = train_step(learner, share, 0)
     return result.picks.to_pydict(), result.summary
 
 
 @pytest.mark.parametrize(("by", "n"), [("uid", 40), ("image", 48)])
-def test_of_equal_slots_one_is_selectable_whoever_holds_them(by: str, n: int):
+def test_only_one_of_duplicate_slots_is_selectable_across_learners(by: str, n: int):
     picks, summary = _masked(0, 1, None, by)
     assert summary["n_bad"] == 1
     selected = [p for p, chosen in zip(picks["position"], picks["selected"], strict=True) if chosen]
     if by == "image":
-        assert summary["n_duplicates"] == B - n - 1  # slot 48 stands in for slot 0, which is bad
+        assert summary["n_duplicates"] == B - n - 1  # slot 48 replaces slot 0, which is bad
         assert max(selected) <= n
     assert summary["n_offered"] + summary["n_duplicates"] + summary["n_bad"] == B
     names = picks["uid"] if by == "uid" else [p % n for p in picks["position"]]
@@ -167,9 +171,9 @@ def test_of_equal_slots_one_is_selectable_whoever_holds_them(by: str, n: int):
 
 @pytest.mark.parametrize("low", [[], ["training.low_resolution={image_size: 32}"]])
 def test_late_decoding_trains_on_whole_pictures_and_scores_reduced_ones(low: list[str]):
-    """As eager decoding does that reduces the same pictures on the device, up to the decoder's rounding.
+    """Equal, up to the decoder's rounding, to eager decoding that reduces the same pictures on the device.
 
-    What is trained at the resolution of scoring is not decoded again.
+    Examples that are trained at the resolution of scoring are not decoded again.
     """
     more = ["selection.score_image_size=32", "training.augmentation={}", *low]
     eager, late = (make_learner([f"data.decode={mode}", *more], name="jest-drawings") for mode in ("eager", "late"))
@@ -197,12 +201,12 @@ def test_training_lowers_the_loss():
 
 
 @pytest.mark.parametrize("own_view", [False, True])
-def test_a_reference_online_selects_what_its_cache_does(own_view: bool):
+def test_an_online_reference_selects_like_its_score_cache(own_view: bool):
     learner = make_learner([])
     reference = towers.create("jest-tiny", seed=3)
     batch = super_batch(learner.towers)
-    found = reference.embed(batch.pixels, batch.tokens, batch_size=16)
-    cached = dataclasses.replace(batch, reference_image=found.image.half(), reference_text=found.text.half())
+    embeddings = reference.embed(batch.pixels, batch.tokens, batch_size=16)
+    cached = dataclasses.replace(batch, reference_image=embeddings.image.half(), reference_text=embeddings.text.half())
     from_cache = train_step(learner, cached, 0).picks
     online = dataclasses.replace(make_learner([]), reference=reference)
     if own_view:

@@ -1,4 +1,4 @@
-"""What is logged of a step: bad slots, and as many of the refused as were asked for."""
+"""The log of a step: bad slots, and as many refused examples as training.n_refused_logged."""
 
 import numpy as np
 import pytest
@@ -24,6 +24,6 @@ def test_bad_slots_are_never_trained_on_and_are_logged():
 def test_any_number_of_refused_examples_is_logged(override: str):
     learner = make_learner([override])
     batch = with_column(super_batch(learner.towers), "status", np.where(np.arange(B) % 2, 0, 4))
-    assert len(train_step(learner, batch, 0).picks) == 32  # all that are valid are selected
+    assert len(train_step(learner, batch, 0).picks) == 32  # all valid examples are selected
     refused = train_step(learner, super_batch(learner.towers), 0).picks["selected"].to_pylist().count(False)
     assert refused == (0 if override.endswith("=0") else 32)

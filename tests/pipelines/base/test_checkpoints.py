@@ -6,7 +6,7 @@ import torch
 from pipelines.base import checkpoints, storage
 
 
-def test_the_newest_of_a_run_is_read_and_its_absence_is_told(tmp_path):
+def test_the_newest_checkpoint_is_read_and_a_missing_one_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="train that run first, or name a checkpoint file"):
         checkpoints.read(str(tmp_path))
     for step in (5, 12):
@@ -26,7 +26,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         checkpoints.read(str(tmp_path / "evil.pt"))
 
 
-def test_the_last_few_checkpoints_stay_and_those_of_every_so_many_steps(tmp_path):
+def test_pruning_keeps_the_last_checkpoints_and_every_nth_step(tmp_path):
     for step in range(2, 21, 2):
         checkpoints.write(str(tmp_path), step, {"epoch": step})
     checkpoints.prune(str(tmp_path), None, 6)
@@ -37,7 +37,7 @@ def test_the_last_few_checkpoints_stay_and_those_of_every_so_many_steps(tmp_path
     assert checkpoints.steps(str(tmp_path)) == [20]
 
 
-def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path):
+def test_tidy_removes_only_temporary_files_of_a_killed_writer(tmp_path):
     for name in ("checkpoints/step_00000002.pt", "checkpoints/results.jsonl.1.tmp", "metrics.jsonl", "run.yaml"):
         storage.write_bytes(f"{tmp_path}/{name}", b"x")
     before = sorted(path.name for path in tmp_path.rglob("*"))
@@ -47,23 +47,23 @@ def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_what_is_copied_does_not_change_with_its_source():
+def test_a_copy_does_not_change_with_its_source():
     source = {"a": torch.ones(2, requires_grad=True), "b": [torch.zeros(1), {"c": 3}], "d": (torch.ones(1), "e")}
-    held = checkpoints.copied(source)
+    copied = checkpoints.copied(source)
     with torch.no_grad():
         source["a"].add_(1)
         source["b"][0].add_(1)
         source["d"][0].add_(1)
-    assert held["a"].tolist() == [1, 1]
-    assert held["b"] == [torch.zeros(1), {"c": 3}]
-    assert held["d"] == (torch.ones(1), "e")
+    assert copied["a"].tolist() == [1, 1]
+    assert copied["b"] == [torch.zeros(1), {"c": 3}]
+    assert copied["d"] == (torch.ones(1), "e")
 
 
-def test_a_writer_goes_on_in_order_and_raises_what_failed():
+def test_a_background_writer_keeps_the_order_and_raises_failures():
     done: list[int] = []
     with checkpoints.Writer() as writer:
         writer.submit(lambda: (time.sleep(0.2), done.append(1)))
-        assert not done  # it did not wait
+        assert not done  # submit returned without waiting
         writer.submit(lambda: done.append(2))
     assert done == [1, 2]
     with pytest.raises(OSError, match="disk full"):
@@ -74,10 +74,10 @@ def test_a_writer_goes_on_in_order_and_raises_what_failed():
 
 
 def _write_to_a_full_disk(times: int, done: list[int]) -> None:
-    def full() -> None:
+    def fail() -> None:
         raise OSError("disk full")
 
     with checkpoints.Writer() as writer:
-        writer.submit(full)
+        writer.submit(fail)
         for _ in range(1, times):
             writer.submit(lambda: done.append(3))

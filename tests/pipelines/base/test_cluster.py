@@ -12,44 +12,44 @@ from pipelines.base.prefetch import prefetch
 
 
 @pytest.fixture
-def left(monkeypatch, tmp_path) -> threading.Event:
-    """Set when `disconnect` leaves Ray, which no test here has started."""
+def disconnected(monkeypatch, tmp_path) -> threading.Event:
+    """An event that is set when `cluster.disconnect` shuts Ray down; no test here starts a real one."""
     event = threading.Event()
     monkeypatch.setattr(cluster, "_folder", lambda: tmp_path / "none")
     monkeypatch.setattr(ray, "shutdown", event.set)
     return event
 
 
-def test_what_reads_ahead_ends_before_ray_is_left(left):
-    """Its thread asks Ray for what comes next: once Ray was gone it would start another, or end the whole process."""
+def test_prefetching_ends_before_ray_disconnects(disconnected):
+    """Its thread calls Ray for the next block: after a shutdown that would start another Ray, or end the process."""
     order = list[str]()
 
     def blocks() -> Iterator[int]:
         try:
             yield from range(1000)
         finally:
-            order.append("after" if left.is_set() else "before")
+            order.append("after" if disconnected.is_set() else "before")
 
     ahead = prefetch(blocks())
     assert next(ahead) == 0
     cluster.disconnect()
-    assert left.is_set()
+    assert disconnected.is_set()
     assert order == ["before"]
     with pytest.raises(RuntimeError, match="Ray was left while super-batches were being read"):
         next(ahead)
 
 
-def test_a_thread_that_its_loop_did_not_wait_for_ends_before_ray_is_left(left, monkeypatch):
-    """As where Ctrl-C cuts the wait short, or a read takes longer than it is waited for."""
-    comes, order = threading.Event(), list[str]()
+def test_a_prefetching_thread_that_outlives_its_loop_ends_before_ray_disconnects(disconnected, monkeypatch):
+    """As when Ctrl-C interrupts the wait, or a read takes longer than the wait."""
+    arrived, order = threading.Event(), list[str]()
 
     def blocks() -> Iterator[int]:
         try:
             yield 0
-            assert comes.wait(10)
+            assert arrived.wait(10)
             yield 1
         finally:
-            order.append("after" if left.is_set() else "before")
+            order.append("after" if disconnected.is_set() else "before")
 
     ahead = prefetch(blocks())
     assert next(ahead) == 0
@@ -57,19 +57,19 @@ def test_a_thread_that_its_loop_did_not_wait_for_ends_before_ray_is_left(left, m
         impatient.setattr("pipelines.base.prefetch._PATIENCE", 0.0)
         ahead.close()
     del ahead
-    threading.Timer(0.2, comes.set).start()
+    threading.Timer(0.2, arrived.set).start()
     cluster.disconnect()
     assert order == ["before"]
 
 
-def test_one_who_waits_for_a_super_batch_is_told_that_ray_was_left(left, monkeypatch):
+def test_a_consumer_waiting_for_a_super_batch_gets_an_error_when_ray_disconnects(disconnected, monkeypatch):
     monkeypatch.setattr("pipelines.base.prefetch._PATIENCE", 0.2)
-    asked, told = threading.Event(), list[BaseException]()
+    requested, errors = threading.Event(), list[BaseException]()
 
     def blocks() -> Iterator[int]:
         yield 0
-        asked.set()
-        assert left.wait(10)  # longer than it is waited for
+        requested.set()
+        assert disconnected.wait(10)  # longer than disconnect waits for the thread
         yield 1
 
     ahead = prefetch(blocks())
@@ -78,33 +78,33 @@ def test_one_who_waits_for_a_super_batch_is_told_that_ray_was_left(left, monkeyp
     def wait() -> None:
         with pytest.raises(RuntimeError, match="Ray was left") as raised:
             next(ahead)
-        told.append(raised.value)
+        errors.append(raised.value)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    assert asked.wait(10)
+    assert requested.wait(10)
     cluster.disconnect()
     waiting.join(10)
-    assert told
-    assert not any(thread.name == "super-batches" and thread.is_alive() for thread in _soon_without_readers())
+    assert errors
+    assert not any(thread.name == "super-batches" and thread.is_alive() for thread in _threads_after_prefetching())
 
 
-def _soon_without_readers() -> list[threading.Thread]:
-    """The threads that are there once those that read have had some seconds to end."""
+def _threads_after_prefetching() -> list[threading.Thread]:
+    """The running threads, after some seconds for prefetching threads to end."""
     for thread in threading.enumerate():
         if thread.name == "super-batches":
             thread.join(10)
     return threading.enumerate()
 
 
-def test_a_stream_that_nobody_has_begun_does_not_begin_when_ray_has_been_left(left):
+def test_a_stream_does_not_start_after_ray_has_disconnected(disconnected):
     ahead = prefetch(iter(range(3)))
     cluster.disconnect()
     with pytest.raises(RuntimeError, match="Ray was left"):
         next(ahead)
 
 
-def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
+def test_an_abandoned_loop_leaves_no_prefetching_thread():
     closed = threading.Event()
 
     def blocks() -> Iterator[int]:
@@ -113,17 +113,17 @@ def test_a_loop_that_was_given_up_leaves_nothing_that_reads():
         finally:
             closed.set()
 
-    before = set(cluster._readers)  # of other tests
+    before = set(cluster._readers)  # those of other tests
     ahead = prefetch(blocks())
     next(ahead)
-    del ahead  # as a SubBatches that nobody holds
+    del ahead  # as a SubBatches without references
     assert closed.wait(10)
-    _soon_without_readers()
+    _threads_after_prefetching()
     assert set(cluster._readers) <= before
 
 
-def test_a_program_that_ends_while_it_reads_ends_quietly():
-    """As a loop of one's own does that leaves its SubBatches behind: the interpreter itself is what leaves Ray."""
+def test_a_program_that_exits_while_prefetching_prints_no_error():
+    """As a custom loop that does not close its SubBatches: Ray is shut down when the interpreter exits."""
     code = (
         "import atexit, ray; from pipelines.base import cluster; from pipelines.base.prefetch import prefetch;"
         "atexit.register(cluster.disconnect); ahead = prefetch(iter(range(9)));"
@@ -134,7 +134,7 @@ def test_a_program_that_ends_while_it_reads_ends_quietly():
     assert (out.stdout, out.stderr) == ("0 1\nleft\n", "")
 
 
-def test_a_large_import_that_fails_leaves_the_garbage_collector_on():
+def test_a_failed_large_import_turns_the_garbage_collector_on_again():
     with pytest.raises(ModuleNotFoundError):
         cluster.import_large("pipelines.no_such_module")
     assert gc.isenabled()

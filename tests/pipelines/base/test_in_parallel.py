@@ -8,7 +8,7 @@ def test_results_come_in_the_order_of_the_arguments():
     assert list(in_parallel.read_each(str, [])) == []
 
 
-def test_what_another_try_can_help_is_tried_again(monkeypatch):
+def test_transient_errors_are_retried_and_missing_files_are_not(monkeypatch):
     monkeypatch.setattr(storage, "_BACKOFF", lambda state: 0)
     tries = list[str]()
 

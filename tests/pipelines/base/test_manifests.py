@@ -24,7 +24,7 @@ def test_a_directory_of_another_configuration_is_refused_with_the_difference(tmp
 
 
 def test_a_manifest_is_written_with_its_fingerprint_last(tmp_path):
-    """In the bytes that every version has written: other tools read these files, and lineages name fingerprints."""
+    """Byte for byte as in earlier versions: other tools read these files, and derived data refers to fingerprints."""
     whole = manifests.finish(str(tmp_path), finished({"a": 1}, n=5))
     without = {"stage": "stage", "complete": True, "config": {"a": 1}, "n": 5}
     expected = {**without, "fingerprint": storage.fingerprint(without)}

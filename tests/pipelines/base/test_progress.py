@@ -1,4 +1,4 @@
-"""What a stage prints, by the log level."""
+"""What a stage prints at each log level."""
 
 import pytest
 

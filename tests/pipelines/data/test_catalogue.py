@@ -17,34 +17,35 @@ from tests.pipelines.scores.test_reference_scores import make_reference
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def parts(found: Catalogue) -> pa.Table:
-    names = storage.names(f"{found.directory}/parts", ".parquet")
-    return pa.concat_tables([storage.open_parquet(f"{found.directory}/parts/{name}").read() for name in names])
+def parts(listing: Catalogue) -> pa.Table:
+    names = storage.names(f"{listing.directory}/parts", ".parquet")
+    return pa.concat_tables([storage.open_parquet(f"{listing.directory}/parts/{name}").read() for name in names])
 
 
-def fates(found: Catalogue) -> dict[str, str | None]:
-    table = parts(found)
+def dropped_by(listing: Catalogue) -> dict[str, str | None]:
+    """Of each uid the rule that dropped it, None for a kept row."""
+    table = parts(listing)
     return dict(zip(table["uid"].to_pylist(), table["dropped_by"].to_pylist(), strict=True))
 
 
 def test_stage_audits_and_runs_once(make_run, shards, capsys):
     run = make_run("joint")
-    found = catalogue.run_stage(run)
-    for counts, path in zip(found.shards["counts"].to_pylist(), sorted(shards.iterdir()), strict=True):
+    listing = catalogue.run_stage(run)
+    for counts, path in zip(listing.shards["counts"].to_pylist(), sorted(shards.iterdir()), strict=True):
         status = pq.read_table(path, columns=["status"])["status"].to_pylist()
         assert dict(counts).get("status", 0) == sum(s != "success" for s in status)
         assert sum(n for _, n in counts) == 150
-    assert found.row_groups["rows"].to_pylist() == [50] * 12
-    assert sum(found.row_groups["slots"].to_pylist()) == found.manifest["counts"]["kept"]
+    assert listing.row_groups["rows"].to_pylist() == [50] * 12
+    assert sum(listing.row_groups["slots"].to_pylist()) == listing.manifest["counts"]["kept"]
     assert "kept" in capsys.readouterr().out
     again = catalogue.run_stage(run)
-    assert again.manifest == found.manifest
+    assert again.manifest == listing.manifest
     assert "already at" in capsys.readouterr().out
     with pytest.raises(ValueError, match="another configuration \\(rules"):
         catalogue.run_stage(make_run("joint", "data.rules=[{rule: status}]"))
 
 
-def test_each_row_is_charged_to_the_first_rule_that_drops_it(make_run, tmp_path):
+def test_each_dropped_row_counts_for_the_first_rule_that_drops_it(make_run, tmp_path):
     table = pa.table(
         {
             "uid": [f"{i:032x}" for i in range(6)],
@@ -60,13 +61,13 @@ def test_each_row_is_charged_to_the_first_rule_that_drops_it(make_run, tmp_path)
         texts: [None, "caption", "caption", "unsafe", "unsafe", "status"],
         texts[::-1]: [None, "caption", "caption", "caption", "unsafe", "unsafe"],
     }
-    for i, (rules, fate) in enumerate(expected.items()):
+    for i, (rules, rule_of_each) in enumerate(expected.items()):
         rule_list = f"data.rules=[{', '.join(rules)}]"
         run = make_run("x", rule_list, f"data.catalogue=c{i}", source=str(tmp_path / "s"))
-        assert list(fates(catalogue.run_stage(run)).values()) == fate
+        assert list(dropped_by(catalogue.run_stage(run)).values()) == rule_of_each
 
 
-def test_a_catalogue_cut_short_is_completed(make_run):
+def test_an_interrupted_catalogue_is_completed(make_run):
     run = make_run("joint")
     whole = catalogue.run_stage(run)
     directory = run.path("catalogue")
@@ -79,7 +80,7 @@ def test_a_catalogue_cut_short_is_completed(make_run):
 
 
 def copies(shards, folder, rows: dict[int, list[int]]) -> str:
-    """Shard i of the given rows of the pool's first shard, in row groups of 10."""
+    """Write shards in row groups of 10, shard i with rows[i] of the pool's first shard; the folder."""
     folder.mkdir()
     table = pq.read_table(sorted(shards.iterdir())[0])
     for i, picked in rows.items():
@@ -87,36 +88,36 @@ def copies(shards, folder, rows: dict[int, list[int]]) -> str:
     return str(folder)
 
 
-def test_of_duplicates_the_first_stays_over_all_shards(make_run, shards, tmp_path):
+def test_only_the_first_of_duplicates_across_shards_is_kept(make_run, shards, tmp_path):
     source = copies(shards, tmp_path / "d", {0: [*range(20), 3], 1: [19, 25, 0, 30], 2: [25, 40]})
     run = make_run("x", "data.rules=[{rule: status}, {rule: duplicate}]", source=source)
-    found = catalogue.run_stage(run)
-    table = parts(found)
+    listing = catalogue.run_stage(run)
+    table = parts(listing)
     dropped = np.flatnonzero(np.array(table["dropped_by"].to_pylist()) == "duplicate").tolist()
     status = table["dropped_by"].to_pylist()
-    again = [20, 21, 23, 25]  # of the rows laid end to end
+    again = [20, 21, 23, 25]  # of the concatenated rows
     assert dropped == [i for i in again if status[i] != "status"]
-    assert found.manifest["counts"]["duplicate"] == len(dropped)
+    assert listing.manifest["counts"]["duplicate"] == len(dropped)
     by_caption = make_run("x", "data.rules=[{rule: duplicate, by: [caption]}]", "data.catalogue=c2", source=source)
     captions = [c for i in range(3) for c in pq.read_table(f"{source}/{i:05d}.parquet")["caption"].to_pylist()]
     expected = len(captions) - len({c or "" for c in captions})
     assert catalogue.run_stage(by_caption).manifest["counts"].get("duplicate", 0) == expected
 
 
-def test_an_interrupted_search_for_duplicates_ends_the_same(make_run, shards, tmp_path):
+def test_an_interrupted_search_for_duplicates_gives_the_same_catalogue(make_run, shards, tmp_path):
     source = copies(shards, tmp_path / "d", {0: list(range(20)), 1: list(range(10, 30))})
     run = make_run("x", "data.rules=[{rule: duplicate}]", source=source)
     whole = catalogue.run_stage(run)
     before = parts(whole)
     claim = {"stage": "catalogue", "complete": False, "config": whole.manifest["config"]}
     storage.write_json(f"{whole.directory}/manifest.json", claim)
-    storage.remove(f"{whole.directory}/parts/00000.parquet")  # while the repeats are marked in the other already
+    storage.remove(f"{whole.directory}/parts/00000.parquet")  # the other part already has its duplicates marked
     assert catalogue.run_stage(run).manifest == whole.manifest
     assert parts(whole).equals(before)
 
 
 def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_scored_run):
-    """No image is read again, and the parent's cache serves the child."""
+    """The refined catalogue uses the score cache of its parent; no image is read again."""
     run = make_scored_run("joint", "training.sub_batch_size=16", "training.examples_trained=16")
     parent = catalogue.open_catalogue(run.path("catalogue"))
     names = storage.names(f"{run.path('scores')}/parts")
@@ -132,8 +133,8 @@ def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_scored_ru
     )
     child = catalogue.run_stage(child_run)
     assert child.manifest["counts"]["kept"] == pytest.approx(parent.manifest["counts"]["kept"] / 2, abs=1)
-    for uid, fate in fates(parent).items():
-        assert fate is None or fates(child)[uid] == fate  # what the parent dropped stays charged to its rule
+    for uid, rule in dropped_by(parent).items():
+        assert rule is None or dropped_by(child)[uid] == rule  # rows that the parent dropped keep their rule
     source = open_source(child_run)
     assert source.order.n_rows == child.manifest["counts"]["kept"]
     batch = next(super_batches.stream(child_run, source, 32, rank=0, n_learners=1, first_step=0))
@@ -160,7 +161,7 @@ def test_refining_a_catalogue_of_other_shards_is_refused(make_run, shards, tmp_p
         catalogue.run_stage(make_run("b", "data.refines=catalogue", "data.catalogue=refined", source=source))
 
 
-def test_a_subset_up_weights_and_a_catalogue_of_metadata_is_one(make_run, shards, tmp_path):
+def test_a_subset_repeats_rows_and_a_metadata_catalogue_works_as_one(make_run, shards, tmp_path):
     uids = pq.read_table(sorted(shards.iterdir())[0])["uid"].to_pylist()
     write_subset(tmp_path / "s.npy", [uids[0], uids[1], uids[1], uids[120], uids[1]])
     run = make_run(
@@ -171,8 +172,8 @@ def test_a_subset_up_weights_and_a_catalogue_of_metadata_is_one(make_run, shards
         "training.examples_trained=40",
         "data.n_streams=1",
     )
-    found = catalogue.run_stage(run)
-    assert found.manifest["counts"] == {"kept": 3, "subset": 597}
+    listing = catalogue.run_stage(run)
+    assert listing.manifest["counts"] == {"kept": 3, "subset": 597}
     source = open_source(run)
     assert source.order.n_rows == 5
     offered: Counter[tuple[int, int]] = Counter()
@@ -191,7 +192,7 @@ def test_a_subset_up_weights_and_a_catalogue_of_metadata_is_one(make_run, shards
     assert of_metadata.manifest["counts"]["kept"] == 25
 
 
-def test_sources_have_weights_and_an_epoch_holds_them(make_run, shards):
+def test_source_weights_scale_the_rows_of_an_epoch(make_run, shards):
     paths = sorted(str(path) for path in shards.iterdir())
     overrides = [
         "selection.method=uniform",
@@ -214,7 +215,7 @@ def test_sources_have_weights_and_an_epoch_holds_them(make_run, shards):
         make_run("uniform", *overrides, "data.weights=[2]")
 
 
-def test_an_empty_shard_among_others_is_no_error(make_run, shards, tmp_path):
+def test_an_empty_shard_is_no_error(make_run, shards, tmp_path):
     source = copies(shards, tmp_path / "d", {0: [], 1: list(range(40)), 2: []})
     run = make_run("x", "data.rules=[]", "training.sub_batch_size=8", "training.examples_trained=16", source=source)
     make_reference(run)

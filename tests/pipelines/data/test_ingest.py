@@ -1,4 +1,4 @@
-"""LAION's metadata, fetched from a web server that does all that web servers do."""
+"""Ingest of LAION's metadata, with pictures from a local web server that also fails in many ways."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ ERRORS = {
 @pytest.fixture
 def site() -> Iterator[Website]:
     pictures = []
-    for pair in layouts.pairs():
+    for pair in layouts.make_pairs():
         Image.open(io.BytesIO(pair.image)).convert("RGB").save(sink := io.BytesIO(), "JPEG", quality=95)
         pictures.append(sink.getvalue())
     website = Website(pictures)
@@ -64,8 +64,8 @@ def site() -> Iterator[Website]:
 
 
 def metadata(folder: str, address: str) -> list[dict]:
-    """Two parts as LAION publishes them, of which one has sizes as floats; returns their rows."""
-    pairs, rows = layouts.pairs(), []
+    """Write two parts as LAION publishes them, one with heights as floats; their rows."""
+    pairs, rows = layouts.make_pairs(), []
     names = [f"ok/{i}" for i in range(30)] + [f"redirect/{i}" for i in range(30, 34)] + ODD
     for i, name in enumerate(names):
         rows.append(
@@ -112,38 +112,38 @@ def test_lists_of_urls_become_shards(
     assert manifest["rows"] == {"kept": 44, "url": 1, "nsfw": 1, "similarity": 1, "deny": 1}
     (first,) = manifest["passes"]
     assert first["reasons"] == {"success": 31, **ERRORS}
-    assert not [path for path in site.asked if path in ("/ok/0", "/ok/1", "/ok/2")]
+    assert not [path for path in site.requests if path in ("/ok/0", "/ok/1", "/ok/2")]
 
-    # what came can be catalogued, with its uids; what did not come says why
-    found = {}
+    # downloaded pictures can be catalogued by their uids; the others have an error
+    sizes = {}
     for name in storage.names(directory, f".{suffix}"):
         shard = open_shard(f"{directory}/{name}")
         for group in range(len(shard.row_group_sizes)):
             for uid, image in zip(shard.uids(group), shard.images(group).to_pylist(), strict=True):
                 if image is not None:
-                    found[uid] = max(Image.open(io.BytesIO(image)).size)
-    assert set(found.values()) == {48}
+                    sizes[uid] = max(Image.open(io.BytesIO(image)).size)
+    assert set(sizes.values()) == {48}
     by_uid = {derive_uid(row["URL"], row["TEXT"]): row for row in rows}
-    assert {by_uid[uid]["SAMPLE_ID"] for uid in found} == {row["SAMPLE_ID"] for row in rows[3:34]}
+    assert {by_uid[uid]["SAMPLE_ID"] for uid in sizes} == {row["SAMPLE_ID"] for row in rows[3:34]}
     kept = catalogue.run_stage(run).manifest
     assert kept["counts"]["kept"] == 31
-    told = storage.open_parquet(f"{directory}/00000.parquet").read().to_pylist()
-    assert {"SAMPLE_ID", "NSFW", "similarity", "LICENSE", "uid", "sha256", "error_message"} <= told[0].keys()
+    table = storage.open_parquet(f"{directory}/00000.parquet").read().to_pylist()
+    assert {"SAMPLE_ID", "NSFW", "similarity", "LICENSE", "uid", "sha256", "error_message"} <= table[0].keys()
 
-    # a second run asks for nothing; a shard that is not done is done again, alone
-    asked = site.asked.total()
+    # a second run requests nothing; an unfinished shard is the only one repeated
+    requests = site.requests.total()
     assert ingest.run_stage(run)["passes"] == manifest["passes"]
-    assert site.asked.total() == asked
+    assert site.requests.total() == requests
     storage.remove(f"{directory}/00001_stats.json")
     ingest.run_stage(run)
-    assert site.asked.total() - asked == 5  # the second list of the first part
+    assert site.requests.total() - requests == 5  # the second list of the first part
 
-    # once more what failed: the server has recovered meanwhile for two, and who opted out is left alone
-    asked = Counter(site.asked)
+    # retry what failed: the server has recovered for two, and pictures whose owner opted out are not requested
+    requests = Counter(site.requests)
     again = ingest.run_stage(run, retry_failed=True)
     assert [each["urls"] for each in again["passes"]] == [44, 10]
     assert again["passes"][1]["reasons"]["success"] == 2
-    assert {path.split("/")[1] for path in site.asked - asked} == ODD_KINDS - {"noai", "forbidden", "page"}
+    assert {path.split("/")[1] for path in site.requests - requests} == ODD_KINDS - {"noai", "forbidden", "page"}
     assert again["shards"] == manifest["shards"] + 1
     more = make_run("joint", f"ingest={SETTINGS}", shards, "data.catalogue=catalogue-again", root=root)
     assert catalogue.run_stage(more).manifest["counts"]["kept"] == 33
@@ -151,7 +151,7 @@ def test_lists_of_urls_become_shards(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_kill_costs_the_shards_that_were_under_way(make_run, tmp_path, site: Website):
+def test_a_killed_ingest_repeats_only_unfinished_shards(make_run, tmp_path, site: Website):
     rows = [{"URL": f"{site.address}/ok/{i % 30}?{i}", "TEXT": f"picture {i}"} for i in range(60)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
     settings = "{urls: urls.parquet, shards: fetched, rows_per_shard: 5, n_tasks: 2, private_addresses: true}"
@@ -163,27 +163,27 @@ def test_a_kill_costs_the_shards_that_were_under_way(make_run, tmp_path, site: W
         first.kill()
     done = {name.removesuffix("_stats.json") for name in storage.names(directory, "_stats.json")}
     assert 3 <= len(done) < 12
-    asked = Counter(site.asked)
+    requests = Counter(site.requests)
     finish(*words)
     fetched = {5 * int(shard) + i for shard in done for i in range(5)}
-    again = [path for path in site.asked - asked if int(path.partition("?")[2]) in fetched]
-    assert not again  # what was done is not fetched again
+    again = [path for path in site.requests - requests if int(path.partition("?")[2]) in fetched]
+    assert not again  # finished shards are not downloaded again
     shards = [open_shard(f"{directory}/{name}") for name in storage.names(directory, ".tar")]
     uids = [uid for shard in shards for group in range(len(shard.row_group_sizes)) for uid in shard.uids(group)]
     assert sorted(uids) == sorted(derive_uid(row["URL"], row["TEXT"]) for row in rows)
 
 
-def test_datacomps_hashes_are_checked_and_its_faces_blurred(ray_session, make_run, tmp_path, site: Website):
-    digest = hashlib.sha256(site.pictures[0]).hexdigest()
+def test_datacomps_hashes_are_checked_and_faces_are_blurred(ray_session, make_run, tmp_path, site: Website):
+    right = hashlib.sha256(site.pictures[0]).hexdigest()
     rows = [
         {
             "uid": f"{i:032x}",
             "url": f"{site.address}/ok/0?{i}",
             "text": "a drawing",
-            "sha256": told,
+            "sha256": digest,
             "face_bboxes": boxes,
         }
-        for i, (told, boxes) in enumerate([(digest, []), (digest, [[0.1, 0.1, 0.9, 0.9]]), ("0" * 64, [])])
+        for i, (digest, boxes) in enumerate([(right, []), (right, [[0.1, 0.1, 0.9, 0.9]]), ("0" * 64, [])])
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "datacomp.parquet")
     part = (
@@ -197,7 +197,7 @@ def test_datacomps_hashes_are_checked_and_its_faces_blurred(ray_session, make_ru
     assert other["jpg"] is None
 
 
-def test_what_is_not_to_be_fetched_is_told(make_run, tmp_path, site: Website):
+def test_invalid_ingest_settings_are_refused(make_run, tmp_path, site: Website):
     metadata(str(tmp_path), site.address)
     with pytest.raises(ValueError, match="no `ingest` part"):
         ingest.run_stage(make_run("joint"))
@@ -211,7 +211,7 @@ def _spec(**settings) -> run_file.Ingest:
     return run_file.Ingest(urls="x", shards="y", **settings)
 
 
-def test_private_addresses_and_files_are_not_asked_for(site: Website, monkeypatch):
+def test_private_addresses_and_file_urls_are_not_requested(site: Website, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "x.internal")
@@ -221,14 +221,14 @@ def test_private_addresses_and_files_are_not_asked_for(site: Website, monkeypatc
                 urllib.request.urlopen(url, timeout=1)
         with pytest.raises(URLError, match="unknown url type: file"):
             urllib.request.urlopen("file:///etc/hostname", timeout=1)
-    assert not site.asked
-    with urllib.request.urlopen(f"{site.address}/ok/0", timeout=5) as answer:  # and no longer than that
+    assert not site.requests
+    with urllib.request.urlopen(f"{site.address}/ok/0", timeout=5) as answer:  # the restriction ends with the context
         assert answer.read() == site.pictures[0]
 
 
-def test_a_host_is_asked_no_more_often_than_allowed(site: Website):
+def test_the_request_rate_per_host_is_limited(site: Website):
     spec = _spec(private_addresses=True, requests_per_host_per_second=20)
-    with fetch.bounded(spec, 2):  # each of two tasks may ask ten times a second
+    with fetch.bounded(spec, 2):  # each of two tasks may send ten requests a second
         started = time.monotonic()
         for i in range(4):
             urllib.request.urlopen(f"{site.address}/ok/{i}", timeout=5).close()

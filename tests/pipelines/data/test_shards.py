@@ -20,7 +20,7 @@ from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
 from tests import layouts
 
-# layout -> what data.shards names in its folder
+# layout -> the value of data.shards, relative to its folder
 LAYOUTS = {
     "img2dataset-parquet": "*.parquet",
     "img2dataset-tars": "{00000..00001}.tar",
@@ -32,30 +32,30 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def found() -> list[layouts.Pair]:
-    return layouts.pairs()
+def pairs() -> list[layouts.Pair]:
+    return layouts.make_pairs()
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, found) -> dict[str, Path]:
+def folders(tmp_path_factory, pairs) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("layouts")
-    with ThreadPoolExecutor() as pool:  # img2dataset waits more than it works
-        parquet = pool.submit(layouts.img2dataset, root / "parquet", found, "parquet")
-        tars = pool.submit(layouts.img2dataset, root / "tars", found, "webdataset")
+    with ThreadPoolExecutor() as pool:  # img2dataset mostly waits
+        parquet = pool.submit(layouts.img2dataset, root / "parquet", pairs, "parquet")
+        tars = pool.submit(layouts.img2dataset, root / "tars", pairs, "webdataset")
     return {
         "img2dataset-parquet": parquet.result(),
         "img2dataset-tars": tars.result(),
-        "webdataset": layouts.webdataset_tar(root / "webdataset", found),
-        "hugging-face": layouts.hugging_face(root / "hugging-face", found),
-        "webli": layouts.webli(root / "webli", found),
-        "datacomp": layouts.datacomp(root / "datacomp", found, tars.result()),
+        "webdataset": layouts.webdataset_tar(root / "webdataset", pairs),
+        "hugging-face": layouts.hugging_face(root / "hugging-face", pairs),
+        "webli": layouts.webli(root / "webli", pairs),
+        "datacomp": layouts.datacomp(root / "datacomp", pairs, tars.result()),
     }
 
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("where", ["disk", "s3"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_all_layouts_give_the_same_examples(layout, where, folders, found, make_run, s3, tmp_path):
+def test_all_layouts_give_the_same_examples(layout, where, folders, pairs, make_run, s3, tmp_path):
     folder, root = str(folders[layout]), str(tmp_path)
     if where == "s3":
         folder, root = f"{s3}/{layout}/data", f"{s3}/{layout}"
@@ -78,14 +78,14 @@ def test_all_layouts_give_the_same_examples(layout, where, folders, found, make_
         assert batch.valid.all()
         for row in batch.rows.to_pylist():
             got[f"{row['uid_high']:016x}{row['uid_low']:016x}"] = (row["caption"], row["image"])
-    assert {uid: caption for uid, (caption, _) in got.items()} == {pair.uid: pair.caption for pair in found}
-    for pair in found:
+    assert {uid: caption for uid, (caption, _) in got.items()} == {pair.uid: pair.caption for pair in pairs}
+    for pair in pairs:
         data = got[pair.uid][1]
         if pair.suffix == "jpg" or layout in ("webdataset", "hugging-face", "webli"):
             assert data == pair.image
-        else:  # img2dataset makes JPEGs of all
+        else:  # img2dataset converts all pictures to JPEG
             assert data[:3] == b"\xff\xd8\xff"
-            distances = {other.uid: np.abs(pixels(data) - pixels(other.image)).mean() for other in found}
+            distances = {other.uid: np.abs(pixels(data) - pixels(other.image)).mean() for other in pairs}
             assert min(distances, key=distances.__getitem__) == pair.uid
 
 
@@ -95,8 +95,8 @@ def pixels(data: bytes) -> np.ndarray:
 
 @pytest.mark.usefixtures("ray_session")  # not for itself: img2dataset has fetched the folders for the test above
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "datacomp"])
-def test_metadata_is_there_by_the_names_that_rules_use(layout, folders, found):
-    by_uid = {pair.uid: pair.metadata for pair in found}
+def test_metadata_is_available_under_the_names_that_rules_use(layout, folders, pairs):
+    by_uid = {pair.uid: pair.metadata for pair in pairs}
     for path in storage.expand([f"{folders[layout]}/{LAYOUTS[layout]}".rstrip("/")], ""):
         shard = open_shard(path)
         for group in range(len(shard.row_group_sizes)):
@@ -109,7 +109,7 @@ def test_metadata_is_there_by_the_names_that_rules_use(layout, folders, found):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_datacomps_metadata_chooses_among_its_shards(folders, found, make_run):
+def test_a_catalogue_of_datacomps_metadata_selects_from_its_shards(folders, pairs, make_run):
     """A catalogue of metadata/*.parquet is a subset of shards/*.tar, by uid."""
     rule = "data.rules=[{rule: similarity, at_least: 0.4}]"
     metadata = f"data.shards={folders['datacomp']}/metadata/*.parquet"
@@ -120,7 +120,7 @@ def test_datacomps_metadata_chooses_among_its_shards(folders, found, make_run):
     names = storage.names(f"{chosen.directory}/parts")
     parts = pa.concat_tables([storage.open_parquet(f"{chosen.directory}/parts/{n}").read() for n in names])
     kept = {u for u, m in zip(parts["uid"].to_pylist(), parts["multiplicity"].to_pylist(), strict=True) if m}
-    assert kept == {pair.uid for pair in found if pair.metadata["similarity"] >= np.float32(0.4)}
+    assert kept == {pair.uid for pair in pairs if pair.metadata["similarity"] >= np.float32(0.4)}
 
 
 @pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.float64(), pa.string()])
@@ -133,7 +133,7 @@ def test_types_that_drift_between_parts_are_read_alike(kind, tmp_path):
     assert np.isnan(width[1])
 
 
-def test_captions_with_nul_and_bytes_that_are_no_utf8(tmp_path):
+def test_captions_with_nul_or_invalid_utf8_are_cleaned(tmp_path):
     texts = [b"caf\xe9 \x00noir", b"plain", None, b"\xff\xfe"]
     kinds = {"binary": pa.binary(), "string": pa.string()}
     for name, kind in kinds.items():
@@ -145,12 +145,12 @@ def test_captions_with_nul_and_bytes_that_are_no_utf8(tmp_path):
 
 
 def as_string(texts: list[bytes | None]) -> pa.Array:
-    """An array that says it is UTF-8 and is not, as careless writers leave it."""
+    """An array that is declared UTF-8 and is not, as some writers produce."""
     binary = pa.array(texts, pa.binary())
     return pa.Array.from_buffers(pa.string(), len(binary), binary.buffers())
 
 
-def test_clean_takes_the_first_text_that_says_something():
+def test_clean_returns_the_first_text_that_is_not_blank():
     assert clean(["", "  ", None, "a cat", "b"]) == "a cat"
     assert clean([]) == clean(None) == ""
     assert clean(0) == "0"
@@ -165,12 +165,12 @@ def tar_of(path: Path, members: list[tuple[str, bytes]], kind: bytes = tarfile.R
     return str(path)
 
 
-def test_hostile_names_are_labels_only(tmp_path, found):
-    """Nothing is written, no path is followed, links and devices are no samples."""
+def test_hostile_tar_member_names_are_only_labels(tmp_path, pairs):
+    """Nothing is written, no path is followed, and links and devices are not read as samples."""
     inside = tmp_path / "inside"
     inside.mkdir()
     names = ["../../evil", "/etc/passwd", "C:\\evil", "a\x00b", "dir/./x", "c\udcff", "-rf", "x" * 300]
-    members = [(f"{name}.jpg", found[0].image) for name in names] + [
+    members = [(f"{name}.jpg", pairs[0].image) for name in names] + [
         ("no-suffix", b"x"),
         (".hidden", b"x"),
         ("d/", b""),
@@ -179,33 +179,33 @@ def test_hostile_names_are_labels_only(tmp_path, found):
     before = sorted(tmp_path.rglob("*"))
     shard = open_shard(path)
     images = shard.images(0).to_pylist()
-    assert images.count(found[0].image) >= len(names) - 2  # tar itself ends names at NUL, and knows no `x/.`
+    assert images.count(pairs[0].image) >= len(names) - 2  # tar ends names at NUL, and normalises `x/.`
     assert sorted(tmp_path.rglob("*")) == before
     links = tar_of(inside / "b.tar", [("link.jpg", b"")], tarfile.SYMTYPE)
     assert open_shard(links).row_group_sizes == []
 
 
-def test_samples_without_a_picture_text_or_json_stay_rows(tmp_path, found):
+def test_incomplete_tar_samples_stay_rows(tmp_path, pairs):
     members = [
-        ("a.jpg", found[0].image), ("a.txt", b"first"),
+        ("a.jpg", pairs[0].image), ("a.txt", b"first"),
         ("b.txt", b"no picture"),
-        ("c.png", found[1].image),
-        ("d.jpg", found[0].image), ("d.json", b'{"caption": "of json", "uid": null}'),
-        ("e.jpg", found[0].image), ("e.json", b"{broken"), ("e.txt", b"e"),
-        ("f.jpg", found[0].image), ("f.txt", b"x" * (2 << 20)),
-        ("f.jpg", found[1].image), ("f.txt", b"again"),
-        ("g.seg.png", found[0].image), ("g.jpg", found[1].image),
+        ("c.png", pairs[1].image),
+        ("d.jpg", pairs[0].image), ("d.json", b'{"caption": "of json", "uid": null}'),
+        ("e.jpg", pairs[0].image), ("e.json", b"{broken"), ("e.txt", b"e"),
+        ("f.jpg", pairs[0].image), ("f.txt", b"x" * (2 << 20)),
+        ("f.jpg", pairs[1].image), ("f.txt", b"again"),
+        ("g.seg.png", pairs[0].image), ("g.jpg", pairs[1].image),
     ]  # fmt: skip
     shard = open_shard(tar_of(tmp_path / "a.tar", members))
     assert shard.captions(0) == ["first", "no picture", "", "of json", "e", "", "again", ""]
     expected = [0, None, 1, 0, 0, 0, 1, 1]
-    assert shard.images(0).to_pylist() == [None if i is None else found[i].image for i in expected]
+    assert shard.images(0).to_pylist() == [None if i is None else pairs[i].image for i in expected]
     assert len(set(shard.uids(0))) == 8
 
 
-def test_large_tars_have_several_row_groups_and_only_asked_ranges_are_read(tmp_path, found, monkeypatch):
+def test_large_tars_have_several_row_groups_and_only_requested_ranges_are_read(tmp_path, pairs, monkeypatch):
     monkeypatch.setattr(tars, "GROUP_ROWS", 10)
-    members = [(f"{i:04d}.{end}", data) for i in range(25) for end, data in (("jpg", found[i].image), ("txt", b"t"))]
+    members = [(f"{i:04d}.{end}", data) for i in range(25) for end, data in (("jpg", pairs[i].image), ("txt", b"t"))]
     path = tar_of(tmp_path / "a.tar", members)
     index = str(tmp_path / "index.parquet")
     tars.write_index(path, index)
@@ -215,14 +215,14 @@ def test_large_tars_have_several_row_groups_and_only_asked_ranges_are_read(tmp_p
     third = next(i for i in range(0, len(data), 512) if data[i : i + 8] == b"0020.jpg")
     data[:third] = bytes(third)
     Path(path).write_bytes(data)
-    assert shard.images(2).to_pylist() == [pair.image for pair in found[20:25]]  # what is before it is not looked at
+    assert shard.images(2).to_pylist() == [pair.image for pair in pairs[20:25]]  # bytes before it are not read
     with pytest.raises(ValueError, match="changed since it was indexed"):
         shard.images(0)
 
 
 @pytest.mark.parametrize("cut", [100, 512, 3000, -1024, -10240])
-def test_a_tar_cut_off_anywhere_is_an_error(cut, tmp_path, found):
-    path = Path(tar_of(tmp_path / "a.tar", [(f"{i}.jpg", pair.image) for i, pair in enumerate(found[:5])]))
+def test_a_truncated_tar_is_an_error(cut, tmp_path, pairs):
+    path = Path(tar_of(tmp_path / "a.tar", [(f"{i}.jpg", pair.image) for i, pair in enumerate(pairs[:5])]))
     data = path.read_bytes()
     end = data.rstrip(b"\0")
     path.write_bytes(data[:cut] if cut > 0 else end[:cut])
@@ -230,8 +230,8 @@ def test_a_tar_cut_off_anywhere_is_an_error(cut, tmp_path, found):
         open_shard(str(path))
 
 
-def test_an_unreadable_header_in_the_middle_is_not_taken_for_the_end(tmp_path, found):
-    path = Path(tar_of(tmp_path / "a.tar", [(f"{i}.jpg", pair.image) for i, pair in enumerate(found[:5])]))
+def test_an_unreadable_tar_header_is_not_mistaken_for_the_end(tmp_path, pairs):
+    path = Path(tar_of(tmp_path / "a.tar", [(f"{i}.jpg", pair.image) for i, pair in enumerate(pairs[:5])]))
     data = bytearray(path.read_bytes())
     place = next(i for i in range(0, len(data), 512) if data[i : i + 5] == b"2.jpg")
     data[place] ^= 0xFF
@@ -240,19 +240,19 @@ def test_an_unreadable_header_in_the_middle_is_not_taken_for_the_end(tmp_path, f
         open_shard(str(path))
 
 
-def test_json_columns_of_mixed_types_are_text(tmp_path, found):
+def test_json_columns_of_mixed_types_are_text(tmp_path, pairs):
     fields = [{"a": 1, "n": 3}, {"a": "x", "n": None}, {"n": 2.5}]
     members = [
         (f"{i}.{end}", data)
         for i, f in enumerate(fields)
-        for end, data in (("jpg", found[i].image), ("json", json.dumps(f).encode()))
+        for end, data in (("jpg", pairs[i].image), ("json", json.dumps(f).encode()))
     ]
     shard = open_shard(tar_of(tmp_path / "a.tar", members))
     assert shard.strings(0, "a") == ["1", '"x"', ""]
     np.testing.assert_array_equal(shard.numbers(0, "n"), [3, np.nan, 2.5])
 
 
-def test_only_asked_columns_are_read_from_storage(s3, tmp_path, found):
+def test_only_requested_columns_are_read_from_storage(s3, tmp_path, pairs):
     """A rule on captions costs the captions' bytes, not the pictures'."""
     from s3fs import S3FileSystem
 

@@ -1,4 +1,4 @@
-"""Evaluation pictures in every layout that other tools write, and a run that is evaluated on them."""
+"""Evaluation pictures in every layout that other tools write, and a run to evaluate on them."""
 
 import io
 import json
@@ -40,8 +40,8 @@ def pictures(tmp_path_factory):
         (root / layout / "test").mkdir(parents=True)
         with webdataset.ShardWriter(str(root / layout / "test" / "%d.tar"), maxcount=300, verbose=0) as writer:
             for i, row in enumerate(rows):
-                told = {"cls": names.index(row["group"])} if layout == "wds" else {"txt": "\n".join(_captions(row))}
-                writer.write({"__key__": f"s{i:07d}", "webp": row["webp"], **told})
+                label = {"cls": names.index(row["group"])} if layout == "wds" else {"txt": "\n".join(_captions(row))}
+                writer.write({"__key__": f"s{i:07d}", "webp": row["webp"], **label})
             n_shards = writer.shard
         (root / layout / "test" / "nshards.txt").write_text(f"{n_shards}\n")
     (root / "wds" / "classnames.txt").write_text("\n".join(n.replace("_", " ") for n in names) + "\n")
@@ -49,13 +49,13 @@ def pictures(tmp_path_factory):
     (root / "wds" / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
 
     (root / "images").mkdir()
-    told = []
+    entries = []
     for i, row in enumerate(rows):
         Image.open(io.BytesIO(row["webp"])).convert("RGB").save(root / "images" / f"{i:012d}.png")
         sentences = [{"raw": caption, "tokens": caption.split()} for caption in _captions(row)]
-        told.append({"filepath": "images", "filename": f"{i:012d}.png", "split": "test", "sentences": sentences})
-    told[0]["split"] = "train"
-    (root / "captions.json").write_text(json.dumps({"images": told, "dataset": "coco"}))
+        entries.append({"filepath": "images", "filename": f"{i:012d}.png", "split": "test", "sentences": sentences})
+    entries[0]["split"] = "train"
+    (root / "captions.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))
     model = towers.create("jest-tiny", seed=3).model
     checkpoints.write(str(root / "run"), 2, {"epoch": 2, "state_dict": model.state_dict(), "jest": {"step": 2}})
     return root

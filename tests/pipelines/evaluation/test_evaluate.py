@@ -20,18 +20,19 @@ from tests.pipelines.evaluation.conftest import SETS, SMALL, run_of
 
 
 def test_the_same_pictures_score_the_same_in_every_layout(pictures):
-    found = {line["key"]: line["metrics"] for line in evaluate.run_stage(run_of(pictures))}
-    assert found["folder/zero_shot"] == pytest.approx(found["wds/zero_shot"])
-    assert set(found["wds/few_shot"]) == {"acc1", "acc1_seed0", "acc1_seed1", "main_metric"}
-    assert found["wds/few_shot"]["acc1"] > found["wds/zero_shot"]["acc1"]  # a random tower's features tell colours
-    captions, shards = found["wds-captions/retrieval"], found["shards/retrieval"]
+    metrics = {line["key"]: line["metrics"] for line in evaluate.run_stage(run_of(pictures))}
+    assert metrics["folder/zero_shot"] == pytest.approx(metrics["wds/zero_shot"])
+    assert set(metrics["wds/few_shot"]) == {"acc1", "acc1_seed0", "acc1_seed1", "main_metric"}
+    # the features of a random tower distinguish colours
+    assert metrics["wds/few_shot"]["acc1"] > metrics["wds/zero_shot"]["acc1"]
+    captions, shards = metrics["wds-captions/retrieval"], metrics["shards/retrieval"]
     assert shards["text_retrieval_recall@10"] < 0.2
     assert captions["image_retrieval_mean_rank"] == pytest.approx(
-        found["captions/retrieval"]["image_retrieval_mean_rank"], rel=0.01
-    )  # which has all pictures but the one of the other split
+        metrics["captions/retrieval"]["image_retrieval_mean_rank"], rel=0.01
+    )  # which has all pictures except the one of the other split
 
 
-def test_results_are_written_as_other_tools_write_theirs(pictures):
+def test_results_are_also_written_in_the_formats_of_open_clip_and_clip_benchmark(pictures):
     run = run_of(pictures)
     evaluate.run_stage(run)
     lines = results.read(run.path("run"))
@@ -39,9 +40,9 @@ def test_results_are_written_as_other_tools_write_theirs(pictures):
     assert all({"key", "dataset", "metrics"} <= set(line) and "main_metric" in line["metrics"] for line in lines)
 
     name = "benchmark_wds_step_00000002_jest-tiny_en_zeroshot_classification.json"
-    told = json.loads((pictures / "run" / "evaluation" / name).read_text())
-    assert set(told) == {"dataset", "model", "pretrained", "task", "metrics", "language"}
-    assert set(told["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
+    result = json.loads((pictures / "run" / "evaluation" / name).read_text())
+    assert set(result) == {"dataset", "model", "pretrained", "task", "metrics", "language"}
+    assert set(result["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
 
     (of_open_clip,) = map(json.loads, (pictures / "run" / "checkpoints" / "results.jsonl").read_text().splitlines())
     assert of_open_clip["epoch"] == 2
@@ -63,8 +64,8 @@ def test_only_what_changed_is_evaluated_again(pictures, tmp_path, monkeypatch):
     assert [line["protocol"] for line in after] != [line["protocol"] for line in before]
 
 
-def test_watching_goes_on_until_the_run_has_finished(pictures, tmp_path, monkeypatch):
-    """As checkpoints appear: the manifest is there from the start of a run, and says when it is complete."""
+def test_watching_continues_until_the_run_has_finished(pictures, tmp_path, monkeypatch):
+    """Checkpoints are evaluated as they appear, until the run's manifest says that it is complete."""
     run = run_of(pictures, [SETS[1]], str(tmp_path / "watched"))
     directory = run.path(run.run_dir)
     manifests.begin(directory, "train", {}, dict)
@@ -87,16 +88,16 @@ def test_watching_goes_on_until_the_run_has_finished(pictures, tmp_path, monkeyp
     assert seen == [line["step"] for line in lines] == [1, 2]
 
 
-def test_a_changed_class_file_is_evaluated_again_and_other_sets_stay(pictures, tmp_path):
+def test_a_changed_class_file_is_evaluated_again_and_other_sets_are_kept(pictures, tmp_path):
     (tmp_path / "classes.json").write_text((SMALL / "classes.json").read_text())
     run = run_of(pictures, SETS[:1], str(tmp_path / "run"))
     run = run_file.load(run_file.dump(run), [f"evaluation.classes={tmp_path}/classes.json"])
     weights = (pictures / "run/checkpoints/step_00000002.pt").read_bytes()
     storage.write_bytes(checkpoints.path_of(run.path(run.run_dir), 2), weights)
     before = {line["key"]: line for line in evaluate.run_stage(run)}
-    told = json.loads((tmp_path / "classes.json").read_text())
-    told["group"]["templates"] = ["a picture that has nothing to do with {}"]
-    (tmp_path / "classes.json").write_text(json.dumps(told))
+    classes = json.loads((tmp_path / "classes.json").read_text())
+    classes["group"]["templates"] = ["a picture that has nothing to do with {}"]
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
     after = {line["key"]: line for line in evaluate.run_stage(run)}
     assert after["shards/group"]["metrics"] != before["shards/group"]["metrics"]
     evaluate.run_stage(run_of(pictures, SETS[1:2], str(tmp_path / "run")))
@@ -126,7 +127,7 @@ def test_a_set_of_damaged_pictures_is_refused(pictures, tmp_path):
         ("{name: x, format: webdataset, shards: wds, tasks: [group]}", "no image of any class"),
     ],
 )
-def test_what_cannot_be_evaluated_says_why(pictures, spec, why):
+def test_invalid_evaluation_sets_are_refused_with_the_reason(pictures, spec, why):
     checkpoint = pictures / "bad" / "checkpoints"
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / "step_00000002.pt").write_bytes((pictures / "run/checkpoints/step_00000002.pt").read_bytes())
@@ -152,8 +153,8 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
         model = towers.create("jest-tiny", seed=3).model
         checkpoints.write(str(root / "run"), 2, {"state_dict": model.state_dict()})
         path = root / "run.yaml"
-        told = run_of(root, ["{name: wds, format: webdataset, shards: wds, tasks: [zero_shot]}"])
-        path.write_text(run_file.dump(told))
+        run = run_of(root, ["{name: wds, format: webdataset, shards: wds, tasks: [zero_shot]}"])
+        path.write_text(run_file.dump(run))
         code = (
             "import resource, sys; from pathlib import Path;"
             "from jest_core import run_file; from pipelines.evaluation import evaluate;"
@@ -170,7 +171,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_the_training_loop_evaluates_on_a_schedule(make_scored_run, shards):
-    """On two learners with half of the weights each; what the loop has evaluated is not evaluated again."""
+    """On two learners with half of the weights each. Steps evaluated by the loop are not evaluated again."""
     sets = f"evaluation={{every_steps: 2, sets: [{{name: own, shards: '{shards}/*.parquet', tasks: [retrieval]}}]}}"
     two = ["training.n_learners=2", "training.shard_weights=true"]
     run = make_scored_run("uniform", "selection.method=uniform", *two, sets)
@@ -178,25 +179,25 @@ def test_the_training_loop_evaluates_on_a_schedule(make_scored_run, shards):
     lines = [json.loads(line) for line in Path(run.path("uniform"), "metrics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in lines if "val/own-image_to_text_R@1" in line]
     assert evaluated == [2, 4, 6]
-    found = results.read(run.path("uniform"))
-    assert [line["step"] for line in found] == evaluated
-    for line, told in zip(found, [lines[step - 1] for step in evaluated], strict=True):
-        assert told["val/own-text_to_image_R@5"] == line["metrics"]["image_retrieval_recall@5"]
+    results_of_loop = results.read(run.path("uniform"))
+    assert [line["step"] for line in results_of_loop] == evaluated
+    for line, logged in zip(results_of_loop, [lines[step - 1] for step in evaluated], strict=True):
+        assert logged["val/own-text_to_image_R@5"] == line["metrics"]["image_retrieval_recall@5"]
     before = Path(run.path("uniform"), results.FILE).stat().st_mtime_ns
     evaluate.run_stage(run, watch=True)
     assert Path(run.path("uniform"), results.FILE).stat().st_mtime_ns == before
-    # the weights of a checkpoint score as those in the loop did
+    # evaluating a checkpoint gives the scores of the loop
     Path(run.path("uniform"), results.FILE).unlink()
     again = evaluate.run_stage(run)
-    assert [line["metrics"] for line in again] == [pytest.approx(line["metrics"], abs=0.02) for line in found]
-    # a try that died between a checkpoint and its evaluation: the next one makes up for it
+    assert [line["metrics"] for line in again] == [pytest.approx(line["metrics"], abs=0.02) for line in results_of_loop]
+    # an attempt that died between a checkpoint and its evaluation: the next one evaluates it
     resumed = run_file.load(run_file.dump(run), ["run_dir=resumed", "training.n_learners=1"])
     shutil.copytree(run.path("uniform"), resumed.path("resumed"), ignore=shutil.ignore_patterns("*_00000006.pt", "ray"))
     for name in ("manifest.json", results.FILE):
         Path(resumed.path("resumed"), name).unlink()
     train.run_stage(resumed, in_process=True)
-    made_up = results.read(resumed.path("resumed"))
-    assert [line["step"] for line in made_up] == [4, 6]
-    assert made_up[0]["metrics"] == pytest.approx(found[1]["metrics"], abs=0.02)
-    # a checkpoint that its run has removed meanwhile has no results, and stops nothing
+    later = results.read(resumed.path("resumed"))
+    assert [line["step"] for line in later] == [4, 6]
+    assert later[0]["metrics"] == pytest.approx(results_of_loop[1]["metrics"], abs=0.02)
+    # a checkpoint that its run has pruned meanwhile has no results, and raises no error
     assert evaluate._of_checkpoint(run, 3) == []

@@ -1,4 +1,4 @@
-"""Lines of eval_results.jsonl, and the files of other tools beside it: each step and task once."""
+"""eval_results.jsonl and the result files for other tools have each step and task once."""
 
 import json
 
@@ -16,7 +16,7 @@ def lines_of(step: int, value: float) -> list[results.Line]:
 
 
 def files_of(directory: str) -> dict[str, list[int]]:
-    """The steps that each of the files has."""
+    """The steps in each of the files."""
     of_open_clip = storage.read_bytes(f"{directory}/checkpoints/results.jsonl").decode().splitlines()
     return {
         "jest": [line["step"] for line in results.read(directory)],
@@ -25,19 +25,19 @@ def files_of(directory: str) -> dict[str, list[int]]:
     }
 
 
-def test_results_replace_those_of_their_step_alone(make_run):
+def test_new_results_replace_only_those_of_the_same_step(make_run):
     run = make_run("joint")
     for step, value in ((4, 0.1), (2, 0.2), (4, 0.3)):
         results.replace(run, lines_of(step, value))
-    found = results.read(run.path("joint"))
-    assert [(line["step"], line["metrics"]["acc1"]) for line in found] == [(2, 0.2), (2, 0.2), (4, 0.3), (4, 0.3)]
+    lines = results.read(run.path("joint"))
+    assert [(line["step"], line["metrics"]["acc1"]) for line in lines] == [(2, 0.2), (2, 0.2), (4, 0.3), (4, 0.3)]
     assert files_of(run.path("joint"))["open_clip"] == [2, 4]
 
 
-def test_steps_that_a_run_makes_again_lose_their_results_in_every_file(make_run):
+def test_results_of_repeated_steps_are_removed_from_every_file(make_run):
     run = make_run("joint")
     directory = run.path("joint")
-    results.remove_after(directory, 0)  # nothing was evaluated
+    results.remove_after(directory, 0)  # before anything was evaluated
     for step in (2, 4, 6):
         results.replace(run, lines_of(step, 0.1))
     results.remove_after(directory, 4)

@@ -10,14 +10,14 @@ from pipelines.evaluation import sets
 from tests.pipelines.evaluation.conftest import run_of
 
 
-def test_a_part_of_imagenet_has_no_names(tmp_path):
+def test_imagenets_class_names_are_refused_for_a_part_of_its_synsets(tmp_path):
     for i in range(200):
         (tmp_path / "imagenet-r" / f"n{i:08d}").mkdir(parents=True)
     with pytest.raises(ValueError, match="200 of ImageNet's synsets"):
         sets.classes(run_of(tmp_path), Pictures(format="folder", shards="imagenet-r"))
 
 
-def test_imagenet_has_clips_names_and_prompts(tmp_path):
+def test_imagenet_uses_clips_class_names_and_prompts(tmp_path):
     for i in range(1000):
         (tmp_path / "imagenet" / f"n{i:08d}").mkdir(parents=True)
     source = Pictures(format="folder", shards="imagenet")
@@ -28,7 +28,7 @@ def test_imagenet_has_clips_names_and_prompts(tmp_path):
     assert classes.prompts()[0] == (0, "a bad photo of a tench.")
 
 
-def test_a_name_in_the_json_cannot_leave_its_folder(tmp_path):
+def test_a_file_name_in_the_json_cannot_leave_its_folder(tmp_path):
     picture = {"filepath": "..", "filename": "secret.png", "split": "test", "sentences": [{"raw": "x"}]}
     (tmp_path / "captions.json").write_text(json.dumps({"images": [picture]}))
     source = Pictures(format="karpathy", shards="captions.json")
@@ -36,7 +36,7 @@ def test_a_name_in_the_json_cannot_leave_its_folder(tmp_path):
         list(sets.examples(run_of(tmp_path), source))
 
 
-def test_pictures_come_from_object_storage(pictures, s3):
+def test_pictures_are_read_from_object_storage(pictures, s3):
     url = f"{s3}/evaluation"
     for path in (pictures / "wds").rglob("*"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""jest select: the same selection over a whole catalogue, from two caches."""
+"""`jest select`: selection over a whole catalogue, from the score caches of a learner and a reference."""
 
 import numpy as np
 import pyarrow.compute as pc
@@ -45,7 +45,7 @@ def read(run):
     return [storage.open_parquet(f"{directory}/parts/{name}").read() for name in names]
 
 
-def test_every_super_batch_gets_the_selection_of_its_own_embeddings(make_subset_run):
+def test_offline_selection_equals_select_on_each_super_batch(make_subset_run):
     run = make_subset_run()
     manifest = select.run_stage(run)
     listing = open_catalogue(run.path("catalogue"))
@@ -86,7 +86,7 @@ def test_every_super_batch_gets_the_selection_of_its_own_embeddings(make_subset_
 
 
 @pytest.mark.parametrize("baseline", ["selection.criterion=easy", "selection.criterion=learnability"])
-def test_independent_filters_take_the_best_of_each_super_batch(make_subset_run, baseline):
+def test_independent_filters_select_the_best_of_each_super_batch(make_subset_run, baseline):
     run = make_subset_run("selection.method=independent", "selection.draw=top_k", baseline)
     select.run_stage(run)
     reference, criterion = rows_of(run, run.path("scores")), run.selection.criterion
@@ -102,7 +102,7 @@ def test_independent_filters_take_the_best_of_each_super_batch(make_subset_run, 
         assert min(scores[p] for p in picked) >= max(scores[p] for p in places if p not in picked) - 1e-3
 
 
-def test_a_second_run_does_what_is_missing_and_the_rule_subset_takes_the_result(make_subset_run, tmp_path):
+def test_a_second_run_adds_missing_parts_and_the_subset_rule_reads_the_result(make_subset_run, tmp_path):
     run = make_subset_run()
     whole = select.run_stage(run)
     first = read(run)
@@ -125,7 +125,7 @@ def test_a_second_run_does_what_is_missing_and_the_rule_subset_takes_the_result(
     assert catalogue.run_stage(refined).manifest["counts"]["kept"] == whole["n_selected"]
 
 
-def test_what_it_needs_is_named(make_subset_run, scored):
+def test_missing_parts_of_the_run_file_are_named(make_subset_run, scored):
     with pytest.raises(ValueError, match="needs a `subset` part"):
         select.run_stage(scored)
     with pytest.raises(ValueError, match=r"scores with a learner: give subset\.learner"):

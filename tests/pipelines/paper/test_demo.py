@@ -1,4 +1,4 @@
-"""The whole chain on object storage, as `jest demo --smoke --root s3://...` runs it; then one run with two learners."""
+"""All stages on object storage, as `jest demo --smoke --root s3://...` runs them; then one run with two learners."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_smoke_demo_on_s3_and_two_learners(s3, ray_session, capsys):
     assert "already at" in capsys.readouterr().out
     assert json.loads(storage.read_bytes(f"{root}/joint-seed0/manifest.json")) == joint
 
-    # --n-learners reaches every run; on S3 two, in workers of Ray Train, select as one does
+    # --n-learners applies to every run; two learners, as workers of Ray Train on S3, select like one
     runs = demo._load("small", root, smoke=True, n_learners=2, seed=0)
     assert {run.training.n_learners for run in runs.values()} == {2}
     two = runs["joint"].model_copy(update={"run_dir": "two"})

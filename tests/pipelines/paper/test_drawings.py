@@ -1,4 +1,4 @@
-"""The committed tier is what the README says it is."""
+"""The committed drawings: size, licences, layout and splits."""
 
 import json
 from importlib.resources import files
@@ -33,7 +33,7 @@ def splits() -> dict[str, list[dict]]:
     }
 
 
-def test_it_is_small_and_every_licence_allows_it(splits):
+def test_the_data_is_small_and_freely_licensed(splits):
     assert sum(p.stat().st_size for p in SMALL.rglob("*") if p.is_file()) <= 16_000_000
     assert {row["licence"] for rows in splits.values() for row in rows} <= ALLOWED
     attribution = (SMALL / "ATTRIBUTION.md").read_text()
@@ -67,7 +67,7 @@ def test_uids_are_unique_and_pictures_decode(splits):
             assert (view.batch([row["webp"]])[1][0] == 0) == (row["status"] == "success")
 
 
-def test_no_vendor_of_the_evaluation_is_trained_on(splits):
+def test_no_vendor_is_in_both_training_and_evaluation(splits):
     training = {row["source"] for name in ("pool", "curated") for row in splits[name]}
     assert not [source for source in training if "fluent" in source or "openmoji" in source]
     novel = {row["concept"] for row in splits["eval-fluent-flat"] if row["noise"] == "novel"}

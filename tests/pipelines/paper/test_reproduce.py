@@ -7,21 +7,21 @@ from pipelines.base import storage
 from pipelines.paper import charts, figures, records, reproduce
 from pipelines.stages import Chain
 
-TOLD = reproduce.experiments()
+EXPERIMENTS = reproduce.experiments()
 
 
-def test_every_run_is_a_whole_run_file_and_every_figure_has_its_runs():
-    for name in TOLD["runs"]:
+def test_every_run_is_a_complete_run_file_and_every_figure_has_its_runs():
+    for name in EXPERIMENTS["runs"]:
         for smoke in (False, True):
             run = reproduce.load_run(name, 3, "somewhere", smoke=smoke)
             assert isinstance(run, Run)
             assert run.run_dir == f"runs/{name}-seed3"
-    for spec in TOLD["figures"].values():
+    for spec in EXPERIMENTS["figures"].values():
         for name in [*records.runs_of(spec), *([spec["of"]] if "of" in spec else [])]:
-            assert name in TOLD["runs"]
+            assert name in EXPERIMENTS["runs"]
 
 
-def test_the_readme_is_what_its_results_say():
+def test_the_readme_matches_the_published_results():
     results = reproduce.read_results(str(reproduce.FOLDER / "results.json"))
     assert results["runs"], "no results are published"
     assert (reproduce.FOLDER / "README.md").read_text() == reproduce.readme(results)
@@ -38,7 +38,7 @@ def test_the_published_results_are_of_the_published_experiments():
 
 
 def record(value, step=2):
-    scores = {" ".join(where): value for where in TOLD["scores"].values()}
+    scores = {" ".join(where): value for where in EXPERIMENTS["scores"].values()}
     return {
         "identity": "x",
         "checkpoints": [{"step": 1, "scores": scores}, {"step": step, "scores": {k: 2 * v for k, v in scores.items()}}],
@@ -56,19 +56,19 @@ def record(value, step=2):
 def test_a_table_has_the_mean_and_the_range_of_the_last_checkpoint():
     spec = {"runs": ["uniform", "joint"], "seeds": [0, 1], "title": "A figure", "plot": "curves"}
     results = {"runs": {"uniform": {"0": record(0.01), "1": record(0.02), "100": record(0.9)}}, "studies": {}}
-    header, uniform, joint = figures.table(spec, results, TOLD["scores"])
+    header, uniform, joint = figures.table(spec, results, EXPERIMENTS["scores"])
     assert header[:3] == ["run", "seeds", "mean of four"]
-    assert uniform[:3] == ["uniform", "2", "3.0 (2.0 to 4.0)"]  # the seed that settings were tuned on is left out
+    assert uniform[:3] == ["uniform", "2", "3.0 (2.0 to 4.0)"]  # without the seed that settings were tuned on
     assert uniform[-5:] == ["1,000", "5,000", "1.5", "1.2", "3"]
     assert joint[:2] == ["joint", "not run yet"]
-    chart = charts.chart(spec, results, TOLD["scores"], figure="x")
+    chart = charts.chart(spec, results, EXPERIMENTS["scores"], figure="x")
     assert list(chart.data[0].y) == pytest.approx([1.5, 3.0])
     assert list(chart.data[1].x) == pytest.approx([0.75, 1.5])
-    told = figures.render("{{ value('uniform') }} {{ picture('f') }}", {"f": spec}, results, TOLD["scores"])
-    assert told == "3.0 (2.0 to 4.0) ![A figure](pictures/f.svg)"
+    text = figures.render("{{ value('uniform') }} {{ picture('f') }}", {"f": spec}, results, EXPERIMENTS["scores"])
+    assert text == "3.0 (2.0 to 4.0) ![A figure](pictures/f.svg)"
 
 
-def test_who_is_ahead_is_told_seed_by_seed():
+def test_the_lead_of_a_method_is_computed_seed_by_seed():
     spec = {
         "against": "training.sub_batch_size",
         "seeds": [0, 1, 2],
@@ -82,10 +82,10 @@ def test_who_is_ahead_is_told_seed_by_seed():
         "joint-64": {"0": record(0.01)},
     }
     results = {"runs": runs, "studies": {}}
-    told = figures.render("{{ ahead('f') }}", {"f": spec}, results, TOLD["scores"]).splitlines()
-    assert told[0] == "|  | sub-batch size | seeds | mean of four | naming @5 |"
-    assert told[2:] == ["| a learner | 256 | 2 | +3.5 (+2.0 to +5.0) | +3.5 (+2.0 to +5.0) |"]
-    line = charts.chart(spec, results, TOLD["scores"], figure="f").data[-1]
+    text = figures.render("{{ ahead('f') }}", {"f": spec}, results, EXPERIMENTS["scores"]).splitlines()
+    assert text[0] == "|  | sub-batch size | seeds | mean of four | naming @5 |"
+    assert text[2:] == ["| a learner | 256 | 2 | +3.5 (+2.0 to +5.0) | +3.5 (+2.0 to +5.0) |"]
+    line = charts.chart(spec, results, EXPERIMENTS["scores"], figure="f").data[-1]
     assert (list(line.x), list(line.y)) == ([256], pytest.approx([3.5]))
     assert list(line.error_y.arrayminus) == pytest.approx([1.5])
 
@@ -97,11 +97,11 @@ def test_an_unknown_figure_is_refused_before_anything_runs(tmp_path):
 
 
 def test_a_smoke_reproduction_runs_each_kind_once():
-    found = reproduce.first_of_each_kind(TOLD["figures"])
-    taken = [name for runs in found.values() for name, _ in runs]
-    assert len(taken) == len(set(taken)) <= 14
+    runs_by_figure = reproduce.first_of_each_kind(EXPERIMENTS["figures"])
+    names = [name for runs in runs_by_figure.values() for name, _ in runs]
+    assert len(names) == len(set(names)) <= 14
     ran: set[str] = set()
-    for name in taken:
+    for name in names:
         ran |= set(reproduce._settings(reproduce.load_run(name, 0, "x").model_dump(exclude_defaults=True)))
     words = {"selection.criterion=easy", "selection.criterion=hard"}
     words |= {f"selection.method={method}" for method in ("uniform", "independent", "joint")}
@@ -112,7 +112,7 @@ def test_a_smoke_reproduction_runs_each_kind_once():
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_a_smoke_reproduction_goes_on_where_it_stopped(tmp_path, ray_session, capsys):
+def test_a_smoke_reproduction_resumes_where_it_stopped(tmp_path, ray_session, capsys):
     options = {"root": str(tmp_path), "seeds": None, "smoke": True, "publish": ""}
     reproduce.reproduce(["fig2", "table3"], **options)
     results = storage.read_json(f"{tmp_path}/results.json")
@@ -127,7 +127,7 @@ def test_a_smoke_reproduction_goes_on_where_it_stopped(tmp_path, ray_session, ca
     capsys.readouterr()
     reproduce.reproduce(["fig2", "table3"], **options)
     assert "steps of" not in capsys.readouterr().out  # nothing trains again
-    runs = {name: reproduce.load_run(name, 0, str(tmp_path), smoke=True) for name in TOLD["runs"]}
+    runs = {name: reproduce.load_run(name, 0, str(tmp_path), smoke=True) for name in EXPERIMENTS["runs"]}
     joint = storage.read_json(f"{Chain(runs.values()).finish(runs['joint-filtered'])}/manifest.json")
-    assert joint["complete"]  # by the scores of the whole pool, which its catalogue refines
+    assert joint["complete"]  # it uses the scores of the whole pool, which its catalogue refines
     assert not (tmp_path / "scores/aligned").exists()

@@ -1,4 +1,4 @@
-"""What a run will cost, as a user is told before anything is rented."""
+"""`jest plan`: the cost of a run and the checks before it, without starting it."""
 
 from importlib.resources import files
 
@@ -16,14 +16,14 @@ from tests.pipelines.test_main import jest
 LAION = files("jest_deploy") / "runs" / "laion2b"
 
 
-def test_the_papers_ratios_come_out_of_the_laion_run_file():
+def test_the_laion_run_file_has_the_papers_cost_ratios():
     """Paper section 7: 4.0 and 2.33 with the scoring forward reused, 2.67 without, 1.10 for FlexiJEST."""
-    found = plan.alternatives(run_file.load((LAION / "flexi.yaml").read_text()))
-    uniform = found["uniform"].total
-    assert found["JEST, reference online"].total_with_reuse / uniform == pytest.approx(4.0, abs=0.01)
-    assert found["JEST, reference cached"].total_with_reuse / uniform == pytest.approx(2.33, abs=0.01)
-    assert found["JEST, reference cached"].total / uniform == pytest.approx(2.67, abs=0.01)
-    assert found["FlexiJEST, reference cached"].total / uniform == pytest.approx(1.10, abs=0.03)
+    alternatives = plan.alternatives(run_file.load((LAION / "flexi.yaml").read_text()))
+    uniform = alternatives["uniform"].total
+    assert alternatives["JEST, reference online"].total_with_reuse / uniform == pytest.approx(4.0, abs=0.01)
+    assert alternatives["JEST, reference cached"].total_with_reuse / uniform == pytest.approx(2.33, abs=0.01)
+    assert alternatives["JEST, reference cached"].total / uniform == pytest.approx(2.67, abs=0.01)
+    assert alternatives["FlexiJEST, reference cached"].total / uniform == pytest.approx(1.10, abs=0.03)
 
 
 @pytest.mark.parametrize("size", ["", "-l"])
@@ -56,22 +56,22 @@ def test_a_plan_needs_no_storage_and_no_cluster():
         assert words in out.stdout
 
 
-def test_a_plan_takes_sizes_from_the_catalogue_where_it_is_made(make_run: MakeRun, ray_session, capsys):
+def test_a_plan_uses_the_sizes_of_a_finished_catalogue(make_run: MakeRun, ray_session, capsys):
     run = make_run("joint")
     catalogue.run_stage(run)
     capsys.readouterr()
     plan.print_plan(run)
-    told = capsys.readouterr().out
-    assert "epochs seen" in told
-    assert "reference scores, once" in told
-    assert "by the catalogue" in told
+    printed = capsys.readouterr().out
+    assert "epochs seen" in printed
+    assert "reference scores, once" in printed
+    assert "by the catalogue" in printed
 
 
 def test_a_uniform_run_costs_one_uniform_step_and_convolutional_towers_have_no_patches(make_run: MakeRun):
     run = make_run("x", "selection.method=uniform", "reference=null", "model.name=jest-drawings")
-    found = plan.alternatives(run)
-    assert "FlexiJEST, reference cached" not in found
-    assert found["JEST, reference online"].reference > 0
+    alternatives = plan.alternatives(run)
+    assert "FlexiJEST, reference cached" not in alternatives
+    assert alternatives["JEST, reference online"].reference > 0
     low = make_run("x", "model.name=jest-drawings", "training.low_resolution={image_size: 32}")
     assert "FlexiJEST, reference cached" in plan.alternatives(low)
 
@@ -82,19 +82,19 @@ def failing(run) -> dict[str, str]:
 
 def test_checks_of_a_run_whose_stages_have_run(make_scored_run: MakeRun):
     run = make_scored_run("joint")
-    found = {check.name: check for check in preflight.run_checks(run, sizes.pairs(run))}
-    assert list(found) == ["storage", "shards", "catalogue", "reference", "score cache", "run directory", "cluster"]
-    assert all(check.ok for check in found.values())
-    assert "4 Parquet files; the rules keep" in found["shards"].detail
-    assert "slots an epoch" in found["catalogue"].detail
+    checks = {check.name: check for check in preflight.run_checks(run, sizes.pairs(run))}
+    assert list(checks) == ["storage", "shards", "catalogue", "reference", "score cache", "run directory", "cluster"]
+    assert all(check.ok for check in checks.values())
+    assert "4 Parquet files; the rules keep" in checks["shards"].detail
+    assert "slots an epoch" in checks["catalogue"].detail
 
 
-def test_checks_of_a_run_whose_stages_are_to_come(make_run: MakeRun):
+def test_checks_of_a_run_whose_stages_have_not_run(make_run: MakeRun):
     run = make_run("joint")
-    found = {check.name: check for check in preflight.run_checks(run, sizes.pairs(run))}
-    later = {name for name, check in found.items() if check.ok is None}
+    checks = {check.name: check for check in preflight.run_checks(run, sizes.pairs(run))}
+    later = {name for name, check in checks.items() if check.ok is None}
     assert later == {"catalogue", "reference", "score cache"}
-    assert found["catalogue"].detail.endswith("run `jest catalogue` first")
+    assert checks["catalogue"].detail.endswith("run `jest catalogue` first")
 
 
 @pytest.mark.parametrize(
@@ -120,18 +120,18 @@ def test_checks_of_a_run_whose_stages_are_to_come(make_run: MakeRun):
         ),
     ],
 )
-def test_what_would_fail_is_told_before_anything_starts(make_scored_run: MakeRun, override, name, detail):
+def test_problems_are_found_before_anything_starts(make_scored_run: MakeRun, override, name, detail):
     run = make_scored_run("joint", override)
     if "catalogue" in override:
         catalogue.run_stage(make_scored_run("joint", override, "data.rules=[]"))
     assert detail in failing(run)[name]
 
 
-def test_windows_hold_no_more_than_a_run_sees(make_scored_run: MakeRun):
+def test_window_memory_is_limited_by_the_examples_of_the_run(make_scored_run: MakeRun):
     run = make_scored_run("joint", "data.window_rows=100000000")
-    known = sizes.pairs(run)
-    assert known is not None
-    assert sizes.window_bytes(run, known) == run.n_steps * run.super_batch_size * sizes.example_bytes(run, known)
+    pairs = sizes.pairs(run)
+    assert pairs is not None
+    assert sizes.window_bytes(run, pairs) == run.n_steps * run.super_batch_size * sizes.example_bytes(run, pairs)
     assert not failing(run)
 
 
@@ -143,7 +143,8 @@ def test_sharded_weights_need_less_of_each_device():
     )
     n, per_learner = flops.n_parameters(whole.model), sizes.state_bytes(sharded)
     assert sizes.state_bytes(whole) == 20 * n
-    assert 16 * n / 256 < per_learner < 2 * n  # what is gathered meanwhile is a few layers, and token embeddings
+    # besides its shard, a learner gathers a few layers and the token embeddings
+    assert 16 * n / 256 < per_learner < 2 * n
     with pytest.raises(ValueError, match=r"training\.shard_weights gathers weights layer by layer"):
         run_file.load(text, ["training.compile=true", "training.shard_weights=true"])
 
@@ -153,7 +154,7 @@ def test_a_plan_with_a_failing_check_fails(make_scored_run: MakeRun):
         plan.print_plan(make_scored_run("joint", "data.columns={caption: nonsense}"))
 
 
-def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):
+def test_a_run_directory_of_another_run_is_reported(make_scored_run: MakeRun):
     run = make_scored_run("joint")
     manifests.begin(run.path("joint"), "train", run_file.identity(run), dict)
     assert not failing(run)
@@ -164,7 +165,7 @@ def test_a_run_directory_of_another_run_is_told(make_scored_run: MakeRun):
 
 
 @pytest.mark.slow
-def test_rates_of_a_run_predict_that_run_and_more_learners_take_less(make_scored_run: MakeRun):
+def test_measured_rates_predict_the_run_and_more_learners_are_faster(make_scored_run: MakeRun):
     run = make_scored_run("joint")
     train.run_stage(run, in_process=True)
     lines = metrics_line.read(run.path("joint"))
@@ -187,7 +188,7 @@ def test_rates_of_a_run_predict_that_run_and_more_learners_take_less(make_scored
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_calibrated_plan_tells_hours_and_cost(make_scored_run: MakeRun, tmp_path):
+def test_a_calibrated_plan_prints_hours_and_cost(make_scored_run: MakeRun, tmp_path):
     run = make_scored_run("joint")
     (tmp_path / "run.yaml").write_text(run_file.dump(run))
     file = str(tmp_path / "machine.json")

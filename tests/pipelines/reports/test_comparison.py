@@ -1,4 +1,4 @@
-"""Numbers of the comparison, against runs whose numbers are known."""
+"""The table and the verdict of a comparison, for runs with given results."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def finished(make_run, name: str, score: float, teraflops: float, *overrides: st
     return run
 
 
-def test_a_table_has_the_last_scores_and_the_costs_with_seeds_put_together(make_run):
+def test_the_table_has_final_scores_and_costs_averaged_over_seeds(make_run):
     runs = [
         finished(make_run, "uniform", 0.5, 3.0, "selection.method=uniform"),
         finished(make_run, "joint-seed0", 0.6, 7.0),
@@ -38,11 +38,11 @@ def test_a_table_has_the_last_scores_and_the_costs_with_seeds_put_together(make_
     assert rows["examples seen"] == ["640", "640"]
     assert rows["TFLOPs"] == ["3.00", "7.00"]
     assert rows["TFLOPs, scoring reused"] == ["2.70", "6.30"]
-    assert rows["TFLOPs, with the reference's"] == ["3.00", ""]  # the reference is none of these runs
+    assert rows["TFLOPs, with the reference's"] == ["3.00", ""]  # none of these runs trained the reference
     assert rows["wall-clock of the steps, s"] == ["5", "5"]
     assert runs[0].teraflops == pytest.approx(3.0)
 
-    (told,) = comparison.verdict(runs)
-    assert told.startswith("joint reached a mean score of 65.0 % with 320 examples trained, 7.0 TFLOPs")
-    assert "Against uniform, at equal examples: +15.0 points, for 2.33 times the FLOPs, 1.00 times the exa" in told
-    assert "at equal FLOPs" not in told  # none is near
+    (verdict,) = comparison.verdict(runs)
+    assert verdict.startswith("joint reached a mean score of 65.0 % with 320 examples trained, 7.0 TFLOPs")
+    assert "Against uniform, at equal examples: +15.0 points, for 2.33 times the FLOPs, 1.00 times the exa" in verdict
+    assert "at equal FLOPs" not in verdict  # no checkpoints have nearly equal FLOPs

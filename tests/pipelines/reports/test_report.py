@@ -22,7 +22,7 @@ CAPTION = "<script>document.title = 'broken'</script> & \"quotes\""
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, ray_session):
-    """A uniform and a joint run, on shards whose captions are hostile and of which some are unsafe."""
+    """A uniform and a joint run, on shards with scripts as captions and some pictures marked unsafe."""
     from jest_core.models import towers
     from pipelines.base import checkpoints
 
@@ -62,35 +62,35 @@ evaluation: {{sets: [{{name: own, shards: "shards/*.parquet", tasks: [retrieval]
 def browser():
     """Chromium, headless, without a network."""
     playwright = pytest.importorskip("playwright.sync_api")
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
+    path = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if path is None:
         assert not os.environ.get("CI"), "CI needs a browser: .ci/run installs one"
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        opened = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
 
 def opened(browser, path, **options):
-    """A page, and what its console and the network had to say."""
+    """A page, and its console errors, console warnings and network requests."""
     context = browser.new_context(offline=True, **options)
-    page, told = context.new_page(), []
-    page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("request", lambda request: told.append(request.url) if request.url.startswith("http") else None)
+    page, messages = context.new_page(), []
+    page.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: messages.append(request.url) if request.url.startswith("http") else None)
     page.goto(f"file://{path}")
     page.wait_for_function("document.querySelectorAll('.plotly-graph-div .main-svg').length > 0")
-    return page, told
+    return page, messages
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_report_in_a_browser(runs, browser):
+def test_the_report_works_in_a_browser(runs, browser):
     output = runs / "report.html"
     report.write_report([f"{runs}/uniform", f"{runs}/joint"], str(output))
-    page, told = opened(browser, output)
-    assert told == []
+    page, messages = opened(browser, output)
+    assert messages == []
     assert page.title() == "jest report"  # the caption's script did not run
     charts = page.locator(".plotly-graph-div")
     assert charts.count() >= 6
@@ -101,14 +101,14 @@ def test_the_report_in_a_browser(runs, browser):
     assert CAPTION in page.locator(".tiles li").first.inner_text()
     assert page.locator("script").count() == 2 + charts.count()  # Plotly, sorting, and one for each chart
 
-    # unsafe pictures are blurred until asked for
+    # unsafe pictures are blurred until they are clicked
     hidden = page.locator(".unsafe img").first
     assert hidden.evaluate("e => getComputedStyle(e).filter") == "blur(12px)"
     page.locator(".unsafe summary").first.click()
     assert hidden.evaluate("e => getComputedStyle(e).filter") == "none"
     assert page.locator("li:not(.unsafe) img").count() > 0
 
-    # tables sort, and say how
+    # tables can be sorted, and announce the order
     head = page.locator("table.sortable th", has_text="examples seen").first
     first_of = "document.querySelector('table.sortable tbody th').textContent"
     head.locator("button").click()
@@ -116,36 +116,36 @@ def test_the_report_in_a_browser(runs, browser):
     head.locator("button").press("Enter")
     assert (page.evaluate(first_of), head.get_attribute("aria-sort")) == ("joint", "descending")
 
-    # a screen reader has a language, a heading of each level in order, and a name for each chart
+    # for screen readers: a language, headings without skipped levels, and a label for each chart
     assert page.locator("html").get_attribute("lang") == "en"
     levels = page.eval_on_selector_all("h1, h2, h3, h4", "hs => hs.map(h => +h.tagName[1])")
     assert levels[0] == 1
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
     assert all(page.eval_on_selector_all("[role=img]", "es => es.map(e => e.getAttribute('aria-label'))"))
 
-    # on a phone nothing is wider than the screen but what scrolls by itself
-    phone, told = opened(browser, output, viewport={"width": 390, "height": 844}, is_mobile=True)
-    assert told == []
+    # on a phone nothing is wider than the screen except elements that scroll
+    phone, messages = opened(browser, output, viewport={"width": 390, "height": 844}, is_mobile=True)
+    assert messages == []
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.slow
 def test_the_verdict_names_gain_and_cost(runs):
-    found = [comparison.read_run(f"{runs}/{name}") for name in ("uniform", "joint")]
-    (sentence,) = comparison.verdict(found)
-    (key,) = found[0].last
-    gain = 100 * (found[1].last[key] - found[0].last[key])
+    finished = [comparison.read_run(f"{runs}/{name}") for name in ("uniform", "joint")]
+    (sentence,) = comparison.verdict(finished)
+    (key,) = finished[0].last
+    gain = 100 * (finished[1].last[key] - finished[0].last[key])
     assert f"at equal examples: {gain:+.1f} points" in sentence
     ratio = re.search(r"for ([\d.]+) times the FLOPs", sentence)
-    assert float(ratio[1]) == pytest.approx(found[1].teraflops / found[0].teraflops, abs=0.01)
+    assert float(ratio[1]) == pytest.approx(finished[1].teraflops / finished[0].teraflops, abs=0.01)
 
 
 @pytest.mark.slow
-def test_shares_and_repeats_are_those_of_the_log(runs):
+def test_shares_and_repeats_match_the_selection_log(runs):
     from pipelines.reports import composition
 
     run = comparison.read_run(f"{runs}/joint")
-    kinds = {found.column: found for found in composition.shares(run)}
+    kinds = {share.column: share for share in composition.shares(run)}
     assert "kind" in kinds
     table = pq.read_table(runs / "shards" / "0.parquet")
     picks = run.picks.filter(run.picks["selected"]).to_pylist()

@@ -31,7 +31,7 @@ def test_the_page_shows_what_each_threshold_keeps_and_drops(scored, tmp_path, ca
     assert "the best 30% by cosine" in capsys.readouterr().out
 
 
-def test_rules_keep_the_best_share_and_counts_name_them(scored, tmp_path):
+def test_score_rules_keep_the_best_share_and_are_counted(scored, tmp_path):
     run = run_file.load(
         run_file.dump(scored),
         [

@@ -24,7 +24,7 @@ def make_reference(run, seed: int = 5) -> towers.Towers:
     return pair
 
 
-def test_cache_holds_every_kept_pair_beside_its_shard(make_run, shards):
+def test_the_cache_has_every_kept_pair_in_the_order_of_its_shard(make_run, shards):
     run = make_run("joint")
     pair = make_reference(run)
     listing = catalogue.run_stage(run)
@@ -52,7 +52,7 @@ def test_cache_holds_every_kept_pair_beside_its_shard(make_run, shards):
     assert n_ok == listing.manifest["counts"]["kept"] == manifest["counts"]["ok"]
 
 
-def test_a_second_run_does_what_is_missing_and_another_reference_is_refused(make_run, capsys):
+def test_a_second_run_adds_missing_parts_and_another_reference_is_refused(make_run, capsys):
     run = make_run("joint")
     make_reference(run)
     catalogue.run_stage(run)
@@ -73,7 +73,7 @@ def test_a_second_run_does_what_is_missing_and_another_reference_is_refused(make
         reference_scores.run_stage(run)
 
 
-def test_a_reference_may_look_at_another_resolution(make_run, shards):
+def test_a_reference_may_score_at_another_resolution(make_run, shards):
     run = make_run("joint", "reference.score_patch_size=16")
     pair = make_reference(run)
     catalogue.run_stage(run)
@@ -104,7 +104,7 @@ def damaged(shards, folder, rows: int) -> str:
     return str(folder)
 
 
-def test_rows_that_do_not_decode_are_counted_and_leave_the_order(make_run, shards, tmp_path):
+def test_rows_that_do_not_decode_are_counted_and_left_out_of_the_stream(make_run, shards, tmp_path):
     run = make_run(
         "joint",
         "data.max_bad_share=0.05",
@@ -146,8 +146,8 @@ def test_a_cache_of_another_catalogue_is_refused_by_training(make_scored_run):
         open_source(other)
 
 
-def test_scorers_write_columns_of_their_own_at_a_precision_of_choice(make_run, tmp_path):
-    """By actors, as on machines of more cores and on clusters; this process embeds in the other tests."""
+def test_scorers_add_columns_and_the_precision_can_be_chosen(make_run, tmp_path):
+    """Embedded by actors, as on clusters and machines with more cores; in the other tests this process embeds."""
     torch.save({"weight": torch.ones(1, 32), "bias": torch.zeros(1)}, tmp_path / "head.pt")
     words = "{name: words, scorer: 'tests.core.models.test_scorers:word_count', options: {at_most: 5}}"
     run = make_run(
@@ -174,7 +174,7 @@ def test_scorers_write_columns_of_their_own_at_a_precision_of_choice(make_run, t
         reference_scores.run_stage(make_run("joint", "reference.precision=fp32", f"reference.scorers=[{words}]"))
 
 
-def test_few_cores_embed_in_this_process_and_others_by_actors(make_run, monkeypatch):
+def test_machines_with_few_cores_embed_without_actors(make_run, monkeypatch):
     spec = make_run("joint").reference
     for n_cores, n_actors in ((2, 0), (4, 0), (8, 8)):
         monkeypatch.setattr(cluster, "n_cores", lambda n=n_cores: n)
@@ -183,20 +183,20 @@ def test_few_cores_embed_in_this_process_and_others_by_actors(make_run, monkeypa
 
 
 def test_more_row_groups_than_tasks_make_the_same_cache(make_run, monkeypatch):
-    """A task then reads several of the twelve, and Ray Data joins what it makes; embedded here, and by an actor."""
+    """A task then reads several of the twelve, and Ray Data joins its output. By this process and by an actor."""
     monkeypatch.setattr(reference_scores, "_FEW_CORES", 1 << 10)  # without actors this process embeds
-    made = []
+    caches = []
     for name, most, n_actors in (("each", 5_000, "null"), ("together", 3, "null"), ("together-by-an-actor", 3, "1")):
         monkeypatch.setattr(reference_scores, "_MOST_TASKS", most)
         run = make_run("joint", f"reference.scores={name}", f"reference.n_actors={n_actors}")
         make_reference(run)
         catalogue.run_stage(run)
         reference_scores.run_stage(run)
-        made.append([storage.read_bytes(f"{run.path(name)}/parts/{i:05d}.parquet") for i in range(4)])
-    assert made[0] == made[1] == made[2]
+        caches.append([storage.read_bytes(f"{run.path(name)}/parts/{i:05d}.parquet") for i in range(4)])
+    assert caches[0] == caches[1] == caches[2]
 
 
-def test_a_softmax_reference_gets_the_bias_that_fits_it(make_run, capsys):
+def test_a_softmax_reference_gets_a_calibrated_logit_bias(make_run, capsys):
     run = make_run("joint", "reference.model.name=jest-tiny-softmax", "training.examples_trained=32")
     pair = towers.create("jest-tiny-softmax", seed=5)
     assert pair.loss == "softmax"
@@ -213,7 +213,7 @@ def test_a_softmax_reference_gets_the_bias_that_fits_it(make_run, capsys):
     assert reference_scores.run_stage(given)["logit_bias"] == -7
 
 
-def test_two_writers_of_one_cache_do_not_disturb_each_other(make_run):
+def test_two_concurrent_writers_make_one_valid_cache(make_run):
     run = make_run("joint")
     make_reference(run)
     catalogue.run_stage(run)

@@ -1,4 +1,4 @@
-"""What a finished cache is worth: its size, and that it can be trusted."""
+"""A finished score cache: reading it, and refusing one that does not belong to the catalogue or the reference."""
 
 import shutil
 from pathlib import Path
@@ -15,25 +15,25 @@ from pipelines.data.places import Place
 from pipelines.scores import calibration, parts, reference_scores, score_cache
 
 
-def elsewhere(run, tmp_path, *overrides):
-    """The same run in a copy of its directory, which a test may damage."""
+def in_a_copy(run, tmp_path, *overrides):
+    """The run with a copy of its files, which a test may damage."""
     shutil.copytree(run.root, tmp_path / "copy")
     return run_file.load(run_file.dump(run), [f"root={tmp_path / 'copy'}", *overrides])
 
 
-def test_a_joined_block_is_cut_by_row_group():
+def test_a_joined_block_is_split_by_row_group():
     block = pa.table({"unit": [7, 7, 3, 9, 9, 9], "row": [0, 1, 0, 4, 5, 6]})
     assert [part["row"].to_pylist() for part in blocks.runs(block, "unit")] == [[0, 1], [0], [4, 5, 6]]
     assert [len(part) for part in blocks.runs(block.slice(0, 2), "unit")] == [2]
 
 
-def test_verify_finds_what_was_cached(scored, capsys):
+def test_verify_accepts_a_correct_cache(scored, capsys):
     reference_scores.verify_cache(scored)
     assert "256 pairs embedded again" in capsys.readouterr().out
 
 
-def test_verify_refuses_embeddings_of_something_else(scored, tmp_path):
-    run = elsewhere(scored, tmp_path)
+def test_verify_refuses_embeddings_of_other_images(scored, tmp_path):
+    run = in_a_copy(scored, tmp_path)
     path = Path(score_cache.part_path(run.path("scores"), 2))
     table = pq.read_table(path)
     images = np.roll(blocks.unpack(table["image_embedding"]), 1, axis=0)
@@ -45,7 +45,7 @@ def test_verify_refuses_embeddings_of_something_else(scored, tmp_path):
 
 
 def test_a_part_of_another_cache_is_refused_at_the_end(scored, tmp_path):
-    run = elsewhere(scored, tmp_path)
+    run = in_a_copy(scored, tmp_path)
     manifest = score_cache.opened(run.path("scores"))
     config = manifest["config"] | {"precision": "bf16 forward, float16 embeddings"}
     with pytest.raises(ValueError, match=r"00000\.parquet was written with another configuration at the same time"):
@@ -66,7 +66,7 @@ def test_rows_are_read_by_position_and_checked_by_uid(tmp_path):
         score_cache.read(str(tmp_path), place, 2, uids[:2], ["cosine"])
 
 
-def test_a_sample_is_of_sound_unit_norm_pairs(scored):
+def test_a_calibration_sample_has_unit_norm_embeddings(scored):
     image, text = calibration.sample(scored.path("scores"), open_catalogue(scored.path("catalogue")), seed=0, n=100)
     assert image.shape == text.shape == (100, 32)
     np.testing.assert_allclose(image.norm(dim=1), np.ones(100), atol=1e-3)

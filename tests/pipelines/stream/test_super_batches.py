@@ -43,7 +43,7 @@ def test_the_same_super_batches_on_any_number_of_learners(run):
         assert together == whole
 
 
-def test_an_epoch_holds_each_kept_row_once_and_then_starts_again(run):
+def test_an_epoch_has_each_kept_row_once_and_is_followed_by_the_next(run):
     n_kept = catalogue.open_catalogue(run.path("catalogue")).manifest["counts"]["kept"]
     slots = [x for batch in uids_of(run, 0, 1) for x in batch]
     first_epoch = [x for x in slots if x[1] == 0]
@@ -52,7 +52,7 @@ def test_an_epoch_holds_each_kept_row_once_and_then_starts_again(run):
     assert {x[1] for x in slots} == {0, 1}
 
 
-def test_the_tail_after_a_resume_is_the_rest(run):
+def test_a_resumed_stream_continues_at_the_same_example(run):
     assert uids_of(run, 1, 2, first_step=9) == uids_of(run, 1, 2)[9:]
 
 
@@ -62,7 +62,7 @@ def test_readers_of_one_machine_share_its_cores(monkeypatch):
         assert cluster.data_cpus(n_learners) == each
 
 
-def test_captions_and_pictures_arrive_whole(run):
+def test_captions_and_pictures_arrive_unchanged(run):
     pair = towers.create("jest-tiny", seed=0)
     source = open_source(run)
     batch = next(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
@@ -78,7 +78,7 @@ def test_captions_and_pictures_arrive_whole(run):
 
 
 def test_a_row_that_fails_later_keeps_its_slot_and_is_masked(make_run, shards, tmp_path):
-    """Catalogued whole, then one image is damaged: the stream does not shift, the slot is not valid."""
+    """An image damaged after cataloguing makes its slot invalid; the rest of the stream does not shift."""
     source = tmp_path / "damaged"
     source.mkdir()
     for path in sorted(shards.iterdir()):
@@ -116,51 +116,51 @@ def test_a_shard_that_changed_under_the_run_is_an_error(make_run, shards, tmp_pa
 
 @pytest.fixture
 def on_s3(make_run, s3, shards, tmp_path):
-    """A uniform run whose shards and catalogue lie on S3."""
+    """A uniform run whose shards and catalogue are on S3."""
     root = f"{s3}/{tmp_path.name}"
     for path in shards.iterdir():
         storage.write_bytes(f"{root}/shards/{path.name}", path.read_bytes())
     overrides = ["selection.method=uniform", "training.sub_batch_size=48", "training.examples_trained=672"]
-    # windows so small that most of the stream is still to be read when the test begins to interfere
+    # windows so small that most of the stream is not read yet when the test interferes
     run = make_run("uniform", *overrides, "data.window_rows=20", root=root, source="shards")
     catalogue.run_stage(run)
     return run
 
 
-def test_storage_that_comes_back_within_a_minute_costs_no_example(on_s3, s3_server):
-    """The server is killed under the stream and started again three seconds later."""
-    quiet = uids_of(on_s3, 0, 1)
+def test_a_storage_outage_of_seconds_loses_no_example(on_s3, s3_server):
+    """The server is killed while the stream is read, and started again three seconds later."""
+    expected = uids_of(on_s3, 0, 1)
     source = open_source(on_s3)
     shares = super_batches.stream(on_s3, source, SIZE, rank=0, n_learners=1, first_step=0)
-    got = [next(shares)]
+    received = [next(shares)]
     s3_server.kill()
     back = threading.Timer(3, s3_server.start)
     back.start()
     try:
-        got += list(shares)
+        received += list(shares)
     finally:
         back.join()
     names = ("uid_high", "occurrence")
-    assert [list(zip(*(s.rows[n].to_pylist() for n in names), strict=True)) for s in got] == quiet
-    assert all(s.valid.all() for s in got)
+    assert [list(zip(*(s.rows[n].to_pylist() for n in names), strict=True)) for s in received] == expected
+    assert all(s.valid.all() for s in received)
 
 
 def test_a_task_that_reads_imports_no_pytorch(scored, tmp_path):
     source, inputs = open_source(scored), configurations.inputs_of(scored.model)
     window = next(source.order.windows(0, 0))
     places = {piece.shard: source.catalogue.place(piece.shard) for piece in window.pieces}
-    asked = {"window": [window], "places": [places]}, {"run_text": run_file.dump(scored), "inputs": inputs}
-    (tmp_path / "asked").write_bytes(pickle.dumps(asked))
+    arguments = {"window": [window], "places": [places]}, {"run_text": run_file.dump(scored), "inputs": inputs}
+    (tmp_path / "arguments").write_bytes(pickle.dumps(arguments))
     code = (
         "import pickle, sys; from pipelines.stream import windows; batch, settings = pickle.load(sys.stdin.buffer);"
         "table = windows.of_window(batch, **settings); print(table.num_rows, {'torch', 'open_clip'} & {*sys.modules})"
     )
-    with (tmp_path / "asked").open("rb") as told:
-        out = subprocess.run([sys.executable, "-c", code], stdin=told, capture_output=True, text=True, check=True)
+    with (tmp_path / "arguments").open("rb") as pickled:
+        out = subprocess.run([sys.executable, "-c", code], stdin=pickled, capture_output=True, text=True, check=True)
     assert out.stdout == f"{len(window)} set()\n"
 
 
-def test_storage_that_stays_away_is_fatal_and_no_bad_row(on_s3, s3_server):
+def test_a_lasting_storage_outage_is_fatal_and_not_a_bad_row(on_s3, s3_server):
     source = open_source(on_s3)
     piece = next(source.order.windows(0, 0)).pieces[0]
     impatient = windows._of_piece.retry_with(stop=stop_after_attempt(2))

@@ -10,25 +10,25 @@ def line(step: int, **seconds: float) -> dict[str, float]:
     return {"train/batch_time": batch, **counts, **parts}
 
 
-def test_each_part_has_its_share_and_the_rest_is_other():
+def test_each_part_has_its_share_of_the_time_and_the_rest_is_other():
     lines = [line(1, wait=0.25, score=0.5, train=0.5), line(2, wait=0.25, score=0.5, train=0.5, checkpoint=1.0)]
     assert bottleneck.shares(lines) == pytest.approx(
         {"wait": 0.125, "score": 0.25, "train": 0.25, "checkpoint": 0.25, "other": 0.125}
         | dict.fromkeys(("reference", "select", "log", "agreement", "exchange"), 0.0)
     )
     assert list(bottleneck.shares(lines))[-5:] == ["reference", "select", "log", "agreement", "exchange"]
-    told = bottleneck.note(lines)
-    assert told.startswith("loss 1.500, 200 trained of 1,000 seen; ")
-    assert "score 25%" in told
-    assert "select" not in told
+    note = bottleneck.note(lines)
+    assert note.startswith("loss 1.500, 200 trained of 1,000 seen; ")
+    assert "score 25%" in note
+    assert "select" not in note
 
 
 @pytest.mark.parametrize("part", list(bottleneck.REMEDIES))
-def test_what_takes_most_limits_and_its_remedy_is_told(part: str):
-    starting = line(1, wait=100.0)  # the first step starts the readers, which is nobody's pace
-    told = bottleneck.limit([starting, line(2, **{**dict.fromkeys(bottleneck.REMEDIES, 0.1), part: 2.0})])
-    assert told.startswith(f"limited by {part}, ")
-    assert told.endswith(bottleneck.REMEDIES[part])
+def test_the_slowest_part_is_named_with_its_remedy(part: str):
+    starting = line(1, wait=100.0)  # the first step, which includes starting the readers, is left out
+    limit = bottleneck.limit([starting, line(2, **{**dict.fromkeys(bottleneck.REMEDIES, 0.1), part: 2.0})])
+    assert limit.startswith(f"limited by {part}, ")
+    assert limit.endswith(bottleneck.REMEDIES[part])
 
 
 def test_a_remedy_names_settings_that_exist():

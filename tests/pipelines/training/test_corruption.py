@@ -1,4 +1,5 @@
-"""1,000 corrupted variants of real shards: bad rows counted, or one clear error; no hang, crash or silent loss."""
+"""1,000 corrupted variants of real shards: bad rows are counted, or there is one clear error. None hangs, crashes or
+loses rows silently."""
 
 import shutil
 from collections import Counter
@@ -15,11 +16,11 @@ from pipelines.data.layouts import open_shard
 from tests import layouts
 
 N_VARIANTS = 1000
-Outcome = tuple[str, list[str], list[str]]  # what went wrong with the whole; uids; each image's status
+Outcome = tuple[str, list[str], list[str]]  # the error, if any; uids; the status of each image
 
 
 def corrupted(data: bytes, rng: np.random.Generator) -> bytes:
-    """One of the things that happen to files."""
+    """The data with one random fault, as files get them in practice."""
     out = bytearray(data)
     place, size = int(rng.integers(len(data))), int(rng.integers(1, 4096))
     match rng.integers(8):
@@ -30,12 +31,12 @@ def corrupted(data: bytes, rng: np.random.Generator) -> bytes:
             del out[place:]
         case 3:  # a block of zeros, as after a lost write
             out[place : place + size] = bytes(len(out[place : place + size]))
-        case 4:  # bytes that belong elsewhere
+        case 4:  # bytes from another place of the file
             other = int(rng.integers(len(data)))
             out[place : place + size] = data[other : other + size]
         case 5:  # bytes missing
             del out[place : place + size]
-        case 6:  # bytes of nowhere
+        case 6:  # random bytes inserted
             out[place:place] = rng.bytes(size)
         case 7:  # the end, where Parquet keeps its footer and tar its mark
             i = len(out) - 1 - int(rng.integers(min(2048, len(out))))
@@ -61,21 +62,21 @@ def read(path: str) -> Outcome:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> list[Path]:
-    root, found = tmp_path_factory.mktemp("originals"), layouts.pairs()
+    root, pairs = tmp_path_factory.mktemp("originals"), layouts.make_pairs()
     folders = [
-        layouts.webdataset_tar(root / "tar", found),
-        layouts.hugging_face(root / "hugging-face", found),
-        layouts.webli(root / "webli", found),
+        layouts.webdataset_tar(root / "tar", pairs),
+        layouts.hugging_face(root / "hugging-face", pairs),
+        layouts.webli(root / "webli", pairs),
     ]
     return [sorted(folder.iterdir())[0] for folder in folders]
 
 
 @pytest.mark.slow
-def test_corrupted_shards_are_told_or_counted(originals, tmp_path):
+def test_corrupted_shards_raise_one_error_or_count_bad_rows(originals, tmp_path):
     whole = {path: read(str(path)) for path in originals}
     assert all(not problem and set(status) == {"ok"} for problem, _, status in whole.values())
     outcomes: Counter[str] = Counter()
-    # a process of its own: a crash of a decoder would take the test with it, and a hang is one of the outcomes
+    # in another process, so that the test survives a crash of a decoder and can time out a hang
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         for number in range(N_VARIANTS):
             original = originals[number % len(originals)]
@@ -89,15 +90,15 @@ def test_corrupted_shards_are_told_or_counted(originals, tmp_path):
                 assert len(problem) < 2000
                 outcomes["one clear error"] += 1
                 continue
-            assert len(status) == len(uids) == len(whole[original][1]), f"variant {number} lost rows without a word"
+            assert len(status) == len(uids) == len(whole[original][1]), f"variant {number} lost rows silently"
             bad = sum(s != "ok" for s in status)
-            outcomes["bad rows counted" if bad else "nothing that shows"] += 1
+            outcomes["bad rows counted" if bad else "no visible effect"] += 1
     print(dict(outcomes))
     assert outcomes["one clear error"] > 0.2 * N_VARIANTS
     assert outcomes["bad rows counted"] > 0.1 * N_VARIANTS
 
 
-def test_a_file_of_another_kind_is_named(tmp_path):
+def test_a_file_of_another_format_is_named(tmp_path):
     for name in ("a.parquet", "a.tar"):
         path = tmp_path / name
         for content in (b"", b"PAR1", b"hello " * 1000, bytes(20000)):

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, hung or out of disk: they end as a quiet one does, and nothing of them is left."""
+"""Runs that are stopped, killed or hang: they can be resumed to the end of an undisturbed run, and leave no process."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from pipelines.base import checkpoints, storage
 from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
 from pipelines.training import selection_log, train
-from tests.commands import Command, command, finish, same_log_and_weights, write
+from tests.commands import Command, assert_same_log_and_weights, command, finish, write
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200), pytest.mark.usefixtures("all_cores")]
 
@@ -27,30 +27,35 @@ def changed(run: Run, name: str, *overrides: str) -> Run:
     return run_file.load(run_file.dump(run), [f"run_dir={name}", *overrides])
 
 
-def _holds_pytorch(process: psutil.Process) -> bool:
+def _has_loaded_pytorch(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return any("libtorch" in region.path for region in process.memory_maps())
     return False
 
 
-def test_a_run_that_is_stopped_in_every_way_ends_as_a_quiet_one(prepared, tmp_path):
-    """By Ctrl-C, by SIGTERM, which waits for a checkpoint, and by SIGKILL; then the same command goes on."""
-    quiet = changed(prepared, "quiet", "training.examples_trained=3200", "training.checkpoint_every_steps=1000")
-    by_time = ["training.checkpoint_every_minutes=0.005", "training.keep_last_checkpoints=2"]  # none is due by number
-    stopped = changed(quiet, "stopped", *by_time)
+def test_a_run_stopped_by_sigint_sigterm_and_sigkill_ends_like_an_undisturbed_one(prepared, tmp_path):
+    """SIGINT, SIGTERM, which waits for a checkpoint, and SIGKILL in turn; the same command resumes after each."""
+    undisturbed = changed(
+        prepared, "undisturbed", "training.examples_trained=3200", "training.checkpoint_every_steps=1000"
+    )
+    by_time = [
+        "training.checkpoint_every_minutes=0.005",
+        "training.keep_last_checkpoints=2",
+    ]  # no checkpoint is due by its step
+    stopped = changed(undisturbed, "stopped", *by_time)
     directory, words = stopped.path("stopped"), command("train", write(stopped, tmp_path))
     reached = 0
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL), (None, 0)):
         with Command(tmp_path / f"log-{number}", *words) as running:
             if number is not None:
                 running.wait_for_step(stopped, reached + 1)
-                assert not running.all("TrainController")
-                running.wait_until(lambda running=running: bool(running.all("MapBatches")))
-                assert not [reader for reader in running.all("ray::") if _holds_pytorch(reader)]
+                assert not running.processes("TrainController")
+                running.wait_until(lambda running=running: bool(running.processes("MapBatches")))
+                assert not [reader for reader in running.processes("ray::") if _has_loaded_pytorch(reader)]
                 running.process.send_signal(number)
-            assert running.ended(60 if number is signal.SIGINT else 300) == status, running.output
+            assert running.exit_status(60 if number is signal.SIGINT else 300) == status, running.output
             assert f"resumes after step {reached} of" in running.output or not reached
-            for noise in ("Traceback", "Started a local Ray", "StackTrace"):  # by what still reads for the stopped loop
+            for noise in ("Traceback", "Started a local Ray", "StackTrace"):  # printed if prefetching outlives the loop
                 assert noise not in running.output
         reached = checkpoints.steps(directory)[-1]
         if number is signal.SIGINT:
@@ -60,8 +65,8 @@ def test_a_run_that_is_stopped_in_every_way_ends_as_a_quiet_one(prepared, tmp_pa
         assert (reached == stopped.n_steps) == (number is None)
     assert json.loads(storage.read_bytes(f"{directory}/manifest.json"))["complete"]
     assert len(checkpoints.steps(directory)) == 2
-    train.run_stage(quiet)
-    same_log_and_weights(stopped, quiet)
+    train.run_stage(undisturbed)
+    assert_same_log_and_weights(stopped, undisturbed)
 
 
 @pytest.mark.parametrize("when", ["starting", "training"])
@@ -70,32 +75,32 @@ def test_ctrl_c_ends_two_learners(prepared, tmp_path, when: str):
     with Command(tmp_path / "log", *command("train", write(run, tmp_path))) as train:
         if when == "training":
             train.wait_for_step(run)
-            assert train.all("TrainController")
+            assert train.processes("TrainController")
         train.wait_until(lambda: " starts, " in train.output)
         train.process.send_signal(signal.SIGINT)
-        assert train.ended(60) == 130, train.output
+        assert train.exit_status(60) == 130, train.output
         assert "the same command goes on from what is done" in train.output
 
 
-def test_a_learner_that_hangs_is_named_and_nothing_of_the_run_stays_behind(prepared, tmp_path):
+def test_a_learner_that_hangs_is_named_and_no_process_is_left(prepared, tmp_path):
     run = changed(
         prepared, "hung", "training.examples_trained=32000", "training.n_learners=2", "training.hang_minutes=0.5"
     )
     with Command(tmp_path / "log", *command("train", write(run, tmp_path))) as train:
         train.wait_for_step(run)
-        workers = train.all("RayTrainWorker")
+        workers = train.processes("RayTrainWorker")
         assert len(workers) == 2
         workers[0].send_signal(signal.SIGSTOP)
-        assert train.ended(120) == 1, train.output
+        assert train.exit_status(120) == 1, train.output
         assert "no learner has moved for 0.5 minutes" in train.output
-        silent = next(line for line in train.output.splitlines() if line.startswith("jest: ")).split(": ")[2]
-        told = silent.split("; ")
-        assert len([each for each in told if ", silent for " in each]) == 1, train.output
-        assert all(each.startswith("learner ") for each in told[:2])
+        message = next(line for line in train.output.splitlines() if line.startswith("jest: ")).split(": ")[2]
+        learners = message.split("; ")
+        assert len([each for each in learners if ", silent for " in each]) == 1, train.output
+        assert all(each.startswith("learner ") for each in learners[:2])
 
 
-def test_a_killed_run_goes_on_with_other_learners_at_the_same_example(prepared, tmp_path):
-    """A uniform run's log is the stream: after SIGKILL, on two learners instead of one, none is lost or doubled."""
+def test_a_killed_run_resumes_on_more_learners_at_the_same_example(prepared, tmp_path):
+    """The log of a uniform run shows its stream: resumed on two learners instead of one, it skips or repeats no row."""
     settings = ["selection.method=uniform", "training.examples_trained=1600", "training.checkpoint_every_steps=10"]
     run = changed(prepared, "killed", *settings)
     batches = super_batches.stream(run, open_source(run), 32, rank=0, n_learners=1, first_step=0)

@@ -1,4 +1,4 @@
-"""A run with reference.online goes on with the weights that scored its first steps, or is refused."""
+"""A run with reference.online resumes only with the reference weights that scored its first steps."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from pipelines.training import online_reference, selection_log, train
 
 
 def write_reference(run, step: int, seed: int) -> str:
-    """A checkpoint of the run directory that reference.checkpoint names."""
+    """Write a checkpoint into the run directory of reference.checkpoint; its path."""
     model = towers.create("jest-tiny", seed=seed).model
     directory = run.path(run.reference.checkpoint)
     checkpoints.write(directory, step, {"state_dict": model.state_dict(), "jest": {"step": step}})
@@ -25,10 +25,11 @@ def test_the_newest_checkpoint_of_the_reference_is_recorded(make_run):
     assert first.short_hash != second.short_hash
     named = run_file.load(run_file.dump(run), ["reference.checkpoint=reference/checkpoints/step_00000001.pt"])
     assert online_reference.load(named).record == first.record
-    assert online_reference.load(make_run("joint")) is None  # it reads a cache, which has a fingerprint of its own
+    # without reference.online a run reads a score cache, which has a fingerprint
+    assert online_reference.load(make_run("joint")) is None
 
 
-def test_other_weights_are_refused_and_the_same_in_another_file_are_not(make_run):
+def test_other_reference_weights_are_refused_and_the_same_in_another_file_are_not(make_run):
     run = make_run("joint", "reference.online=true")
     write_reference(run, 1, seed=5)
     first = online_reference.load(run)
@@ -39,15 +40,15 @@ def test_other_weights_are_refused_and_the_same_in_another_file_are_not(make_run
     other = online_reference.load(run)
     with pytest.raises(ValueError, match=r"up to 4 .*step_00000001\.pt.* is now .*step_00000003\.pt.* restore the ear"):
         online_reference.refuse_other(run, state, other)
-    del state["reference"]  # of a version that recorded none
+    del state["reference"]  # as saved by a version that recorded no reference
     online_reference.refuse_other(run, state, other)
 
 
 @pytest.mark.slow
-def test_a_resume_with_another_reference_is_refused_until_the_first_is_back(make_scored_run):
+def test_a_resume_with_another_reference_is_refused_until_the_first_is_restored(make_scored_run):
     run = make_scored_run("joint", "reference.online=true")
-    quiet = run_file.load(run_file.dump(run), ["run_dir=quiet"])
-    for each in (run, quiet):
+    undisturbed = run_file.load(run_file.dump(run), ["run_dir=undisturbed"])
+    for each in (run, undisturbed):
         train.run_stage(each, in_process=True)
     directory = run.path("joint")
     for name in (checkpoints.path_of(directory, 6), f"{directory}/manifest.json"):
@@ -58,11 +59,11 @@ def test_a_resume_with_another_reference_is_refused_until_the_first_is_back(make
     assert checkpoints.steps(directory) == [2, 4]
     storage.remove(newer)
     train.run_stage(run, in_process=True)
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
+    assert selection_log.read(directory).equals(selection_log.read(undisturbed.path("undisturbed")))
 
     storage.remove(f"{directory}/manifest.json")
     storage.remove(checkpoints.path_of(directory, 6))
-    earlier = checkpoints.read(directory)  # as a version wrote it that recorded no reference
+    earlier = checkpoints.read(directory)  # as saved by a version that recorded no reference
     assert earlier["jest"].pop("reference")["checkpoint"].endswith("reference/checkpoints/step_00000001.pt")
     checkpoints.write(directory, 4, earlier)
     write_reference(run, 2, seed=6)

@@ -1,4 +1,4 @@
-"""What one run selected trains another: the same examples at the same steps, without a score."""
+"""data.replay: a run trains on the sub-batches in another run's log, at the same steps, without scoring."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ def picked(run) -> list[list[str]]:
 
 
 @pytest.mark.long
-def test_a_replay_trains_on_the_same_sub_batches_and_comes_to_the_same_losses(make_scored_run, tmp_path):
+def test_a_replay_trains_on_the_same_sub_batches_and_has_the_same_losses(make_scored_run, tmp_path):
     run = make_scored_run("joint")
     train.run_stage(run, in_process=True)
     path = tmp_path / "replayed.yaml"
     path.write_text(run_file.dump(run))
-    storage.remove_tree(run.path("scores"))  # nothing of it is needed
+    storage.remove_tree(run.path("scores"))  # a replay needs no scores
     command = [sys.executable, "-m", "pipelines", "train", str(path), "--replay", "joint"]
     two = ["--set", "run_dir=replayed", "--set", "training.n_learners=2"]
     done = subprocess.run([*command, *two], capture_output=True, text=True, timeout=300, check=False)
@@ -47,7 +47,9 @@ def test_a_replay_reads_only_its_steps_and_refuses_what_does_not_fit(make_scored
     shares = [list(replay.stream(again, 32, rank=rank, n_learners=4, first_step=3)) for rank in range(4)]
     for step, parts in enumerate(zip(*shares, strict=True), start=3):
         rows = [row for part in parts for row in part.identities().select(["shard", "row"]).to_pylist()]
-        assert rows == sorted(rows, key=lambda row: (row["shard"], row["row"]))  # learners share few row groups
+        assert rows == sorted(
+            rows, key=lambda row: (row["shard"], row["row"])
+        )  # so that few row groups are read by two learners
         assert sorted(u for part in parts for u in part.identities()["uid"].to_pylist()) == picked(run)[step]
     with pytest.raises(ValueError, match=r"set selection.method to uniform"):
         run_file.load(text, ["data.replay=joint"])
@@ -62,7 +64,7 @@ def test_a_replay_reads_only_its_steps_and_refuses_what_does_not_fit(make_scored
         next(replay.stream(other, 32, rank=0, n_learners=1, first_step=0))
 
 
-def test_a_replay_that_goes_on_reads_its_own_steps_alone(make_run, tmp_path):
+def test_a_resumed_replay_reads_only_its_remaining_steps(make_run, tmp_path):
     parts = ["00000000-00000002.parquet", "00000003-00000007.parquet"]
     checkpoints.write(str(tmp_path / "joint"), 8, {"jest": {"log_parts": parts}})
     run = make_run("again", "data.replay=joint", "selection.method=uniform")

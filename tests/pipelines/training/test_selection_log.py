@@ -36,18 +36,18 @@ def test_readers_see_what_a_checkpoint_commits_and_each_step_once(tmp_path):
     log = SelectionLog(run_dir, [])
     parts = log_of(log, range(2))
     checkpoints.write(run_dir, 2, {"jest": {"log_parts": parts}})
-    assert log_of(log, range(2, 4)) == [*parts, "00000002-00000003.parquet"]  # written, and not committed yet
+    assert log_of(log, range(2, 4)) == [*parts, "00000002-00000003.parquet"]  # written, but not committed yet
     assert selection_log.parts(run_dir) == [("00000000-00000001.parquet", 0, 1)]
     assert selection_log.read(run_dir)["step"].to_pylist() == [0] * 3 + [1] * 3
     assert selection_log.read_steps(run_dir)["step"].to_pylist() == [0, 1]
     assert selection_log.read_bad_rows(run_dir)["step"].to_pylist() == [1]
 
-    # a crash now: the next try takes up the checkpoint, clears away, and makes the same steps again
+    # after a crash here, the next attempt loads the checkpoint, removes later parts, and repeats the steps
     again = SelectionLog(run_dir, commits.read(run_dir))
     again.tidy()
     kept = [f"{prefix}{parts[0]}" for prefix in ("", "bad-", "steps-")]
     assert storage.names(f"{run_dir}/selection") == sorted([*kept, commits.FILE])
-    for _ in range(2):  # the second time as after an error between the part and its checkpoint
+    for _ in range(2):  # twice, as after an error between writing the part and its checkpoint
         parts = log_of(again, range(2, 4))
     checkpoints.write(run_dir, 4, {"jest": {"log_parts": parts}})
     assert selection_log.read_steps(run_dir)["step"].to_pylist() == [0, 1, 2, 3]
@@ -56,11 +56,11 @@ def test_readers_see_what_a_checkpoint_commits_and_each_step_once(tmp_path):
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process."""
 
 
 def checkpoint(log: SelectionLog, numbers: range) -> None:
-    """As the training loop does it."""
+    """Log these steps and write a checkpoint, as the training loop does."""
     parts = log_of(log, numbers)
     checkpoints.write(log.run_dir, numbers.stop, {"jest": {"step": numbers.stop, "log_parts": parts}})
 
@@ -72,7 +72,7 @@ def resumed(run_dir: str) -> SelectionLog:
 
 
 def logged(run_dir: str) -> list[int]:
-    """The steps of the log, which all of its tables have."""
+    """The steps of the log, after checking that all of its tables have them."""
     steps = selection_log.read_steps(run_dir)["step"].to_pylist()
     assert selection_log.read(run_dir)["step"].to_pylist() == [number for number in steps for _ in range(3)]
     assert selection_log.read_bad_rows(run_dir)["step"].to_pylist() == [number for number in steps if number % 2]
@@ -84,7 +84,7 @@ def logged(run_dir: str) -> list[int]:
 def test_a_kill_between_any_two_writes_leaves_each_step_once(where, tmp_path, request, monkeypatch):
     root = str(tmp_path) if where == "disk" else f"{request.getfixturevalue('s3')}/kill-windows"
     write, n_writes = storage.write_bytes, 0
-    for n_done in range(6):  # a part has three files; commits.jsonl; the checkpoint; none is killed
+    for n_done in range(6):  # killed before one of: a part's three files, commits.jsonl, the checkpoint; or not at all
         run_dir = f"{root}/{n_done}"
         checkpoint(SelectionLog(run_dir, []), range(2))
         log, n_writes = resumed(run_dir), 0
@@ -106,7 +106,7 @@ def test_a_kill_between_any_two_writes_leaves_each_step_once(where, tmp_path, re
         reached = checkpoints.steps(run_dir)[-1]
         assert reached == (4 if n_done == 5 else 2)
         assert logged(run_dir) == list(range(reached))
-        log = resumed(run_dir)  # by the clock, the next checkpoint comes earlier this time
+        log = resumed(run_dir)  # checkpoints by time: this attempt writes its next one after another step
         for first, stop in ((2, 3), (3, 6)) if reached == 2 else ((4, 6),):
             checkpoint(log, range(first, stop))
         assert logged(run_dir) == list(range(6))
@@ -114,7 +114,7 @@ def test_a_kill_between_any_two_writes_leaves_each_step_once(where, tmp_path, re
         assert set(storage.names(f"{run_dir}/selection")) <= kept | {commits.FILE}
 
 
-def test_a_run_may_go_on_from_an_older_checkpoint(tmp_path):
+def test_a_run_may_resume_from_an_older_checkpoint(tmp_path):
     run_dir = str(tmp_path)
     log = SelectionLog(run_dir, [])
     for stop in (2, 4, 6):
@@ -129,7 +129,7 @@ def test_a_run_may_go_on_from_an_older_checkpoint(tmp_path):
     assert logged(run_dir) == list(range(6))
 
 
-def test_a_reader_loads_no_checkpoint_and_pruned_ones_leave_no_litter(tmp_path, monkeypatch):
+def test_reading_the_log_loads_no_checkpoint_and_pruned_ones_leave_no_commits(tmp_path, monkeypatch):
     run_dir = str(tmp_path)
     log = SelectionLog(run_dir, [])
     for stop in range(2, 11, 2):
@@ -137,13 +137,13 @@ def test_a_reader_loads_no_checkpoint_and_pruned_ones_leave_no_litter(tmp_path, 
         checkpoints.prune(run_dir, 1, None)
     monkeypatch.setattr(checkpoints, "read", lambda path: pytest.fail(f"{path} is loaded to read a log"))
     assert logged(run_dir) == list(range(10))
-    assert len(storage.read_bytes(commits.path_of(run_dir)).splitlines()) == 5  # as many as the log has parts
+    assert len(storage.read_bytes(commits.path_of(run_dir)).splitlines()) == 5  # one for each part of the log
 
 
 def test_a_run_of_an_earlier_version_is_read_by_its_checkpoint(tmp_path):
     run_dir = str(tmp_path)
     checkpoint(SelectionLog(run_dir, []), range(2))
-    storage.remove(commits.path_of(run_dir))  # which earlier versions do as they resume: they do not know the file
+    storage.remove(commits.path_of(run_dir))  # as earlier versions do when they resume, since they do not know the file
     assert logged(run_dir) == [0, 1]
     log = resumed(run_dir)
     assert storage.exists(commits.path_of(run_dir))
@@ -151,8 +151,8 @@ def test_a_run_of_an_earlier_version_is_read_by_its_checkpoint(tmp_path):
     assert logged(run_dir) == list(range(4))
 
 
-def test_a_line_for_another_checkpoint_is_not_taken_for_this_one(tmp_path):
-    """The newest checkpoint has no line: an earlier version wrote it."""
+def test_commits_of_an_older_checkpoint_are_not_used_for_the_newest(tmp_path):
+    """The newest checkpoint was written by an earlier version, and so has no line in commits.jsonl."""
     run_dir = str(tmp_path)
     checkpoint(SelectionLog(run_dir, []), range(2))
     before = storage.read_bytes(commits.path_of(run_dir))

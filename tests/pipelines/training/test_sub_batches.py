@@ -1,4 +1,4 @@
-"""A loop of one's own on jest's sub-batches: the example, as its reader runs it."""
+"""A custom training loop on jest's sub-batches: the example own_loop.py, run as a user runs it."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.commands import Command, finish, write
 LOOP = Path(__file__).parents[3] / "deploy" / "own_loop.py"
 
 
-def test_the_example_has_25_lines():
+def test_the_example_has_at_most_25_lines():
     code = [line for line in LOOP.read_text().splitlines() if line and not line.startswith('"""')]
     assert len(code) <= 25
 
@@ -27,15 +27,17 @@ def prepare(make_scored_run, name: str, *overrides: str):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_example_selects_logs_and_resumes_after_a_kill(make_scored_run, tmp_path):
-    quiet, killed = (prepare(make_scored_run, name, "training.examples_trained=1600") for name in ("quiet", "killed"))
+    undisturbed, killed = (
+        prepare(make_scored_run, name, "training.examples_trained=1600") for name in ("undisturbed", "killed")
+    )
     loop, directory = [sys.executable, str(LOOP), str(write(killed, tmp_path))], killed.path("killed")
     with Command(tmp_path / "log", *loop) as first:
         first.wait_for_step(killed, 3)
         first.kill()
     assert checkpoints.steps(directory)[-1] < killed.n_steps
     finish(*loop)
-    finish(sys.executable, str(LOOP), str(write(quiet, tmp_path)))
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
+    finish(sys.executable, str(LOOP), str(write(undisturbed, tmp_path)))
+    assert selection_log.read(directory).equals(selection_log.read(undisturbed.path("undisturbed")))
     assert selection_log.read_steps(directory)["step"].to_pylist() == list(range(50))
     open_clip.create_model("jest-tiny", pretrained=checkpoints.path_of(directory, 50))
 
@@ -53,7 +55,7 @@ def test_two_processes_of_torchrun_draw_the_first_sub_batch_of_one(make_scored_r
     assert len(logs[0]) == len(logs[1])
 
 
-def test_a_loop_of_ones_own_trains_at_one_resolution(make_scored_run):
+def test_a_custom_loop_refuses_to_train_at_two_resolutions(make_scored_run):
     from pipelines.training.sub_batches import SubBatches
 
     low = ["selection.score_patch_size=16", "training.low_resolution={patch_size: 16}"]

@@ -1,4 +1,4 @@
-"""Runs report to TensorBoard, W&B, MLflow and Prometheus; each of them real, the last as Ray's endpoint serves it."""
+"""Runs report to TensorBoard, W&B, MLflow and Prometheus. Each is read back from its files, or from Ray's endpoint."""
 
 import json
 import re
@@ -29,14 +29,14 @@ def offline(monkeypatch, tmp_path):
     return tmp_path
 
 
-def told_by_tensorboard(directory: str, key: str) -> list[tuple[int, float]]:
+def tensorboard_history(directory: str, key: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(f"{directory}/tensorboard").Reload()
     return [(event.step, event.value) for event in events.Scalars(key)]
 
 
-def told_by_mlflow(directory: str, key: str) -> list[tuple[int, float]]:
+def mlflow_history(directory: str, key: str) -> list[tuple[int, float]]:
     from mlflow import MlflowClient
 
     run_id = storage.read_json(f"{directory}/trackers.json")["mlflow"]
@@ -44,7 +44,7 @@ def told_by_mlflow(directory: str, key: str) -> list[tuple[int, float]]:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file, which is a log of LevelDB's format: blocks of 32 KiB, records in fragments."""
+    """The records of a .wandb file, which has LevelDB's log format: blocks of 32 KiB, records in fragments."""
     at, whole = 7, b""  # after ":W&B", and a version
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # no room for a header: the next block
@@ -57,45 +57,45 @@ def records(data: bytes) -> Iterator[bytes]:
             yield whole
 
 
-def told_by_wandb(path: Path) -> list[dict[str, float]]:
+def wandb_history(path: Path) -> list[dict[str, float]]:
     from wandb.proto import wandb_internal_pb2
 
-    found = []
+    history = []
     for data in records(path.read_bytes()):
         record = wandb_internal_pb2.Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
-            found.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
-    return found
+            history.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
+    return history
 
 
-def test_each_step_is_told_once_though_a_crash_repeats_some(make_scored_run, offline):
+def test_each_step_is_reported_once_although_a_crash_repeats_some(make_scored_run, offline):
     run = run_file.load(run_file.dump(make_scored_run("joint")), ["training.report_to=[tensorboard, wandb, mlflow]"])
     directory = run.path("joint")
     train.run_stage(run, in_process=True)
     for name in (checkpoints.path_of(directory, 6), f"{directory}/manifest.json"):
-        storage.remove(name)  # as a crash after step 6 and before its checkpoint leaves it
+        storage.remove(name)  # as after a crash between step 6 and its checkpoint
     train.run_stage(run, in_process=True)
 
     losses = [(line["step"], pytest.approx(line["train/loss"])) for line in metrics_line.read(directory)]
-    assert told_by_tensorboard(directory, "train/loss") == losses
-    assert told_by_mlflow(directory, "train/loss") == losses
+    assert tensorboard_history(directory, "train/loss") == losses
+    assert mlflow_history(directory, "train/loss") == losses
     offline_runs = sorted((offline / "joint" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(offline_runs) == 2
     assert len({path.name for path in offline_runs}) == 1  # the same run of W&B
-    told = [(line["_step"], line["train/loss"]) for path in offline_runs for line in told_by_wandb(path)]
-    assert told == losses + losses[4:]  # its server leaves steps as they are that it has
+    reported = [(line["_step"], line["train/loss"]) for path in offline_runs for line in wandb_history(path)]
+    assert reported == losses + losses[4:]  # W&B's server ignores steps that it has already
 
 
-def test_mlflow_shows_the_budget_of_a_run_that_was_made_longer(make_scored_run, offline):
+def test_mlflow_shows_the_budget_of_an_extended_run(make_scored_run, offline):
     from mlflow import MlflowClient
 
     settings = ["training.schedule=constant", "training.examples_trained=64", "training.report_to=[mlflow]"]
     run = run_file.load(run_file.dump(make_scored_run("joint")), settings)
 
     def budgets() -> list[str | None]:
-        found = MlflowClient().get_run(storage.read_json(f"{run.path('joint')}/trackers.json")["mlflow"]).data
-        return [told.get("training.examples_trained") for told in (found.params, found.tags)]
+        run_data = MlflowClient().get_run(storage.read_json(f"{run.path('joint')}/trackers.json")["mlflow"]).data
+        return [values.get("training.examples_trained") for values in (run_data.params, run_data.tags)]
 
     train.run_stage(run, in_process=True)
     assert budgets() == ["64", None]
@@ -104,25 +104,27 @@ def test_mlflow_shows_the_budget_of_a_run_that_was_made_longer(make_scored_run, 
         assert budgets() == ["64", str(more)]
 
 
-def test_a_tracker_that_fails_ends_no_run(make_scored_run, capsys):
+def test_a_failing_tracker_does_not_end_the_run(make_scored_run, capsys):
     run = run_file.load(run_file.dump(make_scored_run("joint")), ["training.report_to=[tensorboard]"])
     storage.write_bytes(f"{run.path('joint')}/tensorboard", b"a file where its directory should be")
     assert train.run_stage(run, in_process=True)["steps"] == 6
     assert "goes on without tensorboard" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("n_bytes", "n_files"), [(1 << 20, 1), (0, 3)])  # at 0 bytes each step ends a file
-def test_event_files_lie_on_object_storage(scored, s3, monkeypatch, n_bytes: int, n_files: int):
+@pytest.mark.parametrize(
+    ("n_bytes", "n_files"), [(1 << 20, 1), (0, 3)]
+)  # with a limit of 0 bytes each step starts a new file
+def test_event_files_are_written_to_object_storage(scored, s3, monkeypatch, n_bytes: int, n_files: int):
     root = f"{s3}/tracked-{n_files}"
     monkeypatch.setattr(trackers, "_UPLOAD_SECONDS", 0.0)
     monkeypatch.setattr(trackers, "_UPLOAD_BYTES", n_bytes)
     run = run_file.load(run_file.dump(scored), [f"root={root}", "training.report_to=[tensorboard]"])
-    told = trackers.Trackers(run, 0, print)
+    reports = trackers.Trackers(run, 0, print)
     for step in (1, 2):
-        told.log(step, {"train/loss": 0.5 * step, "note": "no number"})
-    told.close(failed=False)
+        reports.log(step, {"train/loss": 0.5 * step, "note": "no number"})
+    reports.close(failed=False)
     assert len(storage.names(f"{root}/joint/tensorboard")) == n_files
-    assert told_by_tensorboard(f"{root}/joint", "train/loss") == [(1, 0.5), (2, 1.0)]
+    assert tensorboard_history(f"{root}/joint", "train/loss") == [(1, 0.5), (2, 1.0)]
 
 
 def scraped() -> str:
@@ -140,9 +142,9 @@ def test_the_panels_of_the_dashboard_show_metrics_that_exist(make_scored_run):
     of_jest = {name for name in wanted if name.startswith("ray_jest_")}
     run = make_scored_run("joint")
     train.run_stage(run, in_process=True)
-    told = trackers.Trackers(run, 0, print)
+    reports = trackers.Trackers(run, 0, print)
     for line in metrics_line.read(run.path("joint")):
-        told.log(line["step"], line)
+        reports.log(line["step"], line)
 
     def wait_for(what: set[str]) -> None:
         deadline, missing = time.monotonic() + 60, what
@@ -152,7 +154,7 @@ def test_the_panels_of_the_dashboard_show_metrics_that_exist(make_scored_run):
         assert not missing, sorted(missing)
 
     wait_for(wanted)
-    time.sleep(7)  # Ray drops what was set once two seconds after at most, and last seen for four: see conftest
+    time.sleep(7)  # Ray would drop a gauge that is set only once within six seconds: see conftest.py
     wait_for(of_jest)
     assert re.findall(r'^ray_jest_step\{.*run="joint".*\} (\S+)', scraped(), re.MULTILINE) == ["6.0"]
-    told.close(failed=False)
+    reports.close(failed=False)

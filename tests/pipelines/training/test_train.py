@@ -1,4 +1,4 @@
-"""Whole runs of Ray Train on real shards: they resume exactly, and learners agree."""
+"""Whole runs of Ray Train on real shards: they resume exactly, and two learners train like one."""
 
 import io
 import resource
@@ -35,7 +35,7 @@ def other_dir(run, name: str, *overrides: str):
 
 
 @pytest.mark.slow
-def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(prepared):
     run = prepared
     manifest = train.run_stage(run)
     directory = run.path("joint")
@@ -63,7 +63,7 @@ def test_a_run_logs_checkpoints_and_resumes_to_the_same_bits(prepared):
     model = open_clip.create_model("jest-tiny", pretrained=checkpoints.path_of(directory, 6))
     final = towers.weights_hash(model)
 
-    # a crash after step 4, with a log part that no checkpoint commits
+    # as after a crash past step 4, with a part of the log that no checkpoint has committed
     resumed = other_dir(run, "resumed")
     again = resumed.path("resumed")
     for name in ("run.yaml", *[f"checkpoints/{n}" for n in storage.names(f"{directory}/checkpoints")[:2]]):
@@ -98,7 +98,7 @@ SETTINGS = {
 
 
 def _train_all(settings, others: list[str]) -> None:
-    """As a learner of Ray Train: the run that it was started for, and then others."""
+    """In a worker of Ray Train: train the run that it was started for, and then other runs."""
     train.learn_as_worker(settings)
     for other in others:
         train.learn_as_worker(settings | {"run": other})
@@ -106,25 +106,25 @@ def _train_all(settings, others: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def one_and_two(scored, tmp_path_factory):
-    """For each of SETTINGS a finished run of one learner, and the same of two. Starting two learners takes longer than
-    all that they train here, so Ray Train starts them once."""
+    """For each of SETTINGS, finished runs on one and on two learners. Ray Train starts the two only once, as that takes
+    longer than all of their training here."""
     root = tmp_path_factory.mktemp("one-and-two")
     shutil.copytree(scored.root, root, dirs_exist_ok=True)
     run = run_file.load(run_file.dump(scored), [f"root={root}"])
-    found = {
+    runs = {
         name: (
             other_dir(run, f"{name}/one", *settings),
             other_dir(run, f"{name}/two", *settings, "training.n_learners=2"),
         )
         for name, settings in SETTINGS.items()
     }
-    for one, _ in found.values():
+    for one, _ in runs.values():
         train.run_stage(one)
-    first, *others = (two for _, two in found.values())
+    first, *others = (two for _, two in runs.values())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "learn_as_worker", partial(_train_all, others=[run_file.dump(two) for two in others]))
         train.run_stage(first)
-    return found
+    return runs
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_a_learner_may_start_from_a_stock_checkpoint(prepared, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["patches", "pictures decoded late"])
-def test_flexijest_on_two_learners_is_that_of_one(one_and_two, name: str):
+def test_flexijest_on_two_learners_equals_flexijest_on_one(one_and_two, name: str):
     one, two = one_and_two[name]
     manifest, whole = (manifests.read(run.path(run.run_dir)) for run in (one, one_and_two["plain"][0]))
     assert manifest["flops_score"] < 0.75 * whole["flops_score"]
@@ -192,7 +192,7 @@ def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[s
     (name,) = storage.names(f"{directory}/failed")
     step = int(name.split("-")[1])
     assert f"step {step}: " in str(raised.value)
-    assert checkpoints.steps(directory) == list(range(1, step + 1))  # none with what the step did
+    assert checkpoints.steps(directory) == list(range(1, step + 1))  # no checkpoint includes the failed step
     saved = pq.read_table(f"{directory}/failed/{name}")
     batches = super_batches.stream(run, open_source(run), 32, rank=0, n_learners=1, first_step=step)
     assert saved["uid"].to_pylist() == next(batches).identities()["uid"].to_pylist()
@@ -204,7 +204,7 @@ def test_a_run_without_its_inputs_says_what_to_run_first(make_run):
 
 
 @pytest.mark.slow
-def test_an_online_reference_selects_what_its_cache_does(prepared):
+def test_a_run_with_an_online_reference_selects_like_its_score_cache(prepared):
     cached = other_dir(prepared, "cached", "training.examples_trained=64")
     online = other_dir(prepared, "online", "training.examples_trained=64", "reference.online=true")
     chosen, scores = [], []
@@ -225,11 +225,11 @@ def test_an_online_reference_selects_what_its_cache_does(prepared):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_and_leaves_what_was_whole(prepared, monkeypatch):
-    """No file of this process may grow beyond 1 MB, as on a disk that is full; it is tried eight times."""
+def test_a_full_disk_ends_the_run_without_partial_files(prepared, monkeypatch):
+    """A limit of 1 MB a file stands for a full disk. Each write is tried eight times."""
     monkeypatch.setattr(storage, "_BACKOFF", wait_none())
-    quiet, full = other_dir(prepared, "quiet"), other_dir(prepared, "full")
-    train.run_stage(quiet, in_process=True)
+    undisturbed, full = other_dir(prepared, "undisturbed"), other_dir(prepared, "full")
+    train.run_stage(undisturbed, in_process=True)
     directory = full.path("full")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
@@ -243,11 +243,11 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_whole(prepared, monkeypatc
     assert not checkpoints.steps(directory)
     assert not [name for name in storage.names(f"{directory}/checkpoints") if name.endswith(".tmp")]
     train.run_stage(full, in_process=True)
-    assert selection_log.read(directory).equals(selection_log.read(quiet.path("quiet")))
+    assert selection_log.read(directory).equals(selection_log.read(undisturbed.path("undisturbed")))
 
 
 @pytest.mark.slow
-def test_a_score_cache_that_ends_early_ends_the_run_with_its_name(prepared):
+def test_a_truncated_score_cache_ends_the_run_and_is_named(prepared):
     part = score_cache.part_path(prepared.path("scores"), 2)
     whole = pq.ParquetFile(io.BytesIO(storage.read_bytes(part)))
     sink = io.BytesIO()
@@ -256,22 +256,22 @@ def test_a_score_cache_that_ends_early_ends_the_run_with_its_name(prepared):
     storage.write_bytes(part, sink.getvalue())
     with pytest.raises((RuntimeError, ValueError)) as raised:
         train.run_stage(prepared, in_process=True)
-    told = f"{raised.value} {raised.value.__cause__}"
-    assert part in told
-    assert "jest reference-scores" in told
+    message = f"{raised.value} {raised.value.__cause__}"
+    assert part in message
+    assert "jest reference-scores" in message
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_compiled_towers_select_and_train_as_they_do_uncompiled(make_scored_run):
-    """At two resolutions, as FlexiJEST has them: scored in patches of 16, trained in the model's own of 8."""
-    found = {}
+def test_compiled_towers_select_and_train_like_uncompiled_ones(make_scored_run):
+    """With FlexiJEST's two resolutions: scored in patches of 16, trained in the model's patches of 8."""
+    logs = {}
     for name in ("plain", "compiled"):
         sizes = ["training.examples_trained=32", "training.warmup_steps=0", "selection.score_patch_size=16"]
         run = make_scored_run(name, *sizes, f"training.compile={str(name == 'compiled').lower()}")
         train.run_stage(run)
-        found[name] = selection_log.read(run.path(run.run_dir)), metrics_line.read(run.path(run.run_dir))
-    (plain, (line,)), (compiled, (other,)) = found["plain"], found["compiled"]
+        logs[name] = selection_log.read(run.path(run.run_dir)), metrics_line.read(run.path(run.run_dir))
+    (plain, (line,)), (compiled, (other,)) = logs["plain"], logs["compiled"]
     assert compiled.select(["uid", "selected", "chunk"]).equals(plain.select(["uid", "selected", "chunk"]))
     assert other["train/loss"] == pytest.approx(line["train/loss"], rel=1e-4)
     assert other["jest/gradient_norm"] == pytest.approx(line["jest/gradient_norm"], rel=1e-3)
