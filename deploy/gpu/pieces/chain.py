@@ -17,7 +17,7 @@ from deploy.gpu.pieces import commands
 from deploy.gpu.results import Results
 from jest_core.run_file import Run
 from pipelines.base import checkpoints
-from pipelines.training import selection_log
+from pipelines.training import metrics_line, selection_log
 from tests.commands import Command
 
 DETERMINISTIC = str(Path(__file__).resolve().parents[1] / "deterministic")
@@ -81,7 +81,7 @@ def _compare(results: Results, what: str, run: Run, other: Run, *, must_be_equal
     """The selection log, row for row, and losses and weights, bit for bit."""
     where = [each.path(each.run_dir) for each in (run, other)]
     logs = [selection_log.read(path) for path in where]
-    losses = [[line["train/loss"] for line in selection_log.read_metrics(path)] for path in where]
+    losses = [[line["train/loss"] for line in metrics_line.read(path)] for path in where]
     weights = [checkpoints.read(path)["state_dict"] for path in where]
     same_weights = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     same = logs[0].equals(logs[1]) and losses[0] == losses[1] and same_weights

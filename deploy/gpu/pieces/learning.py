@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deploy.gpu.pieces import commands
 from deploy.gpu.results import Results
-from pipelines.training import bottleneck, selection_log
+from pipelines.training import bottleneck, metrics_line
 
 
 def run(results: Results) -> None:
@@ -34,7 +34,7 @@ def _train(results: Results, what: str, method: str, b: int, n_steps: int) -> No
     )
     seconds = commands.finish(commands.words("stages train evaluate", run))
     directory = run.path(run.run_dir)
-    lines = selection_log.read_metrics(directory)
+    lines = metrics_line.read(directory)
     shares = bottleneck.shares(lines[1:])
     found = map(json.loads, Path(directory, "eval_results.jsonl").read_text().splitlines())
     scores = {line["key"]: line["metrics"]["main_metric"] for line in found}
