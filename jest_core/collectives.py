@@ -83,7 +83,7 @@ class Learners:
         dist.all_reduce(words, group=self.group)
         parts = words.to(local.device).view(torch.uint8)[:, : sum(widths)].split(widths, 1)
         return [
-            part.contiguous().view(x.dtype).reshape(len(local), *x.shape[1:])
+            part.clone(memory_format=torch.contiguous_format).view(x.dtype).reshape(len(local), *x.shape[1:])
             for part, x in zip(parts, shares, strict=True)
         ]
 

@@ -30,10 +30,13 @@ def main() -> None:
 
 def _global_options_first(words: list[str]) -> list[str]:
     """The words of a command line with the options of all commands in front, where typer expects them."""
-    front, rest = [], []
+    front: list[str] = []
+    rest: list[str] = []
     words = list(words)
     while words:
         word = words.pop(0)
+        if word == "--":
+            return [*front, *rest, word, *words]
         if word.split("=")[0] not in _GLOBAL:
             rest.append(word)
             continue

@@ -86,7 +86,7 @@ def variables(words: Sequence[str]) -> dict[str, str]:
 def status(job: str, address: str) -> str:
     """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; printed with the message of the cluster."""
     info = _client(address).get_job_info(job)
-    progress.say("submit", f"job {job}: {info.status.value}. {info.message or ''}")
+    progress.console.print(f"submit: job {job}: {info.status.value}. {info.message or ''}", markup=False)
     return str(info.status.value)
 
 

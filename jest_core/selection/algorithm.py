@@ -167,6 +167,8 @@ def draw_top(
 
     keys: float64. Each learner sends its n largest, filled up with minus infinity where it has fewer.
     """
+    if not n:
+        return torch.empty(0, dtype=torch.int64, device=keys.device), keys[:0]
     best = ties.order[torch.argsort(keys[ties.order], descending=True, stable=True)[:n]]
     mine = torch.stack([keys[best].view(torch.int64), ties.hashes[best], best + offsets[learners.rank]], 1)
     if missing := n - len(best):

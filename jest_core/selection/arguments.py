@@ -185,6 +185,8 @@ def _with_numbers(*models: Embeddings | None) -> list[Embeddings | None]:
     """The models with logit_scale and logit_bias as Python numbers, which are read from the device once for all."""
     values = [x for model in models if model is not None for x in (model.logit_scale, model.logit_bias)]
     tensors = [x.double().reshape(()) for x in values if isinstance(x, Tensor)]
+    if len({x.device for x in tensors}) > 1:
+        tensors = [x.cpu() for x in tensors]
     read = iter(torch.stack(tensors).tolist() if tensors else [])
     numbers = iter([next(read) if isinstance(x, Tensor) else float(x) for x in values])
     return [model and replace(model, logit_scale=next(numbers), logit_bias=next(numbers)) for model in models]

@@ -31,7 +31,7 @@ def _rows(rank: int, size: int, group, shares: tuple[int, ...], positions: list[
 
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
-@pytest.mark.parametrize("positions", [[6, 0, 3, 2, 3], []], ids=["some", "none"])
+@pytest.mark.parametrize("positions", [[6, 0, 3, 2, 3], [4], []], ids=["some", "one", "none"])
 def test_rows_at_global_positions_are_those_of_the_whole_tensors(shares, positions):
     for rows in run_learners(_rows, 2, shares, positions):
         for row, x in zip(rows, whole(), strict=True):

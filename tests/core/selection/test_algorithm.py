@@ -250,3 +250,16 @@ def test_nothing_of_size_b_by_b_is_built():
     with Largest() as largest:
         pick(model(n, 4, 0), model(n, 4, 1), 256, n_chunks=8, tile=128)
     assert largest.numel <= n * 8
+
+
+def _top_of(rank: int, size: int, group, n: int) -> tuple[list[int], int]:
+    share = slice(rank * 3, rank * 3 + 3)
+    ties = Ties.of(uid_words(uids(6))[share], torch.zeros(3, dtype=torch.int64))
+    keys = torch.tensor([1.0, 5.0, 2.0, 4.0, 0.0, 3.0], dtype=torch.float64)[share]
+    positions, top = draw_top(keys, n, ties, torch.tensor([0, 3, 6]), Learners(group))
+    return positions.tolist(), len(top)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 5])
+def test_the_largest_keys_of_two_learners_are_drawn_also_none_and_more_than_one_has(n):
+    assert run_learners(_top_of, 2, n) == [([1, 3, 5, 2, 0][:n], n)] * 2

@@ -15,6 +15,8 @@ def _error_of(rank: int, size: int, group, case: str) -> str:
         learner, settings = None, settings | {"criterion": "easy"}
     elif case == "absent":
         settings |= {"criterion": "easy"}
+    elif case == "zero":
+        learner = dataclasses.replace(learner, logit_bias=-0.0 if rank else 0.0)
     elif case == "scale" and rank:
         learner = dataclasses.replace(learner, logit_scale=torch.tensor(50.0))
     elif case == "dtype" and rank:
@@ -46,3 +48,4 @@ def test_all_learners_raise_when_one_refuses_its_arguments():
     assert first.startswith("ValueError: learner 1: OverflowError")
     assert second.startswith("OverflowError")
     assert run_learners(_error_of, 2, "none") == ["selected"] * 2
+    assert run_learners(_error_of, 2, "zero") == ["selected"] * 2  # equal, and written differently
