@@ -1,7 +1,7 @@
 """Examples before they are embedded: their order, pixels and tokens, and a learner's share of a super-batch.
 
 order        the seeded order of examples, in streams that do not depend on the number of learners
-view         image bytes -> pixels, in the view that is scored
+decode       image bytes -> pixels, in the view that is scored
 tokenizer    captions -> tokens
 inputs       which view and which tokens a model needs, without the model
 preprocess   pixels -> the input of a model: resized, augmented, normalised

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from jest_core.examples.decode import View
 from jest_core.examples.tokenizer import Tokenizer
-from jest_core.examples.view import View
 
 Colour = tuple[float, float, float]
 

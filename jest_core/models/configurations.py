@@ -15,9 +15,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 
+from jest_core.examples.decode import View
 from jest_core.examples.inputs import Colour, Inputs
 from jest_core.examples.tokenizer import ClipTokenizer, Tokenizer
-from jest_core.examples.view import View
 from jest_core.run_file import Model
 
 open_clip.add_model_config(Path(str(files("jest_core.models") / "configs")))

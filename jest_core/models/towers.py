@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from jest_core.choices import LOSSES, ForwardPrecision, Loss
+from jest_core.examples.decode import View
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.preprocess import normalise, resize
-from jest_core.examples.view import View
 from jest_core.models import configurations, flexible, sharding
 from jest_core.models.flexible import Resolution
 from jest_core.run_file import Model

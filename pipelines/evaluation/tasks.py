@@ -21,7 +21,7 @@ from jest_core.evaluation import (
     retrieval,
     text_embeddings,
 )
-from jest_core.examples.view import View
+from jest_core.examples.decode import View
 from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Pictures, Run
 from jest_core.tables import SlotStatus

@@ -36,6 +36,8 @@ class TrainManifest(TypedDict):
 def claim(run: Run, stage: str = "train") -> TrainManifest | None:
     """Begin a run in its directory, or go on; returns the manifest where the run is finished, else None.
 
+    `base/manifests.py:refuse_other` compares the fields of `run_file.identity`, of which each that differs is a refusal
+    unless `_extends` allows it.
     Raises ValueError, naming the values that differ and what to do, where the directory belongs to another run.
     """
     return manifests.begin(run.path(run.run_dir), stage, run_file.identity(run), TrainManifest, **_changes(run, stage))

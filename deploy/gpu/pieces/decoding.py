@@ -11,7 +11,7 @@ import torchvision.io as io
 
 from deploy.gpu import timing
 from deploy.gpu.results import Results
-from jest_core.examples.view import View
+from jest_core.examples.decode import View
 
 
 def run(results: Results) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jest_core.examples.view import View
+from jest_core.examples.decode import View
 from pipelines.paper.drawings import build
 
 SMALL = Path(str(files("jest_deploy") / "data" / "small"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jest_core.examples.view import View
+from jest_core.examples.decode import View
 from jest_core.tables import status_labels
 from pipelines.data.layouts import open_shard
 from tests import layouts

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
 
-from jest_core.examples import view
+from jest_core.examples import decode
+from jest_core.examples.decode import BadImage, View
 from jest_core.examples.preprocess import normalise
-from jest_core.examples.view import BadImage, View
 from jest_core.tables import SlotStatus, status_labels
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -99,7 +99,7 @@ def test_bad_images_get_a_status_instead_of_an_exception(monkeypatch: pytest.Mon
         for pixels, status in (View(16).batch([good, *cases]), View(16).batch([good, *cases], pool)):
             assert status_labels(status) == ["ok", *cases.values()]
             assert not pixels[1:].any()
-    monkeypatch.setattr(view, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
     with pytest.raises(BadImage, match="too_large"):  # a decompression bomb
         View(16)(good)
 
