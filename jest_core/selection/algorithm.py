@@ -129,7 +129,7 @@ def _algorithm_1(share: Share, settings: Settings, learners: Learners) -> Select
     members = local_positions(indices, share.offsets, learners.rank)
     conditional.add(embeddings, members)
     score = learners.sum(conditional.set_score(members))
-    sub_batch_score, all_finite = torch.stack([score, finite.double()]).tolist()  # the one read by the host
+    sub_batch_score, all_finite = torch.stack([score, finite.double()]).tolist()  # the host reads both at once
     if not all_finite:
         raise ValueError(
             f"fewer than {settings.sub_batch_size} examples have a finite score left to draw by: embeddings, "

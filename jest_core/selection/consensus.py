@@ -19,7 +19,8 @@ def refuse_together(learners: Learners, raised: Exception | None, settings: Stat
     """
     problem = ""
     if raised is not None:
-        problem = str(raised) if isinstance(raised, ValueError) else f"{type(raised).__name__}: {raised}"
+        name = type(raised).__name__
+        problem = (str(raised) or name) if isinstance(raised, ValueError) else f"{name}: {raised}"
     message = json.dumps([problem, settings], default=repr).encode()
     digest = int.from_bytes(hashlib.blake2b(message, digest_size=7).digest(), "big")
     mine = torch.tensor([[raised is not None, digest, n]], dtype=torch.int64)
