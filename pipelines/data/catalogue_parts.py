@@ -20,7 +20,7 @@ from ..base import progress, storage
 from . import rules
 from .places import Place
 from .shards import Shard
-from .tars import write_index
+from .tar_index import write_index
 
 if TYPE_CHECKING:
     import ray
