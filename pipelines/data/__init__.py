@@ -11,6 +11,7 @@ layouts          open a shard by its path, in whichever layout
 uid_lists        the uids that a stage kept or selected, and DataComp's files of them
 quantiles        the threshold that keeps the best share of a score cache
 rules            the metadata of a row group -> which rows each rule keeps
+first_shards     the first shards of each source, looked at before Ray starts
 places           where a shard and its part of the catalogue are
 catalogue_parts  one shard -> its part of the catalogue, with the rule that dropped each row
 duplicates       the rule `duplicate`: drop all but the first row of each key, over all shards

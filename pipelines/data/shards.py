@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -140,17 +139,6 @@ class Shard(ABC):
             images = self.images(row_group).to_pylist()
             named_by = [name or image for name, image in zip(named_by, images, strict=True)]
         return [derive_uid(name or b"", text) for name, text in zip(named_by, self.captions(row_group), strict=True)]
-
-    def refuse_columns(self) -> None:
-        """Raises ValueError where data.columns names a column that the shard lacks. Absent columns of uids, ids and
-        URLs are a way to derive uids from something else, and refused only where they are nearly there."""
-        for name, column in self.columns.items():
-            near = get_close_matches(column, sorted(self.names), n=1)
-            if column not in self.names and (near or name not in ("uid", "id", "url")):
-                raise ValueError(
-                    f"data.columns: {name}: {self.path} has no column {column}; it has {self.listed()}"
-                    + (f"; did you mean {near[0]}?" if near else "; name one of these, or leave it out")
-                )
 
     def listed(self) -> str:
         """The names of its columns, for a message."""
