@@ -10,6 +10,7 @@ parquet          shards that are Parquet files
 tar_index        a webdataset tar -> its index: the samples, and where their pictures are
 tars             shards that are webdataset tars: ranges of bytes, by the index
 layouts          open a shard by its path, in whichever layout
+listed           lists of uids, URLs or hashes that people write -> their entries
 uid_lists        the uids that a stage kept or selected, and DataComp's files of them
 quantiles        the threshold that keeps the best share of a score cache
 rules            the metadata of a row group -> which rows each rule keeps
