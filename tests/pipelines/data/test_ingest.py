@@ -227,10 +227,12 @@ def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp
     with pytest.raises(ValueError, match=r"another download \(00000_stats\.json, 1 in all\)"):
         ingest.run_stage(run())
     (directory / "00000_stats.json").unlink()
-    strict = run(", rules: [{rule: caption, min_words: 9}]")
+    (tmp_path / "deny.csv").write_text("url,why\nhttp://nowhere/1,gone\n")
+    strict = run(", rules: [{rule: deny, by: url, file: deny.csv}, {rule: caption, min_words: 9}]")
     for _ in range(2):  # what failed claims nothing
         with pytest.raises(ValueError, match=r"keep no row .* \(dropped by caption 3\)"):
             ingest.run_stage(strict)
+        assert "deny.csv: none of the list's 1 entries is among the 3 rows" in capsys.readouterr().out
     for _ in range(2):
         with pytest.raises(
             ValueError, match=r"0 of 3 .* \(3 address of a private network\): .*ingest\.private_addresses"
