@@ -245,6 +245,31 @@ def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp
     assert "3 of 3 pictures fetched" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("<urlopen error [Errno 111] Connection refused>", "[Errno 111] Connection refused"),
+        ("<urlopen error _ssl.c:989: The handshake operation timed out>", "The handshake operation timed out"),
+        (
+            "URL can't contain control characters. '/a b.jpg' (found at least ' ')",
+            "URL can't contain control characters.",
+        ),
+        (
+            "'ascii' codec can't encode characters in position 14-16: ordinal",
+            "'ascii' codec can't encode characters in position : ordinal",
+        ),
+        ("cannot read <_io.BytesIO object at 0x7f01>", "cannot read _io.BytesIO"),
+        (
+            "OpenCV(4.14.0) /io/loadsave.cpp:79: error: (-215:Assertion failed) pixels <= CV_IO_MAX_IMAGE_PIXELS in "
+            "function 'validateInputImageSize'\n",
+            "more pixels than ingest.max_pixels",
+        ),
+    ],
+)
+def test_reasons_are_without_what_differs_between_pictures(message: str, reason: str):
+    assert ingest._reason(message) == reason
+
+
 def test_a_picture_counts_that_is_in_the_shard(tmp_path):
     """img2dataset counts what it fetched, also where it could not write it."""
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
