@@ -209,6 +209,18 @@ def test_the_name_of_a_host_is_what_tls_is_asked_for(tmp_path: Path, monkeypatch
         assert "certificate" in failure(f"https://127.0.0.1:{port}/")[0]
     assert asked[0] == "localhost"
 
+    def tunnel(connection: socket.socket) -> None:
+        asked.append(connection.recv(1 << 16).split(b"\r\n")[0].decode())
+        connection.sendall(OK + b"\r\n")
+        answer(connection)
+
+    monkeypatch.delenv("no_proxy")
+    with served(tunnel) as port:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        with fetch.bounded(spec(private_addresses=False), 1):
+            assert len(body("https://localhost/")) == 100_000
+    assert [str(each).split(" HTTP")[0] for each in asked[-2:]] == ["CONNECT localhost:443", "localhost"]
+
 
 @pytest.fixture
 def site() -> Iterator[Website]:

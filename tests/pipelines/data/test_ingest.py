@@ -210,13 +210,15 @@ def test_invalid_ingest_settings_are_refused(make_run, tmp_path, site: Website):
         make_run("joint", "ingest={urls: x, shards: fetched, rules: [{rule: duplicate}]}", "data.shards=fetched")
 
 
-def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp_path, site: Website, capsys):
+def test_an_ingest_that_fetches_nothing_is_no_success(
+    ray_session, make_run, tmp_path, site: Website, capsys, monkeypatch
+):
     rows = [{"URL": f"{site.address}/ok/{i}", "TEXT": f"picture {i}"} for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
 
-    def run(settings: str = "") -> run_file.Run:
-        part = f"ingest={{urls: urls.parquet, shards: fetched, n_tasks: 1{settings}}}"
-        return make_run("joint", part, "data.shards=fetched/*.tar")
+    def run(settings: str = "", shards: str = "fetched") -> run_file.Run:
+        part = f"ingest={{urls: urls.parquet, n_tasks: 1, shards: {shards}{settings}}}"
+        return make_run("joint", part, f"data.shards={shards}/*.tar")
 
     directory = tmp_path / "fetched"
     directory.mkdir()
@@ -237,6 +239,10 @@ def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp
             ingest.run_stage(run())
     assert not site.requests
     assert not ingest.manifests.is_finished(str(directory))
+    monkeypatch.setattr(ingest, "_ENOUGH", 2)
+    with pytest.raises(ValueError, match="0 of 2 pictures fetched"):  # the third is not tried
+        ingest.run_stage(run(", rows_per_shard: 1", shards="other"))
+    monkeypatch.undo()
     manifest = ingest.run_stage(run(", private_addresses: [127.0.0.0/8]"), retry_failed=True)
     assert [each["reasons"] for each in manifest["passes"]] == [{"address of a private network": 3}, {"success": 3}]
     assert "3 of 3 pictures fetched" in capsys.readouterr().out
