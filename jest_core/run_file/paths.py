@@ -4,8 +4,8 @@ from pathlib import Path
 
 
 def sources(shards: str | list[str]) -> list[str]:
-    """Patterns of shards, one by one: several are joined by `::`, as in open_clip."""
-    return [p for s in ([shards] if isinstance(shards, str) else shards) for p in s.split("::")]
+    """Patterns of shards, one by one: several in one string are joined by `::`, as in open_clip."""
+    return shards.split("::") if isinstance(shards, str) else list(shards)
 
 
 def join(root: str, value: str) -> str:

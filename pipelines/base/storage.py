@@ -8,13 +8,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import (
     retry,
@@ -24,8 +23,6 @@ from tenacity import (
     wait_random,
     wait_random_exponential,
 )
-
-from jest_core.run_file import join
 
 # An I/O error is retried with backoff for about a minute in all, and then raised. Errors that another try cannot help
 # are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key.
@@ -42,8 +39,9 @@ retried = retry(
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, and the path within it. Listings are never cached: other processes write."""
     options = {"use_listings_cache": False} if path.startswith(("s3://", "gs://")) else {}
-    fs, inner = fsspec.url_to_fs(path, **options)
-    return fs, inner
+    chains = "://" in path and not options  # else a::b is the name of a folder, and no chain of file systems
+    fs, inner = fsspec.url_to_fs(path if chains else path.partition("::")[0], **options)
+    return fs, inner if chains else fs._strip_protocol(path)
 
 
 def exists(path: str) -> bool:
@@ -159,45 +157,6 @@ def remove_tree(directory: str) -> None:
             if error.errno != errno.ENOTEMPTY:
                 raise
         return
-
-
-def expand(patterns: Sequence[str], root: str) -> list[str]:
-    """Paths of shards from paths, folders, globs and brace ranges, below root.
-
-    A folder stands for its .tar files, or for its .parquet files where it has no tar; a DataComp folder for the tars in
-    its subfolder `shards`. Raises FileNotFoundError where a pattern names no file.
-    """
-    paths: list[str] = []
-    folders: dict[str, set[str]] = {}  # each is listed once: a brace range may name 200,000 files of one folder
-    for pattern in patterns:
-        for path in braceexpand(pattern):
-            matches = _matches(join(root, path), folders)
-            if not matches:
-                raise FileNotFoundError(f"no shard at {join(root, path)}: correct the path, or root")
-            paths += matches
-    return paths
-
-
-def _matches(path: str, folders: dict[str, set[str]]) -> list[str]:
-    fs, inner = filesystem(path)
-    if any(c in path for c in "*?["):
-        found = sorted(fs.unstrip_protocol(p) if "://" in path else p for p in fs.glob(inner))
-        return _shards(found) or found
-    path = path.rstrip("/")
-    if not path.endswith((".tar", ".parquet")):
-        if "shards" in (inside := names(path)):
-            path, inside = f"{path}/shards", [name for name in names(f"{path}/shards") if name.endswith(".tar")]
-        return _shards([f"{path}/{name}" for name in inside])
-    folder, name = path.rsplit("/", 1)
-    if folder not in folders:
-        folders[folder] = set(names(folder))
-    return [path] if name in folders[folder] else []
-
-
-def _shards(paths: Sequence[str]) -> list[str]:
-    """The tars, or where there are none the Parquet files: img2dataset writes .parquet and .json beside its tars."""
-    tars = [path for path in paths if path.endswith(".tar")]
-    return tars or [path for path in paths if path.endswith(".parquet")]
 
 
 def open_parquet(path: str) -> pq.ParquetFile:

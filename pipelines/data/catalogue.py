@@ -20,7 +20,7 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
 
-from ..base import cluster, manifests, progress, storage
+from ..base import cluster, manifests, progress, shard_paths, storage
 from . import catalogue_parts, duplicates, rules
 from .catalogue_parts import KEPT, Description
 from .places import Place
@@ -141,7 +141,7 @@ def _cached(directory: str, fingerprint: str) -> Catalogue:
 def run_stage(run: Run) -> Catalogue:
     """Write the catalogue of data.shards. A second run does the shards that are missing."""
     directory = run.path(run.data.catalogue)
-    by_source = [storage.expand([source], run.path("")) for source in run.data.sources]
+    by_source = [shard_paths.expand([source], run.path("")) for source in run.data.sources]
     paths = [path for source in by_source for path in source]
     sources = [i for i, source in enumerate(by_source) for _ in source]
     parent = open_catalogue(run.path(run.data.refines)) if run.data.refines else None

@@ -19,7 +19,7 @@ import ray
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, in_parallel, manifests, progress, storage
+from ..base import cluster, in_parallel, manifests, progress, shard_paths, storage
 from . import fetch, url_lists
 from .layouts import open_shard
 
@@ -71,7 +71,7 @@ def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
         raise ValueError("`jest ingest` fetches with img2dataset: pip install jest[ingest]")
     spec, directory = run.ingest, run.path(run.ingest.shards)
     patterns = run_file.sources(spec.urls)
-    paths = [path for pattern in patterns for path in storage.expand([pattern], run.path(""))]
+    paths = [path for pattern in patterns for path in shard_paths.expand([pattern], run.path(""))]
     url_lists.refuse_columns(open_shard(paths[0], spec.columns), spec)
     config = _config(run, paths)
     finished = manifests.begin(directory, STAGE, config, Manifest)

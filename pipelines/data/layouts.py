@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ..base.shard_paths import is_tar
 from .parquet import ParquetShard
 from .shards import Shard
 from .tars import TarShard
@@ -12,4 +13,4 @@ def open_shard(path: str, columns: Mapping[str, str] | None = None, index: str |
 
     columns: as data.columns. index: the path of a tar's index, if `tars.write_index` has made one.
     """
-    return TarShard(path, columns or {}, index) if path.endswith(".tar") else ParquetShard(path, columns or {})
+    return TarShard(path, columns or {}, index) if is_tar(path) else ParquetShard(path, columns or {})

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import storage
+from ..base.shard_paths import is_tar
 from .layouts import open_shard
 from .shards import Shard, part_name
 
@@ -26,7 +27,7 @@ class Place:
     @property
     def index_path(self) -> str | None:
         """The path of the shard's index; None where it is no tar."""
-        return f"{self.index}/{part_name(self.number)}" if self.path.endswith(".tar") else None
+        return f"{self.index}/{part_name(self.number)}" if is_tar(self.path) else None
 
     @property
     def part_path(self) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jest_core import run_file
 from jest_core.run_file import Pictures, Run
 
-from ..base import storage
+from ..base import shard_paths, storage
 from ..data.layouts import open_shard
 from ..data.shards import Shard, clean
 
@@ -68,8 +68,8 @@ def examples(run: Run, source: Pictures, columns: Iterable[str] = ()) -> Iterato
     wanted = sorted(set(columns))
     match source.format:
         case "shards":
-            for path in storage.expand(run_file.sources(source.shards), run.path("")):
-                yield from _of_tar(path) if path.endswith(".tar") else _of_parquet(path, source.columns, wanted)
+            for path in shard_paths.expand(run_file.sources(source.shards), run.path("")):
+                yield from _of_tar(path) if shard_paths.is_tar(path) else _of_parquet(path, source.columns, wanted)
         case "folder":
             directory = _directory(run, source)
             for name in class_folders(directory):

@@ -11,7 +11,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DenyRule, DuplicateRule, ScoreRule, SubsetRule
 
-from ..base import checkpoints, cluster, manifests, storage
+from ..base import checkpoints, cluster, manifests, shard_paths, storage
 from ..data import rules
 from ..data.catalogue import open_catalogue
 from ..data.layouts import open_shard
@@ -89,8 +89,8 @@ def _shards(run: Run) -> str:
     """The first row group of each source has all that the run reads of it, and the rules keep something of it."""
     summaries = []
     for source in run.data.sources:
-        paths = storage.expand([source], run.path(""))
-        if paths[0].endswith(".tar"):
+        paths = shard_paths.expand([source], run.path(""))
+        if shard_paths.is_tar(paths[0]):
             summaries.append(f"{len(paths):,} tars")  # their columns are found when the catalogue indexes them
             continue
         shard = open_shard(paths[0], run.data.columns, None)

@@ -27,27 +27,6 @@ def test_bytes_tables_and_names_round_trip(folder: str):
     assert not storage.exists(f"{folder}/a/x.bin")
 
 
-def test_globs_braces_and_lists_of_shards(folder: str):
-    for name in ("00000", "00001", "00002"):
-        storage.write_bytes(f"{folder}/{name}.parquet", b"x")
-    whole = [f"{folder}/{name}.parquet" for name in ("00000", "00001", "00002")]
-    assert storage.expand(["*.parquet"], folder) == whole
-    assert storage.expand(["{00000..00002}.parquet"], folder) == whole
-    assert storage.expand(["00002.parquet", "{00000..00001}.parquet"], folder) == [whole[2], *whole[:2]]
-    assert storage.expand([whole[0]], "/nowhere") == whole[:1]
-    assert storage.expand([folder], "/nowhere") == storage.expand([f"{folder}/"], "/nowhere") == whole
-    for name in ("b.tar", "a.tar", "a.parquet"):  # img2dataset leaves metadata beside its tars
-        storage.write_bytes(f"{folder}/tars/{name}", b"x")
-        storage.write_bytes(f"{folder}/datacomp/shards/{name}", b"x")
-    assert storage.expand(["tars"], folder) == [f"{folder}/tars/{name}.tar" for name in "ab"]
-    storage.write_bytes(f"{folder}/00000_stats.json", b"{}")
-    assert storage.expand(["*"], folder) == whole
-    assert storage.expand(["tars/*"], folder) == [f"{folder}/tars/{name}.tar" for name in "ab"]
-    assert storage.expand(["datacomp"], folder) == [f"{folder}/datacomp/shards/{name}.tar" for name in "ab"]
-    with pytest.raises(FileNotFoundError, match=r"no shard at .*00003\.parquet"):
-        storage.expand(["{00000..00003}.parquet"], folder)
-
-
 def test_a_reader_sees_a_whole_local_file_or_none(tmp_path):
     path, size = str(tmp_path / "file"), 1 << 20
     storage.write_bytes(path, b"a" * size)

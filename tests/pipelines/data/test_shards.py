@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.base import storage
+from pipelines.base import shard_paths, storage
 from pipelines.data import catalogue, tars
 from pipelines.data.layouts import open_shard
 from pipelines.data.shards import clean
@@ -97,7 +97,7 @@ def pixels(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "datacomp"])
 def test_metadata_is_available_under_the_names_that_rules_use(layout, folders, pairs):
     by_uid = {pair.uid: pair.metadata for pair in pairs}
-    for path in storage.expand([f"{folders[layout]}/{LAYOUTS[layout]}".rstrip("/")], ""):
+    for path in shard_paths.expand([f"{folders[layout]}/{LAYOUTS[layout]}".rstrip("/")], ""):
         shard = open_shard(path)
         for group in range(len(shard.row_group_sizes)):
             rows = [i for i, uid in enumerate(shard.uids(group)) if uid in by_uid]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jest_core import run_file
-from pipelines.base import checkpoints, storage
+from pipelines.base import checkpoints, shard_paths, storage
 from pipelines.data import catalogue
 from pipelines.training import metrics_line, replay, selection_log, train
 
@@ -57,7 +57,7 @@ def test_a_replay_reads_only_its_steps_and_refuses_what_does_not_fit(make_scored
         replay.refuse(run_file.load(text, [*chosen, "training.sub_batch_size=16"]))
     with pytest.raises(ValueError, match=r"has 6 committed steps, and the run wants 7.*to at most 192"):
         replay.refuse(run_file.load(text, [*chosen, "training.examples_trained=224"]))
-    backwards = storage.expand([run.data.shards], ".")[::-1]
+    backwards = shard_paths.expand([run.data.shards], ".")[::-1]
     other = run_file.load(text, [*chosen, "data.catalogue=other", f"data.shards={backwards}"])
     catalogue.run_stage(other)
     with pytest.raises(Exception, match="other uids than in the log of joint; replay with the catalogue"):
