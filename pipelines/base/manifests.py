@@ -6,9 +6,10 @@ is safe to run again: it refuses a directory that was made with other settings, 
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 
-from . import storage
+from . import owner, storage
 
 NAME = "manifest.json"
 
@@ -72,17 +73,22 @@ def refuse_other(
     return cast(M, {**manifest, "complete": manifest["complete"] and not differing})
 
 
-@storage.retried
 def begin(directory: str, stage: str, config: Mapping[str, object], kind: type[M], **changes: Any) -> M | None:
     """Claim a stage's output directory; returns its manifest where the stage has finished with this configuration.
 
+    This process owns the directory from here on, as `owner.claim` says, unless the stage has finished there.
     changes: `today` and `extends` of `refuse_other`, which refuses a directory of another configuration.
     """
-    manifest = refuse_other(directory, stage, config, kind, **changes)
+    look = storage.retried(partial(refuse_other, directory, stage, config, kind, **changes))
+    manifest = look()
+    if manifest is None or not manifest["complete"]:
+        owner.claim(directory)
+        manifest = look()  # another owner may have finished it meanwhile
     if manifest is not None and manifest["complete"]:
         return manifest
     if manifest is None or manifest["config"] != config:
-        storage.write_json(path_of(directory), {"stage": stage, "complete": False, "config": config})
+        begun = {"stage": stage, "complete": False, "config": config}
+        storage.retried(storage.write_json)(path_of(directory), begun)
     return None
 
 

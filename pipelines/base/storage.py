@@ -28,12 +28,30 @@ from tenacity import (
 # are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key.
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
 _LASTING = (ValueError, TypeError, LookupError, AssertionError, FileNotFoundError, PermissionError, MemoryError)
+
+
+class Lost(RuntimeError):
+    """Another process has taken over the directory to which this one was about to write."""
+
+
 retried = retry(
-    retry=retry_if_not_exception_type(_LASTING),
+    retry=retry_if_not_exception_type((*_LASTING, Lost)),
     wait=lambda state: _BACKOFF(state),  # looked up at each wait, so that tests can set a shorter one
     stop=stop_after_attempt(8),
     reraise=True,
 )
+
+
+OWNER = "owner"  # the folder of a stage's directory that says who writes there
+# Directories whose owner this process is, or works for -> a function that raises Lost once it is not; see owner.py
+owned: dict[str, Callable[[], None]] = {}
+
+
+def refuse_lost(path: str) -> None:
+    """Raises Lost where this process wrote below the path's directory as its owner, and no longer is that."""
+    for directory, check in list(owned.items()):
+        if path.startswith(f"{directory}/") and not path.startswith(f"{directory}/{OWNER}/"):
+            check()
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -72,9 +90,10 @@ def write_bytes(path: str, data: bytes) -> None:
     """Atomic: a reader sees the whole file or none. Object stores put whole objects; a local file is renamed."""
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
+        refuse_lost(path)
         fs.pipe_file(inner, data)
         return
-    _write_local(inner, lambda file: file.write(data))
+    _write_local(inner, lambda file: file.write(data), lambda: refuse_lost(path))
 
 
 @retry(
@@ -83,8 +102,8 @@ def write_bytes(path: str, data: bytes) -> None:
     stop=stop_after_attempt(20),
     reraise=True,
 )
-def _write_local(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a temporary file and rename it; tried again where another process removes the folder meanwhile."""
+def _write_local(path: str, write: Callable[[BinaryIO], Any], check: Callable[[], None]) -> None:
+    """Write a temporary file, check and rename it; tried again where another process removes the folder meanwhile."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -92,6 +111,7 @@ def _write_local(path: str, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -103,6 +123,7 @@ def upload(local: str, path: str) -> None:
     """Copy a local file; atomic, as write_bytes is, and of any size."""
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
+        refuse_lost(path)
         fs.put_file(local, inner)
         return
 
@@ -110,7 +131,7 @@ def upload(local: str, path: str) -> None:
         with open(local, "rb") as source:
             shutil.copyfileobj(source, file)
 
-    _write_local(inner, copy)
+    _write_local(inner, copy, lambda: refuse_lost(path))
 
 
 def names(directory: str, suffix: str = "") -> list[str]:
@@ -138,6 +159,7 @@ def folders(directory: str) -> list[str]:
 
 
 def remove(path: str) -> None:
+    refuse_lost(path)
     fs, inner = filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(inner)
@@ -146,6 +168,7 @@ def remove(path: str) -> None:
 def remove_tree(directory: str) -> None:
     """Remove a directory and all below it. Other processes may remove it at the same time; files that they write into
     it meanwhile may stay."""
+    refuse_lost(f"{directory}/")
     fs, inner = filesystem(directory)
     while True:
         try:

@@ -20,7 +20,7 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
 
-from ..base import cluster, manifests, progress, shard_paths, storage
+from ..base import cluster, manifests, owner, progress, shard_paths, storage
 from . import catalogue_parts, duplicates, rules
 from .catalogue_parts import KEPT, Description
 from .places import Place
@@ -138,6 +138,7 @@ def _cached(directory: str, fingerprint: str) -> Catalogue:
     return open_catalogue(directory)
 
 
+@owner.until_return
 def run_stage(run: Run) -> Catalogue:
     """Write the catalogue of data.shards. A second run does the shards that are missing."""
     directory = run.path(run.data.catalogue)

@@ -19,7 +19,7 @@ import ray
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, in_parallel, manifests, progress, shard_paths, storage
+from ..base import cluster, in_parallel, manifests, owner, progress, shard_paths, storage
 from . import fetch, url_lists
 from .layouts import open_shard
 
@@ -59,6 +59,7 @@ class Stats(TypedDict):
     status_dict: dict[str, int]
 
 
+@owner.until_return
 def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
     """Fetch the pictures of the URLs that the rules keep, into shards; returns the manifest.
 
@@ -87,6 +88,7 @@ def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
     if finished is not None and not missing and not retry_failed:
         progress.say(STAGE, f"already at {directory}: {summary(finished)}")
         return finished
+    owner.claim(directory)
     cluster.connect()
     _fetch_shards(run, directory, missing)
     if retry_failed:
@@ -132,13 +134,13 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
     progress.say(STAGE, f"{len(todo):,} shards to fetch, {n_tasks} at once")
     fetched, asked = 0, 0
     jobs = [(text, directory, number, name, n_tasks) for number, name in todo]
+    task = ray.remote(num_cpus=1, max_retries=3)(owner.carried(_fetch))
     with progress.bar(STAGE, len(todo), "shards") as advance:
-        for stats in in_parallel.ray_tasks(_fetch.remote, jobs, n_tasks):
+        for stats in in_parallel.ray_tasks(task.remote, jobs, n_tasks):
             fetched, asked = fetched + stats["successes"], asked + stats["count"]
             advance(1, note=f"{fetched:,} of {asked:,} URLs fetched")
 
 
-@ray.remote(num_cpus=1, max_retries=3)
 def _fetch(run_text: str, directory: str, number: int, name: str, n_tasks: int) -> Stats:
     """Fetch one shard into a local folder, then copy it to the storage, its statistics last."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
