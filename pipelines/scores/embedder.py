@@ -30,7 +30,8 @@ def load_reference(run: Run, spec: Reference) -> Towers:
     towers.refuse_resolution(spec.model, "reference.score_", spec.score_image_size, spec.score_patch_size)
     reference = towers.build(spec.model, seed=0)
     if spec.checkpoint is not None:
-        towers.load_weights(reference, checkpoints.read(run.path(spec.checkpoint)))
+        path = checkpoints.file_of(run.path(spec.checkpoint))
+        towers.load_weights(reference, checkpoints.read(path), path)
     reference.model.eval()
     return reference
 

@@ -248,7 +248,8 @@ def _create(
 def start_from(run: Run, pair: Towers) -> None:
     """Load the initial checkpoint's weights, where the run directory has no checkpoint yet."""
     if run.training.initial_checkpoint is not None and not checkpoints.steps(run.path(run.run_dir)):
-        towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
+        path = checkpoints.file_of(run.path(run.training.initial_checkpoint))
+        towers.load_weights(pair, checkpoints.read(path), path)
 
 
 def _whole(run: Run, pair: Towers, rank: int) -> Towers:
