@@ -1,5 +1,6 @@
 """Models: pixels and tokens -> unit-norm embeddings, at one or several resolutions, whole or sharded.
 
+folders         a folder with a model, as open_clip's `local-dir:` and Hugging Face have it
 configurations  open_clip's models by name, with jest's (configs/): sizes, and which pixels and tokens they need
 flexible        ViT image towers at several resolutions, with one set of weights (FlexiViT)
 sharding        weights sharded over the learners (FSDP2), and gathered again

@@ -13,6 +13,7 @@ from . import storage
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and listing checkpoints needs none of it
     import torch
 
+    from jest_core.models.folders import OpenClipConfig
     from jest_core.models.towers import Towers
 
 _PREFIX, _SUFFIX = "step_", ".pt"
@@ -37,6 +38,7 @@ class State(TypedDict):
     step: int  # finished updates
     seconds: float  # of these steps
     log_parts: list[str]  # of the selection log, as in commits.jsonl: versions before that file resume by them
+    open_clip_config: NotRequired[OpenClipConfig]  # which model it is, and how it sees pictures; newer than the others
     reference: NotRequired[OnlineReference | None]  # versions before this key did not record it
 
 

@@ -31,7 +31,10 @@ def load_reference(run: Run, spec: Reference) -> Towers:
     reference = towers.build(spec.model, seed=0)
     if spec.checkpoint is not None:
         path = checkpoints.file_of(run.path(spec.checkpoint))
-        towers.load_weights(reference, checkpoints.read(path), path)
+        checkpoint = checkpoints.read(path)
+        towers.load_weights(reference, checkpoint, path)
+        if trained := checkpoint.get("jest", {}).get("open_clip_config"):
+            configurations.refuse_other_pixels(trained, reference.inputs, path, "reference.model.")
     reference.model.eval()
     return reference
 
