@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
 
+from jest_core.models import folders
+
 if TYPE_CHECKING:
     from jest_core.run_file import Model, Run
 
@@ -42,7 +44,7 @@ def cached(function: Function) -> Function:
 
     @lru_cache(maxsize=256)
     def look_up(*arguments: Any) -> Any:
-        question = json.dumps([function.__name__, *arguments, _releases()])
+        question = json.dumps([function.__name__, *arguments, _releases(), *_folder_contents(arguments)])
         path = _folder() / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
         try:
             stored: _Cached = json.loads(path.read_text())
@@ -148,6 +150,11 @@ def refuse_resolutions(run: "Run") -> None:
         resolution(run.reference.model, "reference.score_", *sizes)
 
 
+def _folder_contents(arguments: tuple[Any, ...]) -> list[Any]:
+    """The configurations of models that are named by their folders, which can change."""
+    return [folders.read(x) for x in arguments if isinstance(x, str) and x.startswith(folders.PREFIX)]
+
+
 @lru_cache
 def _releases() -> list[str]:
     """What decides a result: releases of packages, and a hash of jest's model configurations and of the code."""
@@ -158,7 +165,7 @@ def _releases() -> list[str]:
 
 _CODE = [
     Path(__file__).parent / f"{name}.py"
-    for name in ("outlines", "flop_counts", "configurations", "towers", "flexible", "sharding")
+    for name in ("outlines", "folders", "flop_counts", "configurations", "towers", "flexible", "sharding")
 ]
 
 

@@ -18,7 +18,7 @@ from jest_core.choices import LOSSES, ForwardPrecision, Loss
 from jest_core.examples.decode import View
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.preprocess import normalise, resize
-from jest_core.models import configurations, flexible, sharding
+from jest_core.models import configurations, flexible, sharding, weights
 from jest_core.models.flexible import Resolution
 from jest_core.run_file import Model
 from jest_core.selection import Embeddings
@@ -247,11 +247,14 @@ def refuse_resolution(model: Model, part: str, size: int | None, patch_size: int
     return wanted
 
 
-def load_weights(towers: Towers, checkpoint: Mapping[str, Any]) -> None:
-    """Load an open_clip checkpoint: a state dictionary, or one under `state_dict`; names may start with `module.`."""
+def load_weights(towers: Towers, checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> None:
+    """Load the weights of a checkpoint of open_clip, of jest or of another program (`weights.fitted`), in place.
+
+    source: the name of its file, for errors. Raises ValueError where the weights are not those of the model.
+    """
     placed_as = towers.model.state_dict()
-    state = {name.removeprefix("module."): v for name, v in checkpoint.get("state_dict", checkpoint).items()}
-    towers.model.load_state_dict({name: sharding.placed(v, placed_as.get(name, v)) for name, v in state.items()})
+    state = weights.fitted(checkpoint, placed_as, towers.name, source)
+    towers.model.load_state_dict({name: sharding.placed(v, placed_as[name]) for name, v in state.items()})
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -12,6 +12,8 @@ from jest_core.run_file.explain import explain
 from jest_core.run_file.paths import join
 from jest_core.run_file.schema import Run
 
+_FOLDER = "local-dir:"  # before the folder of a model
+
 
 def load(text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, source: str = "run file") -> Run:
     """Parse a run file's YAML text. Raises ValueError naming field, value, remedy.
@@ -24,6 +26,7 @@ def load(text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, 
             _override(values, override)
         else:
             values = merged(values, deepcopy(override))
+    values = _with_folders(values, str(values.get("root", ".")))
     try:
         run = Run.model_validate(values)
     except ValidationError as error:
@@ -52,6 +55,15 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         old = out.get(key)
         out[key] = merged(old, change) if isinstance(old, Mapping) and isinstance(change, Mapping) else change
     return out
+
+
+def _with_folders(value: Any, root: str) -> Any:
+    """With models' names of the kind `local-dir:FOLDER` below root, as all paths of a run file are."""
+    if isinstance(value, dict):
+        return {key: _with_folders(part, root) for key, part in value.items()}
+    if isinstance(value, str) and value.startswith(_FOLDER):
+        return _FOLDER + join(join("", root), value.removeprefix(_FOLDER))
+    return value
 
 
 def dump(run: Run) -> str:

@@ -40,8 +40,9 @@ class Training(Part):
     selection.filter_ratio) examples."""
 
     initial_checkpoint: str | None = Field(default=None, examples=["runs/uniform", "weights/open_clip_model.pt"])
-    """Checkpoint with the weights that the learner starts with: a file, or a run directory, of which the newest
-    checkpoint is read. If not given, the learner starts with fresh weights, or those of model.pretrained."""
+    """Checkpoint with the weights that the learner starts with: a file, a run directory, of which the newest
+    checkpoint is read, or a folder as open_clip and Hugging Face have them. If not given, the learner starts with
+    fresh weights, or those of model.pretrained."""
 
     examples_trained: Annotated[PositiveInt, Unit("examples")]
     """Training budget: number of examples trained on, repeats included. It is a multiple of sub_batch_size, and their

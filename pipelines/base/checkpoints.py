@@ -13,9 +13,16 @@ from . import storage
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and listing checkpoints needs none of it
     import torch
 
+    from jest_core.models.folders import OpenClipConfig
     from jest_core.models.towers import Towers
 
 _PREFIX, _SUFFIX = "step_", ".pt"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # of a folder that another program wrote
+_USUAL_NAMES = (  # the one that open_clip's `local-dir:` reads first
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
 
 
 class OnlineReference(TypedDict):
@@ -31,6 +38,7 @@ class State(TypedDict):
     step: int  # finished updates
     seconds: float  # of these steps
     log_parts: list[str]  # of the selection log, as in commits.jsonl: versions before that file resume by them
+    open_clip_config: NotRequired[OpenClipConfig]  # which model it is, and how it sees pictures; newer than the others
     reference: NotRequired[OnlineReference | None]  # versions before this key did not record it
 
 
@@ -73,16 +81,23 @@ def write(run_dir: str, step: int, content: Checkpoint) -> None:
 
 
 def file_of(path: str) -> str:
-    """The checkpoint file that a path names: itself, or of a run directory its newest.
+    """The checkpoint file that a path names: itself, of a run directory its newest, or of a folder as open_clip and
+    Hugging Face have them its weights.
 
-    Raises FileNotFoundError where the run directory has none.
+    Raises FileNotFoundError where there is none, and ValueError where a folder has several that may be meant.
     """
-    if path.endswith(_SUFFIX):
+    fs, inner = storage.filesystem(path)
+    if path.endswith(_SUFFIX) or storage.retried(fs.isfile)(inner):
         return path
-    found = steps(path)
-    if not found:
+    if found := steps(path):
+        return path_of(path, found[-1])
+    names = [name for name in storage.names(path) if name.endswith(_WEIGHTS)]
+    usual = [name for name in _USUAL_NAMES if name in names]
+    if len(names) > 1 and not usual:
+        raise ValueError(f"{path} has several files of weights, {', '.join(names)}: name one of them")
+    if not names:
         raise FileNotFoundError(f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file")
-    return path_of(path, found[-1])
+    return f"{path}/{(usual or names)[0]}"
 
 
 def read(path: str) -> dict[str, Any]:
@@ -91,11 +106,9 @@ def read(path: str) -> dict[str, Any]:
     Only tensors and plain values are loaded: nothing in the file can run code.
     """
     path = file_of(path)
-    import torch
+    from jest_core.models import weights
 
-    data = storage.retried(storage.read_bytes)(path)
-    checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return checkpoint
+    return weights.parse(storage.retried(storage.read_bytes)(path), path)
 
 
 def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> Checkpoint:

@@ -30,7 +30,11 @@ def load_reference(run: Run, spec: Reference) -> Towers:
     towers.refuse_resolution(spec.model, "reference.score_", spec.score_image_size, spec.score_patch_size)
     reference = towers.build(spec.model, seed=0)
     if spec.checkpoint is not None:
-        towers.load_weights(reference, checkpoints.read(run.path(spec.checkpoint)))
+        path = checkpoints.file_of(run.path(spec.checkpoint))
+        checkpoint = checkpoints.read(path)
+        towers.load_weights(reference, checkpoint, path)
+        if trained := checkpoint.get("jest", {}).get("open_clip_config"):
+            configurations.refuse_other_pixels(trained, reference.inputs, path, "reference.model.")
     reference.model.eval()
     return reference
 

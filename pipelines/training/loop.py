@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from jest_core.collectives import Learners
 from jest_core.examples.super_batch import Examples
-from jest_core.models import towers
+from jest_core.models import configurations, towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import Run
 from jest_core.selection.arguments import Diverged
@@ -162,11 +162,13 @@ class _Loop:
         them; then remove the checkpoints that are not kept."""
         training, directory, step = self.run.training, self.directory, self.step
         steps_logged, metrics, seconds = self.log.take(), journal.text(), journal.seconds
+        config = configurations.open_clip_config(self.learner.towers.name, self.learner.towers.inputs)
 
         def write() -> None:
             parts = self.log.commit(steps_logged)
             journal.write(metrics)
             state: checkpoints.State = {"step": step, "seconds": seconds, "log_parts": parts}
+            state["open_clip_config"] = config
             if self.reference is not None:
                 state["reference"] = self.reference.record
             checkpoints.write(directory, step, copied | {"jest": state})
@@ -248,7 +250,8 @@ def _create(
 def start_from(run: Run, pair: Towers) -> None:
     """Load the initial checkpoint's weights, where the run directory has no checkpoint yet."""
     if run.training.initial_checkpoint is not None and not checkpoints.steps(run.path(run.run_dir)):
-        towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
+        path = checkpoints.file_of(run.path(run.training.initial_checkpoint))
+        towers.load_weights(pair, checkpoints.read(path), path)
 
 
 def _whole(run: Run, pair: Towers, rank: int) -> Towers:

@@ -81,3 +81,21 @@ def _write_to_a_full_disk(times: int, done: list[int]) -> None:
         writer.submit(fail)
         for _ in range(1, times):
             writer.submit(lambda: done.append(3))
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.safetensors", "epoch_3.pth", "last.ckpt", "w"])
+def test_a_path_that_is_a_file_is_that_file_whatever_its_name(tmp_path, name):
+    storage.write_bytes(f"{tmp_path}/folder/{name}", b"x")
+    assert checkpoints.file_of(f"{tmp_path}/folder/{name}") == f"{tmp_path}/folder/{name}"
+    if "." in name:
+        assert checkpoints.file_of(f"{tmp_path}/folder") == f"{tmp_path}/folder/{name}"
+
+
+def test_of_a_folder_the_file_is_read_that_open_clip_would_read(tmp_path):
+    for name in ("training_args.bin", "pytorch_model.bin", "open_clip_pytorch_model.bin", "config.json"):
+        storage.write_bytes(f"{tmp_path}/{name}", b"x")
+    assert checkpoints.file_of(str(tmp_path)) == f"{tmp_path}/open_clip_pytorch_model.bin"
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        storage.write_bytes(f"{tmp_path}/parts/{name}", b"x")
+    with pytest.raises(ValueError, match=r"several files of weights, model-00001.*name one of them"):
+        checkpoints.file_of(f"{tmp_path}/parts")
