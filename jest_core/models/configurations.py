@@ -18,7 +18,7 @@ from timm.models.resnetv2 import ResNetV2
 
 from jest_core.examples.decode import View
 from jest_core.examples.inputs import Colour, Inputs
-from jest_core.examples.tokenizer import ClipTokenizer, Tokenizer
+from jest_core.examples.tokenizer import MAX_CHARACTERS, ClipTokenizer, Tokenizer, parts_of, vocabulary
 from jest_core.models import folders
 from jest_core.models.folders import OpenClipConfig, Preprocessing
 from jest_core.run_file import Model
@@ -207,7 +207,17 @@ class OpenClipTokenizer:
         tokenizer, name = open_clip_tokenizer(self.model, self.context_length), self.name
         if (here := type(tokenizer).__name__) != name:
             raise ValueError(f"{self.model} has a {here} here, and a {name} where the run started")
+        return _tokens(tokenizer, [caption[:MAX_CHARACTERS] for caption in captions])
+
+
+def _tokens(tokenizer: Any, captions: list[str]) -> NDArray[np.int64]:
+    """open_clip's tokenizers raise ValueError on &#999...; with more digits than Python reads: it counts as text."""
+    try:
         return np.asarray(tokenizer(captions), np.int64)
+    except ValueError:
+        if len(captions) == 1:
+            return np.asarray(tokenizer([captions[0].replace("&", "")]), np.int64)
+        return np.concatenate([_tokens(tokenizer, [caption]) for caption in captions])
 
 
 @lru_cache(maxsize=8)
@@ -215,6 +225,9 @@ def open_clip_tokenizer(name: str, length: int) -> Any:
     """A model's tokenizer by open_clip. Raises ValueError where there is no such model, or a package is missing."""
     configuration(name)
     try:
-        return open_clip.get_tokenizer(name, context_length=length)
+        tokenizer = open_clip.get_tokenizer(name, context_length=length)
     except ImportError as error:
         raise ValueError(f"the tokenizer of {name} needs another package: {error}") from error
+    if isinstance(tokenizer, SimpleTokenizer) and tokenizer.bpe_ranks == vocabulary().ranks:
+        tokenizer.bpe = lambda word: tokenizer.cache.get(word) or " ".join(parts_of(word))  # its own takes n * n steps
+    return tokenizer
