@@ -1,6 +1,8 @@
 """Lists of URLs -> image shards -> catalogue: which rows there are, and which are kept.
 
-fetch            limits on fetching pictures: size, time, requests per host, no private addresses
+addresses        which addresses a picture may be fetched from
+fetch            limits on fetching pictures: bytes, time, pixels, requests per host, addresses
+plain_columns    columns of any Parquet type -> columns that JSON can hold
 url_lists        metadata of URLs -> the rows that the rules keep, one list for each shard that will be fetched
 ingest           the stage: lists of URLs -> image shards, by img2dataset
 shards           a shard, whatever its layout: captions, images, uids; names and types of columns
