@@ -9,6 +9,7 @@ shards           a shard, whatever its layout: captions, images, uids; names and
 parquet          shards that are Parquet files
 tars             shards that are webdataset tars: an index, then ranges of bytes
 layouts          open a shard by its path, in whichever layout
+listed           lists of uids, URLs or hashes that people write -> their entries
 uid_lists        the uids that a stage kept or selected, and DataComp's files of them
 quantiles        the threshold that keeps the best share of a score cache
 rules            the metadata of a row group -> which rows each rule keeps

@@ -20,7 +20,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 
 from ..base import cluster, in_parallel, manifests, progress, storage
-from . import addresses, fetch, tars, url_lists
+from . import addresses, fetch, url_lists
 from .layouts import open_shard
 
 STAGE = "ingest"
@@ -238,11 +238,10 @@ def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: 
 
 
 def _n_stored(shard: str, spec: run_file.Ingest) -> int:
-    """How many pictures a fetched shard has, given without the suffix of its files."""
-    if spec.output_format == "webdataset":
-        return sum("member" in sample for sample in tars.scan(f"{shard}.tar"))
-    pictures = storage.open_parquet(f"{shard}.parquet").read(columns=[spec.encode_format])[spec.encode_format]
-    return len(pictures) - int(pictures.null_count)
+    """How many pictures a fetched shard has, given without the suffix of its file."""
+    opened = open_shard(f"{shard}.tar" if spec.output_format == "webdataset" else f"{shard}.parquet")
+    images = (opened.images(i) for i in range(len(opened.row_group_sizes)))
+    return sum(len(each) - int(each.null_count) for each in images)
 
 
 def corrected(stats: Stats, n_stored: int) -> Stats:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -45,8 +45,8 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     """
     done = storage.names(f"{directory}/urls", ".json")
     todo = [i for i in range(len(paths)) if f"{i:05d}.json" not in done]
-    text = run_file.dump(run)
-    jobs = [(text, paths[i], f"{directory}/urls/{i:05d}") for i in todo]
+    text, lists = run_file.dump(run), ray.put(rules.load_lists(_with_own_rules(run)))
+    jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", lists) for i in todo]
     start, left_out = ray.remote(num_cpus=1)(write_file), set[str]()
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
         for names_left_out in in_parallel.ray_tasks(start.remote, jobs, cluster.n_workers(0)):
@@ -56,14 +56,18 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
         progress.say("ingest", f"columns that shards of pictures cannot have, left out: {', '.join(sorted(left_out))}")
 
 
-def write_file(run_text: str, path: str, prefix: str) -> set[str]:
-    """Write the lists of one file of metadata, as prefix-NNNNN.parquet and prefix.json; returns the names of columns
-    that are left out, as JSON cannot hold their values."""
-    run = run_file.load(run_text)
+def _with_own_rules(run: Run) -> Run:
+    """The run with the rules of `ingest` where those of `data` are."""
     assert run.ingest is not None
-    spec = run.ingest
-    with_rules = run.model_copy(update={"data": run.data.model_copy(update={"rules": spec.rules})})
-    lists, audit = rules.load_lists(with_rules), Counter(dict.fromkeys(("kept", "url"), 0))
+    return run.model_copy(update={"data": run.data.model_copy(update={"rules": run.ingest.rules})})
+
+
+def write_file(run_text: str, path: str, prefix: str, lists: Mapping[str, rules.List]) -> set[str]:
+    """Write the lists of one file of metadata, as prefix-NNNNN.parquet and prefix.json; returns the names of columns
+    that are left out, as JSON cannot hold their values. lists: that the rules name, as rules.load_lists reads them."""
+    spec = run_file.load(run_text).ingest
+    assert spec is not None
+    audit = Counter(dict.fromkeys(("kept", "url"), 0))
     shard = open_shard(path, spec.columns)
     others = _others(shard)
     left_out: set[str] = set()
