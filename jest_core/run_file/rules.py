@@ -54,7 +54,8 @@ class DenyRule(Part):
     """Name of the rule."""
 
     file: str = Field(examples=["deny.txt"])
-    """File of the list: text (one entry a line), Parquet (its first column), or DataComp's .npy of uids."""
+    """File of the list: text (one entry a line), CSV, TSV, Parquet or .npy, also compressed. Of several columns that
+    with the name of what `by` says counts, else the first whose values look like it; a list without any is refused."""
 
     by: Literal["uid", "url", "hash"] = "uid"
     """What the entries are: uids, URLs, or hashes of pictures (the column hash, md5, sha256 or the like)."""
@@ -158,8 +159,8 @@ class SubsetRule(Part):
     """Name of the rule."""
 
     file: str = Field(examples=["subset.npy", "selected"])
-    """DataComp's .npy of uids (dtype u8,u8), or the directory of a catalogue (of DataComp's metadata, say) or of what
-    `jest select` wrote."""
+    """DataComp's .npy of uids (dtype u8,u8), or another file of uids as the rule `deny` reads it; or the directory of a
+    catalogue (of DataComp's metadata, say) or of what `jest select` wrote."""
 
 
 class DuplicateRule(Part):
