@@ -166,13 +166,13 @@ class Owner:
 
 
 @contextlib.contextmanager
-def owned(directory: str, *, wait: bool = False, lease: float = LEASE) -> Iterator[Owner]:
+def owned(directory: str, *, wait: bool = False, lease: float | None = None) -> Iterator[Owner]:
     """Within the block this process is the directory's owner. Raises Owned where another process is; an owner whose
     process is gone from this machine is replaced at once, one elsewhere after a lease without a beat.
 
-    wait: until another owner has released it, in place of Owned.
+    wait: until another owner has released it, in place of Owned. lease: LEASE, if not given.
     """
-    owner = Owner(directory, lease)
+    owner = Owner(directory, lease or LEASE)
     owner.take(wait=wait)
     threading.Thread(target=owner.keep_beating, daemon=True, name="owner").start()
     storage.owned[directory] = owner.check

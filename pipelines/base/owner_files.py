@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import getpass
 import json
 import os
@@ -88,10 +87,8 @@ def create_only(path: str, data: bytes) -> None:
                 file.write(data)
         else:
             fs.pipe_file(inner, data, mode="create")
-    except FileExistsError:
-        return
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # s3fs's for the status 412 of some servers
+    except Exception:  # of an object storage some kind for the status 412
+        if not storage.exists(path):
             raise
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from pipelines.base import owner, owner_files, storage
 from pipelines.base.owner import Owned, Owner
@@ -167,6 +168,23 @@ def test_the_workers_of_an_owner_that_was_replaced_write_nothing_more(folder):
         assert storage.exists(f"{folder}/one")
         assert not storage.exists(f"{folder}/two")
         storage.write_bytes(f"{folder}2/two", b"")  # of another directory
+
+
+def test_what_an_owner_starts_elsewhere_writes_as_long_as_it_does(tmp_path):
+    directory, sent = str(tmp_path), []
+
+    @owner.until_return
+    def start() -> None:
+        owner.claim(directory)
+        sent.append(cloudpickle.dumps(owner.carried(storage.write_bytes)))
+
+    start()
+    write = cloudpickle.loads(sent[0])
+    write(f"{directory}/one", b"")
+    Owner(directory, LEASE).take(wait=False)
+    with pytest.raises(storage.Lost, match="was taken over by"):
+        write(f"{directory}/two", b"")
+    assert storage.names(directory) == ["one", "owner"]
 
 
 def test_an_owner_that_slept_and_was_not_replaced_goes_on(folder, monkeypatch):
