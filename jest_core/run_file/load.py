@@ -11,14 +11,18 @@ from jest_core.run_file import consistency
 from jest_core.run_file.explain import explain
 from jest_core.run_file.paths import join
 from jest_core.run_file.schema import Run
+from jest_core.run_file.yaml_text import read
 
 _FOLDER = "local-dir:"  # before the folder of a model
 
 
-def load(text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, source: str = "run file") -> Run:
+def load(
+    text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, source: str = "run file", saved: bool = False
+) -> Run:
     """Parse a run file's YAML text. Raises ValueError naming field, value, remedy.
 
-    overrides: each `a.b=c`, c as YAML, or a mapping nested as a run file is; the later win.
+    overrides: each `a.b=c`, c as YAML, or a mapping nested as a run file is; the later win. saved: the run.yaml of a
+    run that was begun, whose values were compared with each other then; a later version may be stricter.
     """
     values = parse(text, source)
     for override in overrides or []:
@@ -32,17 +36,14 @@ def load(text: str, overrides: Sequence[str | Mapping[str, Any]] | None = None, 
     except ValidationError as error:
         raise ValueError(f"{source}:\n" + "\n".join(explain(error, values))) from None
     run = run.model_copy(update={"root": join("", run.root)})  # workers have other working directories
-    if problems := consistency.problems(run):
+    if not saved and (problems := consistency.problems(run)):
         raise ValueError(f"{source}:\n" + "\n".join(f"  {line}" for line in problems))
     return run
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
     """YAML text as keys and values. Raises ValueError where it is something else."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {error}") from error
+    values = read(text, source)
     if not isinstance(values, dict):
         raise ValueError(f"{source} is not a mapping of keys to values")
     return values
@@ -83,4 +84,4 @@ def _override(values: dict[str, Any], override: str) -> None:
         place = place[parent]
         if not isinstance(place, dict):
             raise ValueError(f"--set {override!r}: {parent!r} is not a part of the run file")
-    place[last] = yaml.safe_load(value)
+    place[last] = read(value, f"--set {override!r}")

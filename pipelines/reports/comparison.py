@@ -82,7 +82,9 @@ class Finished:
 def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
     manifest = manifests.finished(directory, "train", TrainManifest, "train it first")
-    run = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode())
+    run = run_file.load(
+        storage.read_bytes(f"{directory}/run.yaml").decode(), source=f"{directory}/run.yaml", saved=True
+    )
     return Finished(directory, run, manifest, results.read(directory))
 
 

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
 from pipelines import __main__ as main
 from pipelines import errors
+from pipelines.commands import arguments
 from tests.conftest import RUN
 
 
@@ -71,6 +73,24 @@ def test_errors_print_one_clear_line_and_set_the_exit_status(run_file: str, argu
     assert out.returncode == 1
     assert message in out.stderr
     assert "Traceback" not in out.stderr
+
+
+def test_a_run_file_is_utf_8_text(run_file, tmp_path):
+    text, copy = Path(run_file).read_text(), tmp_path / "copy.yaml"
+    copy.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())  # as Windows' editors write it
+    assert arguments.load(copy, ["seed=3"]) == arguments.load(Path(run_file), ["seed=3"])
+    changes = tmp_path / "changes.yaml"
+    for file, overrides in ((copy, None), (changes, None), (Path(run_file), [f"@{changes}"])):
+        for path in (copy, changes):
+            path.write_bytes(b"# caf\xe9\nseed: 1\n")
+        with pytest.raises(
+            ValueError, match=r"(copy|changes)\.yaml is not UTF-8 text, at its byte 5: save it as UTF-8"
+        ):
+            arguments.load(file, overrides)
+    with copy.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte, of which the disk has nothing
+    with pytest.raises(ValueError, match=r"copy\.yaml has 16,777,217 characters, and a run file 4,194,304 at most"):
+        arguments.load(copy, None)
 
 
 def test_version_names_the_package_and_its_main_dependencies():
