@@ -46,6 +46,10 @@ class Data(Part):
     """Largest share of a shard's rows, or of an evaluation set's pictures, that may fail to decode. Above it the
     command ends with an error."""
 
+    max_empty_captions: Circumstance[float] = Field(default=0.5, ge=0, le=1)
+    """Largest share of a shard's rows, and of all rows, that `jest catalogue` may keep without a caption. Above it the
+    command ends with an error, as the captions may be in another column."""
+
     decode: Literal["eager", "late"] = "eager"
     """When pictures are decoded. eager: all at the model's image size. late: all at selection.score_image_size, and the
     selected ones again at the model's."""

@@ -7,12 +7,14 @@ url_lists        metadata of URLs -> the rows that the rules keep, one list for 
 ingest           the stage: lists of URLs -> image shards, by img2dataset
 shards           a shard, whatever its layout: captions, images, uids; names and types of columns
 parquet          shards that are Parquet files
-tars             shards that are webdataset tars: an index, then ranges of bytes
+tar_index        a webdataset tar -> its index: the samples, and where their pictures are
+tars             shards that are webdataset tars: ranges of bytes, by the index
 layouts          open a shard by its path, in whichever layout
 listed           lists of uids, URLs or hashes that people write -> their entries
 uid_lists        the uids that a stage kept or selected, and DataComp's files of them
 quantiles        the threshold that keeps the best share of a score cache
 rules            the metadata of a row group -> which rows each rule keeps
+first_shards     the first shards of each source, looked at before Ray starts
 places           where a shard and its part of the catalogue are
 catalogue_parts  one shard -> its part of the catalogue, with the rule that dropped each row
 duplicates       the rule `duplicate`: drop all but the first row of each key, over all shards

@@ -21,7 +21,7 @@ from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
 
 from ..base import cluster, manifests, owner, progress, shard_paths, storage
-from . import catalogue_parts, duplicates, rules
+from . import catalogue_parts, duplicates, first_shards, rules
 from .catalogue_parts import KEPT, Description
 from .places import Place
 
@@ -154,6 +154,8 @@ def run_stage(run: Run) -> Catalogue:
         "columns": run.data.columns,
         "refines": parent.manifest["fingerprint"] if parent else None,
     }
+    if not manifests.is_finished(directory):  # before it is begun: the same directory serves the corrected run file
+        first_shards.check(run, by_source)
     if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
         progress.say(STAGE, f"already at {directory}: {audit(manifest['counts'])}")
         return Catalogue(directory, manifest)

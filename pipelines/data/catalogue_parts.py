@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +20,14 @@ from ..base import owner, progress, storage
 from . import rules
 from .places import Place
 from .shards import Shard
-from .tars import write_index
+from .tar_index import write_index
 
 if TYPE_CHECKING:
     import ray
 
 KEPT = "kept"
+_NO_CAPTION = "kept rows without a caption"
+_SEVERAL = 20  # so many rows without a caption are no accident of a small shard
 _DESCRIPTION = b"jest.shard"  # key of a part's Parquet metadata
 
 
@@ -34,7 +36,8 @@ class Description(TypedDict):
 
     bytes: size of the shard's file. rows: of the shard. fingerprint: SHA-256 in hex of its size, its number of rows and
     its uids in order. counts: rows that are kept, and rows that each rule dropped. group_rows: rows of each row group.
-    group_slots: sum of the multiplicities of each row group.
+    group_slots: sum of the multiplicities of each row group. notes: what is unusual in the shard -> how often it is,
+    and an example; absent before 0.1.0.
     """
 
     bytes: int
@@ -43,6 +46,7 @@ class Description(TypedDict):
     counts: dict[str, int]
     group_rows: list[int]
     group_slots: list[int]
+    notes: NotRequired[dict[str, tuple[int, str]]]
 
 
 class _Item(TypedDict):
@@ -84,7 +88,31 @@ def write_missing(run: Run, places: Sequence[Place], parent: str | None) -> dict
         for row in stage.iter_rows():
             descriptions[row["number"]] = json.loads(row["description"])
             advance(1)
+    _say_notes(run, descriptions)
     return descriptions
+
+
+def _say_notes(run: Run, descriptions: Mapping[int, Description]) -> None:
+    """Say what is unusual in the shards. Raises ValueError where too many of all rows have no caption."""
+    n_rows = sum(description["rows"] for description in descriptions.values())
+    notes: dict[str, tuple[int, str]] = {}
+    for description in descriptions.values():
+        for what, (n, example) in description.get("notes", {}).items():
+            before, first = notes.get(what, (0, example))
+            notes[what] = before + n, first
+    for what, (n, example) in sorted(notes.items()):
+        progress.warn("catalogue", f"{n:,} {what} (such as {example})")
+    n_empty, example = notes.get(_NO_CAPTION, (0, ""))
+    _refuse_empty(run, "the catalogue", n_empty, n_rows, example)
+
+
+def _refuse_empty(run: Run, what: str, n: int, n_rows: int, example: str) -> None:
+    if n > run.data.max_empty_captions * n_rows:
+        raise ValueError(
+            f"{what}: {n:,} of {n_rows:,} rows are kept without a caption, more than data.max_empty_captions "
+            f"{run.data.max_empty_captions}, such as {example}: name the column of captions in data.columns, drop such "
+            "rows with the rule `caption`, or raise the share"
+        )
 
 
 @storage.retried
@@ -103,7 +131,8 @@ def _write_shard(
         entries = {name: ray.get(reference) for name, reference in lists.items()}
         before = replace(place, directory=parent) if parent else None
         groups = [_apply(run, place, shard, i, entries, before) for i in range(len(shard.row_group_sizes))]
-        write(place.part_path, groups, shard.row_group_sizes, size)
+        notes = _notes(run, shard, groups) if parent is None else {}
+        write(place.part_path, groups, shard.row_group_sizes, size, notes)
     return {"number": place.number, "description": json.dumps(describe(place.part_path))}
 
 
@@ -131,8 +160,44 @@ def _apply(
     return table
 
 
-def write(part: str, groups: Sequence[pa.Table], row_group_sizes: list[int], size: int) -> Description:
-    """Write a part with its description in its metadata; returns the description. size: bytes of the shard's file."""
+def _notes(run: Run, shard: Shard, groups: Sequence[pa.Table]) -> dict[str, tuple[int, str]]:
+    """What is unusual in a shard. Raises ValueError where too many of its rows have no caption."""
+    notes = dict[str, tuple[int, str]]()
+    first: dict[str, int] = {}  # uid -> the first row that has it
+    empty, again, start = list[int](), list[int](), 0
+    for row_group, table in enumerate(groups):
+        kept = table["multiplicity"].to_numpy() > 0
+        for row, uid in enumerate(table["uid"].to_pylist()):
+            if kept[row] and first.setdefault(uid, start + row) != start + row:
+                again.append(start + row)
+        if shard.actual("caption") is not None:
+            blank = np.array([not caption.strip() for caption in shard.captions(row_group)], dtype=bool)
+            empty += (np.flatnonzero(kept & blank) + start).tolist()
+        start += len(table)
+    if again and not any(isinstance(rule, DuplicateRule) for rule in run.data.rules):
+        notes["rows with the uid of an earlier row of their shard"] = len(again), f"row {again[0]} of {shard.path}"
+    if empty:
+        example = f"row {empty[0]} of {shard.path}, which has the columns {shard.listed()}"
+        notes[_NO_CAPTION] = len(empty), example
+        if len(empty) >= _SEVERAL:
+            _refuse_empty(run, shard.path, len(empty), start, example)
+    for (column, row_group), values in shard.no_numbers.items():
+        if values:
+            what = f"values of column {column} that are no numbers count as missing"
+            n, example = notes.get(what, (0, f"{values[0][:80]!r} in row group {row_group} of {shard.path}"))
+            notes[what] = n + len(values), example
+    return notes
+
+
+def write(
+    part: str,
+    groups: Sequence[pa.Table],
+    row_group_sizes: list[int],
+    size: int,
+    notes: dict[str, tuple[int, str]] | None = None,
+) -> Description:
+    """Write a part with its description in its metadata; returns the description. size: bytes of the shard's file.
+    notes: as in Description."""
     table = pa.concat_tables(groups) if groups else tables.CATALOGUE.empty_table()
     uids = table["uid"].to_pylist()
     counts = Counter(KEPT if rule is None else rule for rule in table["dropped_by"].to_pylist())
@@ -143,6 +208,7 @@ def write(part: str, groups: Sequence[pa.Table], row_group_sizes: list[int], siz
         "counts": dict(sorted(counts.items())),
         "group_rows": row_group_sizes,
         "group_slots": [int(pc.sum(group["multiplicity"]).as_py() or 0) for group in groups],
+        "notes": notes or {},
     }
     table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(description).encode()})
     storage.write_table(part, table, row_group_sizes)

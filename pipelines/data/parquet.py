@@ -15,7 +15,7 @@ class ParquetShard(Shard):
     """One Parquet file; its row groups are the shard's."""
 
     def __init__(self, path: str, columns: Mapping[str, str]) -> None:
-        self.path, self.columns = path, columns
+        super().__init__(path, columns)
         with _damage(path):
             self.file = storage.open_parquet(path)
         self.names = set(self.file.schema_arrow.names)

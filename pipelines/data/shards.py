@@ -3,6 +3,7 @@
 Rows come in row groups; images stay encoded.
 """
 
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ ALIASES = {
     "id": ("SAMPLE_ID", "id", "key"),
     "url": ("url", "URL", "image_url"),
     "caption": ("txt", "caption", "TEXT", "text", "top_caption", "alt_texts", "texts", "captions"),
-    "image": ("jpg", "jpeg", "png", "webp", "image"),
+    "image": ("jpg", "jpeg", "png", "webp", "image", "gif", "bmp", "tif", "tiff", "avif"),
     "status": ("status",),
     "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
     "nsfw": ("NSFW", "nsfw"),
@@ -31,6 +32,9 @@ ALIASES = {
     "height": ("original_height", "HEIGHT", "height"),
     "hash": ("hash", "md5", "sha256", "sha512", "image_phash"),
 }
+_FEW = 16  # values of a row group, beside others, that say nothing on what a column is
+# What Arrow raises on a value that Python's type of it cannot have
+_UNUSUAL = (ValueError, OverflowError, NotImplementedError, pa.ArrowException)
 
 
 class Shard(ABC):
@@ -39,10 +43,14 @@ class Shard(ABC):
     columns: jest's name -> the shard's name, for columns that ALIASES lacks.
     """
 
-    path: str
-    columns: Mapping[str, str]
     names: set[str]  # of the columns in the file
     row_group_sizes: list[int]
+
+    def __init__(self, path: str, columns: Mapping[str, str]) -> None:
+        self.path, self.columns = path, columns
+        self.no_numbers: dict[
+            tuple[str, int], list[str]
+        ] = {}  # (column, row group) -> the values that `numbers` left out
 
     @abstractmethod
     def table(self, row_group: int, columns: list[str]) -> pa.Table:
@@ -64,33 +72,52 @@ class Shard(ABC):
         if actual is None:
             wanted = [self.columns[name]] if name in self.columns else ALIASES.get(name, (name,))
             raise ValueError(
-                f"{self.path} has no column {' or '.join(wanted)}; it has {', '.join(sorted(self.names))}: "
+                f"{self.path} has no column {' or '.join(wanted)}; it has {self.listed()}: "
                 f"name the right one in data.columns, as {{{name}: ...}}"
             )
         return self.table(row_group, [actual])[actual]
 
     def numbers(self, row_group: int, name: str) -> NDArray[np.float64]:
-        """A column as float64, whatever numeric type it has in this file; NaN where a value is missing."""
+        """A column as float64, whatever type it has in this file; NaN where a value is missing or no number.
+
+        Raises ValueError where more than half of the values are no numbers: then it is another column that is meant.
+        """
         column = self.read(row_group, name)
         try:
             return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeError):
+            texts = _texts(column)
+        values = np.array([_number(text) for text in texts])
+        odd = [text for text, value in zip(texts, values, strict=True) if np.isnan(value) and not _is_missing(text)]
+        few = len(values) < _FEW and len(self.row_group_sizes) > 1
+        if 2 * len(odd) > len(values) and not few:
             raise ValueError(
-                f"{self.path}, column {self.actual(name)}: {error}; name a numeric column for {name} in data.columns"
-            ) from error
+                f"{self.path}, column {self.actual(name)}: {len(odd):,} of the {len(values):,} values of row group "
+                f"{row_group} are no numbers, such as {odd[0][:80]!r}; name a numeric column for {name} in data.columns"
+            )
+        self.no_numbers[str(self.actual(name)), row_group] = odd
+        return values
 
     def strings(self, row_group: int, name: str) -> list[str]:
         """A column as text: the first item of a list that is not empty; an empty string where a value is missing."""
-        return [clean(value) for value in _bytes_where_text(self.read(row_group, name)).to_pylist()]
+        return _texts(self.read(row_group, name))
 
     def captions(self, row_group: int) -> list[str]:
         """The texts that the examples are trained with."""
         return self.strings(row_group, "caption")
 
+    def ids(self, row_group: int) -> list[str]:
+        """What names each row where it has no URL; an empty string where nothing does."""
+        return (
+            self.strings(row_group, "id") if self.actual("id") is not None else [""] * self.row_group_sizes[row_group]
+        )
+
     def uids(self, row_group: int) -> list[str]:
         """uids of a row group, 32 hex digits each: those in the file, else derived (`derive_uid`) from the caption and
-        the picture's URL, or its id, or its bytes. Raises ValueError where a uid in the file is not 32 hex digits."""
+        the picture's URL, or the row's id, or the picture's bytes. Raises ValueError where a uid in the file is not 32
+        hex digits."""
         stored = self.strings(row_group, "uid") if self.actual("uid") is not None else []
+        stored = [u.replace("-", "") if len(u) == 36 else u for u in stored]  # a UUID with its dashes
         if bad := [u for u in stored if u and not _is_uid(u)]:
             raise ValueError(
                 f"{self.path}, row group {row_group}: uid {bad[0][:80]!r} does not have 32 hex digits; name the column "
@@ -102,16 +129,35 @@ class Shard(ABC):
         return [u.lower() or d for u, d in zip(stored, derived, strict=True)] if stored else derived
 
     def _derived_uids(self, row_group: int) -> list[str]:
-        naming = next((name for name in ("url", "id") if self.actual(name) is not None), None)
-        named_by: list[Any] = self.images(row_group).to_pylist() if naming is None else self.strings(row_group, naming)
+        """Each row by what it has: a row without a URL by its id, one without an id by its picture."""
+        named_by: list[Any] = [""] * self.row_group_sizes[row_group]
+        if self.actual("url") is not None:
+            named_by = self.strings(row_group, "url")
+        if not all(named_by):
+            named_by = [name or other for name, other in zip(named_by, self.ids(row_group), strict=True)]
+        if not all(named_by) and self.actual("image") is not None:
+            images = self.images(row_group).to_pylist()
+            named_by = [name or image for name, image in zip(named_by, images, strict=True)]
         return [derive_uid(name or b"", text) for name, text in zip(named_by, self.captions(row_group), strict=True)]
 
+    def listed(self) -> str:
+        """The names of its columns, for a message."""
+        names = sorted(self.names)
+        return ", ".join(names[:60]) + (f" and {len(names) - 60:,} more" if len(names) > 60 else "")
 
-def clean(value: bytes | str | list[Any] | None) -> str:
-    """A value of any type as text: bytes that are not UTF-8 are replaced, NULs are left out."""
+
+def clean(value: Any) -> str:
+    """A value of any type as text: bytes or surrogates that are not UTF-8 are replaced, NULs are left out; of a list
+    the first text that is not blank. A missing value, NaN also, is an empty text."""
     if isinstance(value, list):
         return next((text for item in value if (text := clean(item)).strip()), "")
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").replace("\0", "")
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    text = str(value)
+    if not text.isascii():  # JSON may have half of a surrogate pair, which no column of text can
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text.replace("\0", "")
 
 
@@ -127,18 +173,47 @@ def part_name(shard: int) -> str:
     return f"{shard:05d}.parquet"
 
 
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    """A column of any type as text: where Python has no such value (a date in the year 12000), as Arrow writes it."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        return [clean(value) for value in _bytes_where_text(column).to_pylist()]
+    except _UNUSUAL:
+        return [_text(scalar) for scalar in column]
+
+
+def _text(scalar: pa.Scalar) -> str:
+    with contextlib.suppress(*_UNUSUAL):
+        return clean(scalar.as_py())
+    with contextlib.suppress(*_UNUSUAL):
+        return clean(scalar.cast(pa.string()).as_py())
+    return ""
+
+
 def _bytes_where_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A string column as bytes: strings in a file need not be UTF-8, so `clean` decodes them."""
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(kind):
         return column.cast(pa.large_binary())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return column.cast(pa.large_list(pa.large_binary())) if _is_text(kind.value_type) else column
     return column
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _number(text: str) -> float:
+    try:
+        return float({"True": "1", "False": "0"}.get(text, text))
+    except ValueError:
+        return float("nan")
+
+
+def _is_missing(text: str) -> bool:
+    return text.strip().lower() in ("", "nan", "none", "null")
 
 
 def _is_uid(value: str) -> bool:

@@ -28,6 +28,7 @@ CIRCUMSTANCES = {
     "evaluation",
     "subset",
     "data.max_bad_share",
+    "data.max_empty_captions",
     "reference.batch_size",
     "reference.compile",
     "reference.n_actors",
