@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
@@ -32,11 +31,11 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
             f"{path} starts with {data[:24]!r}, as neither PyTorch nor safetensors write files: name a checkpoint "
             "(a small file that names git-lfs stands for one that was not downloaded: `git lfs pull`)"
         )
+    if is_archive and zipfile.is_zipfile(io.BytesIO(data)):
+        _refuse_program(data, path)
     try:
         if not (is_archive or is_pickle):
             return dict(safetensors.load(data))
-        if is_archive:
-            _refuse_program(data, path)
         checkpoint: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
@@ -45,7 +44,11 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
             f"{path} holds Python objects beside weights and plain values, and loading them could run code: save its "
             f"state_dict alone, by torch.save or as safetensors ({_reason(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, IndexError, zipfile.BadZipFile, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of many types: the bytes are in memory, so that each is about what they say
+        if "allocate memory" in str(error):  # PyTorch has no type for it
+            raise
         raise _damaged(path, data, error) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__} and no state dictionary: save model.state_dict()")

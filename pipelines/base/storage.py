@@ -24,6 +24,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from .integrity import ParquetFile, seal
+
 # An I/O error is retried with backoff for about a minute in all, and then raised. Errors that another try cannot help
 # are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key.
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
@@ -158,6 +160,12 @@ def folders(directory: str) -> list[str]:
     )
 
 
+def move(path: str, target: str) -> None:
+    """Rename a file within its storage."""
+    fs, inner = filesystem(path)
+    fs.mv(inner, filesystem(target)[1])
+
+
 def remove(path: str) -> None:
     refuse_lost(path)
     fs, inner = filesystem(path)
@@ -182,11 +190,11 @@ def remove_tree(directory: str) -> None:
         return
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a Parquet file; reads fetch only the bytes of the columns and row groups asked for, close ranges in one."""
+def open_parquet(path: str) -> ParquetFile:
+    """Open a Parquet file. Raises Damaged, also when it is read, where it is not as it was written."""
     fs, inner = filesystem(path)
     options = {} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
-    return pq.ParquetFile(fs.open(inner, "rb", **options), pre_buffer=True)
+    return ParquetFile(path, fs.open(inner, "rb", **options))
 
 
 def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:
@@ -196,11 +204,14 @@ def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = N
     finds repeated strings itself.
     """
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=False) as writer:
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+    ) as writer:
         start = 0
         for size in row_groups if row_groups is not None else [len(table)]:
             writer.write_table(table.slice(start, size), row_group_size=max(1, size))
             start += size
+    seal(sink)
     write_bytes(path, sink.getvalue())
 
 
@@ -210,6 +221,18 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): correct it, or have what made it write it again") from error
+
+
+def read_lines(path: str) -> list[Any]:
+    """The values of a file of JSON lines, None for a line that is damaged; none where the file does not exist."""
+
+    def value(line: bytes) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError:
+            return None
+
+    return [value(line) for line in read_bytes(path).splitlines()] if exists(path) else []
 
 
 def write_json(path: str, value: Any) -> None:

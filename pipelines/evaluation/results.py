@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 from jest_core.run_file import Run
 
-from ..base import owner, storage
+from ..base import owner, progress, storage
 from ..base.owner import Owner
 
 FILE = "eval_results.jsonl"
@@ -126,4 +126,9 @@ def _write_lines(path: str, lines: list[Any], writer: Owner) -> None:
 
 
 def _read_lines(path: str) -> list[Any]:
-    return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines()] if storage.exists(path) else []
+    """The lines of a file that are whole: what the others said is missing, and so is evaluated again."""
+    lines = storage.read_lines(path)
+    whole = [line for line in lines if isinstance(line, dict)]
+    if len(whole) < len(lines):
+        progress.warn("evaluate", f"{path}: {len(lines) - len(whole)} of {len(lines)} lines are damaged, and left out")
+    return whole

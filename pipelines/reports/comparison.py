@@ -1,5 +1,6 @@
 """Finished runs -> the table that compares them: scores, examples, FLOPs and time, with seeds put together."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class Finished:
         return metrics_line.read(self.directory)
 
     def seconds_at(self, step: int) -> float:
-        """Seconds of the first so many steps."""
-        return float(self.metrics[step - 1]["jest/seconds"]) if step else 0.0
+        """Seconds of the first so many steps; NaN where metrics.jsonl has lost them."""
+        return float(self.metrics[step - 1].get("jest/seconds", math.nan)) if step else 0.0
 
     @cached_property
     def picks(self) -> pa.Table:

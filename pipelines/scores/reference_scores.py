@@ -83,10 +83,11 @@ def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
     reference = load_reference(run, spec)
     config = _config(spec, catalogue, reference)
     directory = run.path(spec.scores)
-    if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
+    manifest = manifests.begin(directory, STAGE, config, Manifest)
+    todo = score_cache.missing(directory, catalogue)
+    if manifest is not None and score_cache.is_whole(directory, todo):
         progress.say(label, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
-    todo = score_cache.missing(directory, catalogue)
     progress.say(
         label,
         f"{reference.name} embeds the kept pairs of {len(catalogue.shards):,} shards "
