@@ -108,10 +108,10 @@ def _place(data: bytes | bytearray, rng: Generator) -> int:
 
 
 def read_or_refused(path: Path, read: Callable[[], T]) -> T | None:
-    """What is read; None where an error of a wrong input names the file."""
+    """What is read; None where an error that another try cannot help names the file."""
     try:
         return read()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         if str(path) not in str(error):
             raise AssertionError("the error does not name the file") from error
         return None
