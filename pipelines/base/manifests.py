@@ -61,7 +61,7 @@ def refuse_other(
     """
     if not exists(directory):
         return None
-    manifest: AnyManifest = storage.read_json(path_of(directory))
+    manifest = _whole(directory)
     old = today(manifest["config"])
     differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
     if manifest["stage"] != stage or (differing and not extends(old, differing)):
@@ -104,8 +104,24 @@ def read(directory: str) -> AnyManifest:
     """Any stage's manifest, finished or not. Raises FileNotFoundError where no stage has written there."""
     if not exists(directory):
         raise FileNotFoundError(f"{directory} holds no {NAME}: no stage has written there; correct the path")
-    manifest: AnyManifest = storage.read_json(path_of(directory))
-    return manifest
+    return _whole(directory)
+
+
+def _whole(directory: str) -> AnyManifest:
+    """A manifest. Raises ValueError where it is not as it was written: its settings decide what is made of the rest."""
+    manifest: Any = storage.read_json(path_of(directory))
+    parts = manifest if isinstance(manifest, dict) else {}
+    rest = {key: value for key, value in parts.items() if key != "fingerprint"}
+    kinds = {"stage": str, "complete": bool, "config": dict}
+    is_whole = all(isinstance(rest.get(key), kind) for key, kind in kinds.items())
+    if is_whole and (rest["complete"] or "fingerprint" in parts):
+        is_whole = parts.get("fingerprint") == storage.fingerprint(rest)
+    if not is_whole:
+        raise ValueError(
+            f"{path_of(directory)} is not as it was written: restore it from a copy, or remove it and run the stage "
+            "again, which does what is missing"
+        )
+    return cast(AnyManifest, manifest)
 
 
 def is_finished(directory: str) -> bool:
