@@ -166,7 +166,8 @@ class SubsetRule(Part):
 class DuplicateRule(Part):
     """Keep the first of the rows that all other rules keep and that agree in some columns, over all shards.
 
-    It is the last rule.
+    Rows that agree in the uid alone, but have another caption or URL, are no duplicates: they are kept, and counted. It
+    is the last rule.
     """
 
     rule: Literal["duplicate"]

@@ -20,7 +20,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 
 from ..base import cluster, in_parallel, manifests, owner, progress, shard_paths, storage
-from . import addresses, fetch, url_lists
+from . import addresses, fetch, rules, url_lists
 from .layouts import open_shard
 
 STAGE = "ingest"
@@ -40,10 +40,10 @@ class Pass(TypedDict):
 class Manifest(manifests.Manifest[manifests.Config]):
     """The manifest of a finished ingest.
 
-    config: `urls`, SHA-256 in hex of the paths and sizes of the files of URLs, and the settings of the run file's
-    `ingest` that decide which pictures there are, and how they look. rows: rows of the metadata that are kept, and that
-    each rule dropped. shards: how many. passes: the first over all kept rows, each further one over what the one before
-    could not fetch.
+    config: `urls`, SHA-256 in hex of the paths and sizes of the files of URLs; `lists`, a hash of each list that a rule
+    names; and the settings of the run file's `ingest` that decide which pictures there are, and how they look. rows:
+    rows of the metadata that are kept, and that each rule dropped. shards: how many. passes: the first over all kept
+    rows, each further one over what the one before could not fetch.
     """
 
     rows: dict[str, int]
@@ -79,7 +79,7 @@ def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
     url_lists.refuse_columns(open_shard(paths[0], spec.columns), spec)
     config = _config(run, paths)
     _refuse_another_download(directory)
-    finished = manifests.begin(directory, STAGE, config, Manifest, extends=lambda *_: not _has_lists(directory))
+    finished = _begin(directory, config)
     if finished is None:
         cluster.connect()
         url_lists.write(run, directory, paths)
@@ -120,8 +120,17 @@ def _refuse_another_download(directory: str) -> None:
         )
 
 
-def _has_lists(directory: str) -> bool:
-    return bool(storage.names(f"{directory}/urls"))
+def _begin(directory: str, config: manifests.Config) -> Manifest | None:
+    """The manifest of a finished ingest. A directory that no list is in yet may be begun with another configuration;
+    one of an earlier version does not say what its rules' lists were."""
+    return manifests.begin(
+        directory,
+        STAGE,
+        config,
+        Manifest,
+        today=lambda old: {"lists": config["lists"], **old},
+        extends=lambda *_: not storage.names(f"{directory}/urls"),
+    )
 
 
 def _refuse_no_rows(directory: str) -> None:
@@ -163,7 +172,8 @@ def _config(run: Run, paths: list[str]) -> manifests.Config:
     looks = {"columns", "rules", "output_format", "rows_per_shard", "image_size", "resize_mode"}
     looks |= {"resize_only_if_bigger", "encode_format", "encode_quality", "blur_boxes", "verify_hash", "opt_out"}
     lists = storage.fingerprint([(path, storage.size(path)) for path in paths])
-    return {"urls": lists, **run.ingest.model_dump(mode="json", include=looks)}
+    versions = rules.list_versions(url_lists.with_own_rules(run))
+    return {"urls": lists, "lists": versions, **run.ingest.model_dump(mode="json", include=looks)}
 
 
 def _missing(directory: str) -> list[tuple[int, str]]:

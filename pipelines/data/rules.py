@@ -30,7 +30,7 @@ from jest_core.run_file.rules import (
 )
 from jest_core.tables import SlotStatus
 
-from ..base import storage
+from ..base import manifests, storage
 from . import listed, uid_lists
 from .quantiles import thresholds
 from .shards import Shard, part_name
@@ -48,6 +48,21 @@ def load_lists(run: Run) -> dict[str, List]:
         elif isinstance(rule, SubsetRule):
             lists[_name(rule)] = subset(run.path(rule.file))
     return lists
+
+
+def list_versions(run: Run) -> dict[str, str]:
+    """What another content of the lists that the run's rules name would change: a hash of each, by rule and file."""
+    return {_name(rule): _version(rule, run) for rule in run.data.rules if isinstance(rule, DenyRule | SubsetRule)}
+
+
+def _version(rule: DenyRule | SubsetRule, run: Run) -> str:
+    path = run.path(rule.file)
+    fs, inner = storage.filesystem(path)
+    if fs.isfile(inner):
+        return hashlib.sha256(storage.read_bytes(path)).hexdigest()
+    if isinstance(rule, DenyRule) or not fs.exists(inner):
+        raise FileNotFoundError(f"the rule {rule.rule} names {rule.file}, and {path} is no file: correct it")
+    return storage.fingerprint(manifests.read(path))
 
 
 def with_thresholds(run: Run) -> Run:
@@ -136,11 +151,20 @@ def apply(
 
 
 def duplicate_keys(rule: DuplicateRule, shard: Shard, row_group: int, uids: list[str]) -> pa.Array:
-    """128-bit hashes of the columns in which duplicates agree."""
+    """What duplicates agree in: a 128-bit hash of the rule's columns. Where that is the uid alone, 64 bits more of what
+    rows with one uid should have in common: the caption and, where there is one, the URL."""
     columns = [uids if name == "uid" else _values(shard, row_group, name) for name in rule.by]
+    keys = _digests(columns, 16)
+    if rule.by != ["uid"]:
+        return pa.array(keys, pa.binary(16))
+    names = [name for name in ("caption", "url") if shard.actual(name) is not None]
+    content = _digests([_values(shard, row_group, name) for name in names], 8) if names else [bytes(8)] * len(keys)
+    return pa.array([key + rest for key, rest in zip(keys, content, strict=True)], pa.binary(24))
+
+
+def _digests(columns: Sequence[Sequence[str]], n_bytes: int) -> list[bytes]:
     joined = ("\x1f".join(values) for values in zip(*columns, strict=True))
-    digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in joined]
-    return pa.array(digests, pa.binary(16))
+    return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=n_bytes).digest() for text in joined]
 
 
 def scores_part(rule: Rule, run: Run, shard: int) -> str | None:

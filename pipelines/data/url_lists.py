@@ -45,7 +45,7 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     """
     done = storage.names(f"{directory}/urls", ".json")
     todo = [i for i in range(len(paths)) if f"{i:05d}.json" not in done]
-    text, lists = run_file.dump(run), ray.put(rules.load_lists(_with_own_rules(run)))
+    text, lists = run_file.dump(run), ray.put(rules.load_lists(with_own_rules(run)))
     jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", lists) for i in todo]
     start, left_out = ray.remote(num_cpus=1)(write_file), set[str]()
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
@@ -56,7 +56,7 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
         progress.say("ingest", f"columns that shards of pictures cannot have, left out: {', '.join(sorted(left_out))}")
 
 
-def _with_own_rules(run: Run) -> Run:
+def with_own_rules(run: Run) -> Run:
     """The run with the rules of `ingest` where those of `data` are."""
     assert run.ingest is not None
     return run.model_copy(update={"data": run.data.model_copy(update={"rules": run.ingest.rules})})
