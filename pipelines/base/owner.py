@@ -27,6 +27,7 @@ from .storage import Lost
 LEASE = 45.0  # seconds without a beat, after which an owner on another machine is replaced
 _BEATS = 4.5  # in a lease
 _LOOKS = 30  # at another owner's file, in a lease
+_owners: set[str] = set()  # by id, of this process, until they are released
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,6 +70,7 @@ class Owner:
         self._beaten = _clock()
         self._lock = threading.Lock()
         self._over = threading.Event()
+        _owners.add(self._record["id"])
 
     @property
     def token(self) -> Token:
@@ -84,7 +86,7 @@ class Owner:
             content = owner_files.content(self.directory, number)
             other = owner_files.parsed(content)
             lease = other["lease"] if other else lease
-            state = owner_files.state_of(other) if other else "unknown"
+            state = owner_files.state_of(other, _owners) if other else "unknown"
             if number == 0 or state == "gone" or still >= lease:
                 if self._create(number + 1):
                     return
@@ -139,7 +141,8 @@ class Owner:
 
     def release(self) -> None:
         self._over.set()
-        with contextlib.suppress(Lost, OSError):  # whoever comes next waits for a lease
+        _owners.discard(self._record["id"])
+        with contextlib.suppress(Exception):  # of storage that fails now: whoever comes next looks for a lease
             self.token.check()
             with self._lock:
                 self._record["released"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -80,15 +81,19 @@ def parsed(content: bytes) -> Record | None:
 def create_only(path: str, data: bytes) -> None:
     """Write a file unless there is one. Who did it is in the file, as a request that is sent again may find its own."""
     fs, inner = storage.filesystem(path)
-    try:
-        if isinstance(fs, LocalFileSystem):
-            os.makedirs(os.path.dirname(inner), exist_ok=True)
-            with open(inner, "xb", buffering=0) as file:
-                file.write(data)
-        else:
+    if not isinstance(fs, LocalFileSystem):
+        try:
             fs.pipe_file(inner, data, mode="create")
-    except Exception:  # of an object storage some kind for the status 412
-        if not storage.exists(path):
+        except Exception:  # each object storage has another kind for the status 412
+            if not storage.exists(path):
+                raise
+        return
+    os.makedirs(os.path.dirname(inner), exist_ok=True)
+    with contextlib.suppress(FileExistsError), open(inner, "xb", buffering=0) as file:
+        try:
+            file.write(data)
+        except OSError:  # a full disk
+            os.remove(inner)
             raise
 
 
@@ -146,13 +151,13 @@ def _process_state(pid: int) -> tuple[str, str]:
         return "", ""
 
 
-def state_of(record: Record) -> str:
-    """gone, runs, or unknown: what is known of another owner from here without watching it."""
+def state_of(record: Record, own: set[str]) -> str:
+    """gone, runs, or unknown: what is known of an owner from here without watching it. own: ids of this process's."""
     if record["released"]:
         return "gone"
     if record["place"] != _place():
         return "unknown"
     started, state = _process_state(record["pid"])
-    if started != record["started"]:
+    if started != record["started"] or (record["pid"] == os.getpid() and record["id"] not in own):
         return "gone"
     return "unknown" if state in ("T", "t") else "runs"

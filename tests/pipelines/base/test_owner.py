@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_an_owner_elsewhere_is_replaced_after_a_lease_without_a_beat(tmp_path, p
 
 
 def test_an_owner_elsewhere_that_is_alive_is_not_replaced(folder):
-    with owner.owned(folder, lease=LEASE) as first:
+    with owner.owned(folder, lease=5.0) as first:
         first._record["place"] = ["another boot", "pid:[1]"]
         first.beat()
         with pytest.raises(Owned, match="is being written by"):
@@ -204,6 +205,25 @@ def test_a_released_directory_has_no_owner(folder):
         with owner.owned(folder):
             storage.write_bytes(f"{folder}/file", b"")
         assert files(folder) == [f"00000{number}.json"]
+
+
+def test_a_disk_that_takes_no_more_is_an_error_and_leaves_no_owner(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            owner_files.create_only.__wrapped__(f"{tmp_path}/owner/000001.json", b"x")  # without retries
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(str(tmp_path)) == []
+
+
+def test_a_directory_that_this_process_could_not_release_is_its_own_again(tmp_path):
+    with owner.owned(str(tmp_path), lease=1000) as first:
+        first._write = lambda: (_ for _ in ()).throw(OSError("storage that fails now"))
+    assert not storage.read_json(f"{tmp_path}/owner/000001.json")["released"]
+    with owner.owned(str(tmp_path)):
+        assert files(str(tmp_path)) == ["000002.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": 1}'])
