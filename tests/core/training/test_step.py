@@ -14,7 +14,7 @@ from jest_core.examples.preprocess import resize
 from jest_core.examples.super_batch import Examples
 from jest_core.models import sharding, towers
 from jest_core.training import optim
-from jest_core.training.forward import TrainingPass
+from jest_core.training.forward import TrainingPass, replicated
 from jest_core.training.step import Learner, train_step
 from tests.conftest import RUN
 from tests.processes import run_learners
@@ -75,7 +75,7 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
         lambda table: prepare(table, pair),
         group,
         optimizer=optimizer,
-        wrapped=trained if alone else torch.nn.parallel.DistributedDataParallel(trained),
+        wrapped=trained if alone else replicated(trained),
     )
 
 
