@@ -21,6 +21,7 @@ from jest_core.models.towers import Towers
 from jest_core.run_file import Run
 from jest_core.selection.arguments import Diverged
 from jest_core.training import optim
+from jest_core.training.bad_pictures import TooManyBad
 from jest_core.training.forward import TrainingPass, replicated
 from jest_core.training.step import Learner, StepResult, train_step
 
@@ -123,11 +124,12 @@ class _Loop:
         return sub_batches.stream(self.run, self.source, self.learner.towers, **place)
 
     def train(self, super_batch: Examples, wait_seconds: float) -> None:
-        """One step: select, update and log. Raises Diverged where the update is not sound."""
+        """One step: select, update and log. Raises Diverged where the update is not sound, TooManyBad where the data is
+        not."""
         began = time.perf_counter()
         try:
             result = _sound(self.run, train_step(self.learner, super_batch, self.step))
-        except Diverged as error:
+        except (Diverged, TooManyBad) as error:
             failed = f"{self.directory}/failed"
             self.board.fail(f"step {self.step}: {error}; {failed} has the examples of its super-batch")
             storage.write_table(f"{failed}/step-{self.step:08d}-{self.rank}.parquet", super_batch.identities())

@@ -63,11 +63,8 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     run_directory.claim(run)  # after all checks: it marks a finished run that is made longer as not complete
     _fit(run, directory, label, in_process=in_process)
     lines = metrics_line.read(directory)
-    seen, trained, seconds = (
-        run.n_steps * run.super_batch_size,
-        run.n_steps * run.sub_batch_size,
-        lines[-1]["jest/seconds"],
-    )
+    last = lines[-1]
+    seen, trained, seconds = last["jest/samples_seen"], last["jest/samples_trained"], last["jest/seconds"]
     begun = {"stage": "train", "complete": True, "config": run_file.identity(run)}
     results = {"steps": run.n_steps, "examples_seen": seen, "examples_trained": trained, "seconds": seconds, **costs}
     finished = manifests.finish(directory, begun | results)
