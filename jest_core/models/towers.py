@@ -147,12 +147,18 @@ class Towers:
 @lru_cache(maxsize=4)
 def outline(name: str, given_context_length: int | None = None) -> Any:
     """An open_clip model without weights, on PyTorch's meta device, to count parameters and FLOPs with."""
+    # in training mode PyTorch's FLOP counter fails on attention pooling
+    return without_weights(name, given_context_length).eval().requires_grad_(False)
+
+
+def without_weights(name: str, given_context_length: int | None = None) -> Any:
+    """An open_clip model on PyTorch's meta device, in training mode."""
     options = {"load_weights": False, "output_dict": True, "device": "meta"}
     length = configurations.context_length(name, given_context_length)
     with torch.device("meta"), _warnings_off():
         model = open_clip.create_model(name, force_context_length=length, **options)
     flexible.make_flexible(model.visual)
-    return model.eval().requires_grad_(False)  # in training mode PyTorch's FLOP counter fails on attention pooling
+    return model.train()
 
 
 def create(name: str, *, seed: int, pretrained: str | None = None, inputs: Inputs | None = None) -> Towers:

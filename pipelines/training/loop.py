@@ -21,7 +21,8 @@ from jest_core.models.towers import Towers
 from jest_core.run_file import Run
 from jest_core.selection.arguments import Diverged
 from jest_core.training import optim
-from jest_core.training.forward import TrainingPass
+from jest_core.training.bad_pictures import TooManyBad
+from jest_core.training.forward import TrainingPass, replicated
 from jest_core.training.step import Learner, StepResult, train_step
 
 from ..base import checkpoints, cluster, storage
@@ -126,11 +127,12 @@ class _Loop:
         return sub_batches.stream(self.run, self.source, self.learner.towers, **place)
 
     def train(self, super_batch: Examples, wait_seconds: float) -> None:
-        """One step: select, update and log. Raises Diverged where the update is not sound."""
+        """One step: select, update and log. Raises Diverged where the update is not sound, TooManyBad where the data is
+        not."""
         began = time.perf_counter()
         try:
             result = _sound(self.run, train_step(self.learner, super_batch, self.step))
-        except Diverged as error:
+        except (Diverged, TooManyBad) as error:
             failed = f"{self.directory}/failed"
             led_to_it = f"; the checkpoint after step {self.step} has the weights that led to it"
             self.board.fail(
@@ -261,12 +263,11 @@ def _create(
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
-    trained: torch.nn.Module = TrainingPass(pair, run, group)
-    if group is not None and not pair.sharded:  # no buffer of a tower changes: batch norm is refused
-        trained = torch.nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
+    trained = TrainingPass(pair, run, group)
+    alone = group is None or pair.sharded
     decoders = max(1, cluster.n_cores() // place.n_here)
     selector = sub_batches.selector(run, source, pair, group, ThreadPoolExecutor(decoders), reference)
-    return Learner(**vars(selector), optimizer=optimizer, wrapped=trained)
+    return Learner(**vars(selector), optimizer=optimizer, wrapped=trained if alone else replicated(trained))
 
 
 def start_from(run: Run, pair: Towers) -> None:

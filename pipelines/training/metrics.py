@@ -94,11 +94,17 @@ class Journal:
     def add(self, result: StepResult, step: int, times: dict[str, float]) -> None:
         """A finished step; times: seconds by part, `batch` all of it."""
         self.seconds += times["batch"]
-        line = metrics(self._run, result, step, self.seconds, times, self._costs)
+        trained = self._trained() + result.summary["n_selected"]
+        line = metrics(self._run, result, step, trained, self.seconds, times, self._costs)
         self._lines.append(json.dumps(line))
         self._recent.append(line)
         self._trackers.log(step, line)
         self._board.put(step, bottleneck.note(self._recent))
+
+    def _trained(self) -> int:
+        """Examples trained on so far: a uniform step leaves out pictures that do not decode."""
+        trained: int = json.loads(self._lines[-1])["jest/samples_trained"] if self._lines else 0
+        return trained
 
     def add_evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Put an evaluation's scores, made after the last step, on that step's line."""
@@ -142,12 +148,18 @@ def step_costs(run: Run) -> dict[str, float]:
 
 
 def metrics(
-    run: Run, result: StepResult, step: int, seconds: float, times: dict[str, float], costs: dict[str, float]
+    run: Run,
+    result: StepResult,
+    step: int,
+    trained: int,
+    seconds: float,
+    times: dict[str, float],
+    costs: dict[str, float],
 ) -> MetricsLine:
     """One line of metrics.jsonl.
 
-    seconds: of all steps so far. times: seconds of the step by part; `batch` is all of it, and `checkpoint` is for how
-    long the checkpoint before it kept the loop. costs: those of `step_costs`.
+    trained: examples trained on so far. seconds: of all steps so far. times: seconds of the step by part; `batch` is
+    all of it, and `checkpoint` is for how long the checkpoint before it kept the loop. costs: those of `step_costs`.
     """
     parts = dict(times)
     batch = parts.pop("batch")
@@ -160,10 +172,10 @@ def metrics(
         "train/logit_bias": optimisation["logit_bias"],
         "train/data_time": times["wait"],
         "train/batch_time": batch,
-        "train/samples_per_second": run.sub_batch_size / batch,
+        "train/samples_per_second": summary["n_selected"] / batch,
         "jest/gradient_norm": optimisation["gradient_norm"],
         "jest/samples_seen": step * run.super_batch_size,
-        "jest/samples_trained": step * run.sub_batch_size,
+        "jest/samples_trained": trained,
         "jest/flops": step * costs["flops_step"],
         "jest/flops_score": step * costs["flops_score"],
         "jest/flops_ref": step * costs["flops_reference"],

@@ -105,6 +105,7 @@ class SubBatches:
                 "step": self.step,
                 "seconds": 0.0,
                 "log_parts": self._log.commit(self._log.take()),
+                "open_clip_config": configurations.open_clip_config(self.pair.name, self.pair.inputs),
             }
             if self._reference is not None:
                 state["reference"] = self._reference.record

@@ -65,11 +65,8 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     run_directory.claim(run)  # after all checks: it marks a finished run that is made longer as not complete
     _fit(run, owner.claim(directory), label, in_process=in_process)
     lines = metrics_line.read(directory)
-    seen, trained, seconds = (
-        run.n_steps * run.super_batch_size,
-        run.n_steps * run.sub_batch_size,
-        lines[-1]["jest/seconds"],
-    )
+    last = lines[-1]
+    seen, trained, seconds = last["jest/samples_seen"], last["jest/samples_trained"], last["jest/seconds"]
     begun = {"stage": "train", "complete": True, "config": run_file.identity(run)}
     results = {"steps": run.n_steps, "examples_seen": seen, "examples_trained": trained, "seconds": seconds, **costs}
     finished = manifests.finish(directory, begun | results)
@@ -89,12 +86,16 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     outlines.refuse_resolutions(run)
+    outlines.refuse_hidden_state(run.model)
     loop.start_from(run, pair)  # a checkpoint that does not fit is refused here, not in every learner
     if run.training.activation_checkpointing:
         pair.checkpoint_activations()
     costs = step_costs(run)
     if note := _untrained_resolution(pair, run):
         progress.say(label, note)
+    for warning in (outlines.untrained_parameters(run.model), _unfinished_warmup(run)):
+        if warning:
+            progress.warn(label, warning)
     storage.write_bytes(f"{directory}/run.yaml", run_file.dump(run).encode())
     selects = f" selection by {run.selection.criterion}" * run.selection.selects
     reached = (checkpoints.steps(directory) or [0])[-1]
@@ -121,6 +122,17 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
     return (
         f"scores at {scored.image_size} pixels{patches} and never trains at that, so that its scores are poor: set "
         "training.low_resolution to the same size"
+    )
+
+
+def _unfinished_warmup(run: Run) -> str | None:
+    """A warning where the run ends before its learning rate has reached its peak."""
+    warmup = run.training.warmup_steps
+    if warmup <= run.n_steps:
+        return None
+    return (
+        f"training.warmup_steps {warmup} is more than the {run.n_steps} steps of the run, whose learning rate ends at "
+        f"{run.n_steps / warmup:.2g} of training.learning_rate: lower the one, or train more examples"
     )
 
 
