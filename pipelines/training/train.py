@@ -123,7 +123,8 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
 
 
 def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
-    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail."""
+    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail, and ValueError
+    where they would fail again."""
     from ..base import checkpoints
     from . import loop
 
@@ -171,16 +172,14 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
             look()
     last = board.get()
     if last.failure:
-        raise RuntimeError(f"the run stopped: {last.failure}")
+        raise ValueError(f"the run stopped: {last.failure}")  # the same command would come to the same step
     if not failure and stopping.is_set() and last.step < run.n_steps:
         progress.say(
             label, f"SIGTERM: stopped with a checkpoint after step {last.step}; the same command goes on from it"
         )
         raise SystemExit(128 + signal.SIGTERM)
     if failure:
-        raise RuntimeError(
-            f"the learners failed; {directory} keeps what they finished, and the same command goes on from there"
-        ) from failure[0]
+        raise RuntimeError(f"the learners failed; {directory} keeps what they finished") from failure[0]
 
 
 def _give_up(over: threading.Event) -> None:
