@@ -71,7 +71,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     begun = {"stage": "train", "complete": True, "config": run_file.identity(run)}
     results = {"steps": run.n_steps, "examples_seen": seen, "examples_trained": trained, "seconds": seconds, **costs}
     finished = manifests.finish(directory, begun | results)
-    progress.say(label, bottleneck.limit(lines))
+    progress.say(label, bottleneck.limit(lines, gpus=run.training.gpus_per_learner))
     progress.say(label, f"{trained:,} examples trained of {seen:,} seen, {seconds:.0f} s in steps")
     return cast(TrainManifest, finished)
 
