@@ -70,7 +70,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     begun = {"stage": "train", "complete": True, "config": run_file.identity(run)}
     results = {"steps": run.n_steps, "examples_seen": seen, "examples_trained": trained, "seconds": seconds, **costs}
     finished = manifests.finish(directory, begun | results)
-    progress.say(label, bottleneck.limit(lines))
+    progress.say(label, bottleneck.limit(lines, gpus=run.training.gpus_per_learner))
     progress.say(label, f"{trained:,} examples trained of {seen:,} seen, {seconds:.0f} s in steps")
     return cast(TrainManifest, finished)
 
@@ -137,7 +137,8 @@ def _unfinished_warmup(run: Run) -> str | None:
 
 
 def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
-    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail.
+    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail, and ValueError
+    where they would fail again.
 
     here: the owner of the run directory; the learners stop where that is another process now.
     """
@@ -190,16 +191,14 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
         raise failure[0]
     last = board.get()
     if last.failure:
-        raise RuntimeError(f"the run stopped: {last.failure}")
+        raise ValueError(f"the run stopped: {last.failure}")  # the same command would come to the same step
     if not failure and stopping.is_set() and last.step < run.n_steps:
         progress.say(
             label, f"SIGTERM: stopped with a checkpoint after step {last.step}; the same command goes on from it"
         )
         raise SystemExit(128 + signal.SIGTERM)
     if failure:
-        raise RuntimeError(
-            f"the learners failed; {directory} keeps what they finished, and the same command goes on from there"
-        ) from failure[0]
+        raise RuntimeError(f"the learners failed; {directory} keeps what they finished") from failure[0]
 
 
 def _give_up(over: threading.Event) -> None:

@@ -196,7 +196,7 @@ def test_flexijest_on_two_learners_equals_flexijest_on_one(one_and_two, name: st
 )
 def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[str], why: str, in_process: bool):
     run = other_dir(prepared, "diverged", "training.checkpoint_every_steps=1", *more)
-    with pytest.raises(RuntimeError, match=why) as raised:
+    with pytest.raises(ValueError, match=why) as raised:
         train.run_stage(run, in_process=in_process)
     directory = run.path("diverged")
     (name,) = storage.names(f"{directory}/failed")
@@ -267,7 +267,7 @@ def test_a_full_disk_ends_the_run_without_partial_files(prepared, monkeypatch):
             train.run_stage(full, in_process=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "the same command goes on from there" in str(raised.value)
+    assert f"{directory} keeps what they finished" in str(raised.value)
     assert "File too large" in str(raised.value.__cause__)
     assert not checkpoints.steps(directory)
     assert not [name for name in storage.names(f"{directory}/checkpoints") if name.endswith(".tmp")]
