@@ -56,7 +56,7 @@ class Journal:
             return []
         there = metrics_line.by_step(self._directory)
         if lost := sorted(set(range(1, step + 1)) - there.keys()):
-            there |= self._made_again(lost, {step: seconds})
+            there |= self._made_again(lost, there, {step: seconds})
             self._board.tell(
                 f"{path} has lost the lines of {len(lost):,} of {step:,} steps (the first is step {lost[0]:,}): made "
                 "again from the selection log, without what only they had, as times and learning rates"
@@ -65,31 +65,26 @@ class Journal:
         self.write(_text(lines))
         return lines
 
-    def _made_again(self, steps: list[int], seconds: dict[int, float]) -> dict[int, MetricsLine]:
-        """The lines of steps as far as the selection log says them; seconds: of so many steps, where that is known."""
+    def _made_again(
+        self, steps: list[int], there: dict[int, MetricsLine], seconds: dict[int, float]
+    ) -> dict[int, MetricsLine]:
+        """The lines of steps, ascending, as far as the selection log says them; there: the other lines; seconds: of so
+        many steps, where that is known."""
         logged: dict[int, Summary] = {}
         with contextlib.suppress(Damaged, FileNotFoundError):
             logged = {row["step"] + 1: row for row in selection_log.read_steps(self._directory).to_pylist()}
         nothing = cast(Summary, dict.fromkeys(Summary.__annotations__, math.nan))
-        summaries = {step: logged.get(step, nothing) for step in steps}
-        return {
-            step: metrics(
-                self._run,
-                StepResult(
-                    tables.SELECTION.empty_table(),
-                    tables.BAD_ROWS.empty_table(),
-                    summary,
-                    {**_NO_UPDATE, "loss": summary["loss"]},
-                    {},
-                    {},
-                ),
-                step,
-                seconds.get(step, math.nan),
-                {"wait": math.nan, "batch": math.nan},
-                self._costs,
-            )
-            for step, summary in summaries.items()
-        }
+        made: dict[int, MetricsLine] = {}
+        for step in steps:
+            summary = logged.get(step, nothing)
+            before = made.get(step - 1) or there.get(step - 1)
+            trained = before["jest/samples_trained"] if before else 0
+            trained += summary["n_selected"] if step in logged else self._run.sub_batch_size
+            update: Optimisation = {**_NO_UPDATE, "loss": summary["loss"]}
+            result = StepResult(tables.SELECTION.empty_table(), tables.BAD_ROWS.empty_table(), summary, update, {}, {})
+            times = {"wait": math.nan, "batch": math.nan}
+            made[step] = metrics(self._run, result, step, trained, seconds.get(step, math.nan), times, self._costs)
+        return made
 
     def add(self, result: StepResult, step: int, times: dict[str, float]) -> None:
         """A finished step; times: seconds by part, `batch` all of it."""
