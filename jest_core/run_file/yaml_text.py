@@ -43,7 +43,7 @@ def read(text: str, source: str) -> Any:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except RecursionError:
         raise ValueError(f"{source} has brackets within brackets, hundreds deep: remove them") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number that Python does not read
+    except Exception as error:  # of many types: a number that Python does not read, `!!bool x`, `!!timestamp x`
         raise ValueError(f"{source} is not YAML: {str(error).replace('<unicode string>', source)}") from error
     if _count(value, {}) > _MOST_VALUES:
         raise ValueError(

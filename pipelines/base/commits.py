@@ -43,9 +43,10 @@ def _lines(path: str) -> list[Commit]:
     for line in lines:
         try:
             first, last = steps_of(line["part"])
+            is_next = first == step and line["step"] == last + 1  # each part begins where the one before it ends
         except (TypeError, LookupError, ValueError, AttributeError):
-            return []
-        if first != step or line["step"] != last + 1:  # each part begins where the one before it ends
+            is_next = False
+        if not is_next:
             return []
         step = last + 1
     return lines

@@ -46,12 +46,12 @@ class ParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.path = path
         with _named(path):
-            tail, is_sealed = _tail(file)
+            tail = _tail(file)
             super().__init__(
                 file,
                 metadata=pq.read_metadata(pa.BufferReader(tail)),
                 pre_buffer=True,
-                page_checksum_verification=is_sealed,
+                page_checksum_verification=True,  # where a page has one, also in files of others
             )
 
     def read(self, *args: Any, **options: Any) -> pa.Table:
@@ -63,8 +63,8 @@ class ParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
             return super().read_row_group(i, *args, **options)
 
 
-def _tail(file: BinaryIO) -> tuple[bytes, bool]:
-    """The end of a Parquet file with its footer, and whether it is sealed. Raises ArrowInvalid where they differ."""
+def _tail(file: BinaryIO) -> bytes:
+    """The end of a Parquet file with its footer. Raises ArrowInvalid where the footer is not the one of its digest."""
     size = file.seek(0, io.SEEK_END)
     tail = _last(file, min(size, _TAIL))
     wanted = _footer_bytes(tail) + _SEAL_BYTES
@@ -74,7 +74,7 @@ def _tail(file: BinaryIO) -> tuple[bytes, bool]:
     is_sealed = len(tail) >= wanted and seal.startswith(_SEAL)
     if is_sealed and seal != _SEAL + hashlib.sha256(footer).digest():
         raise pa.ArrowInvalid("its footer is not the one that was written")
-    return tail, is_sealed
+    return tail
 
 
 def _last(file: BinaryIO, n: int) -> bytes:

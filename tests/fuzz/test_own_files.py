@@ -67,7 +67,9 @@ def test_cache_parts(tmp_path: Path):
     storage.write_table(f"{place.directory}/row_groups.parquet", pa.Table.from_pylist(groups, schema=tables.ROW_GROUPS))
     rng = np.random.default_rng(0)
     columns = {"uid": UIDS, "row": np.arange(n), "status": ["ok"] * n}
-    columns |= {f"{side}_embedding": blocks.pack(rng.normal(size=(n, width))) for side in ("image", "text")}
+    for side in ("image", "text"):
+        embeddings = rng.normal(size=(n, width))
+        columns[f"{side}_embedding"] = blocks.pack(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
     columns |= {name: rng.normal(size=n) for name in ("matched_pair_loss", "cosine")}
     embedded, fragments = pa.table(columns).cast(tables.score_cache(width)), list[parts.Fragment]()
     for g in range(len(GROUPS)):

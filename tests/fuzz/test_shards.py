@@ -16,7 +16,7 @@ import pytest
 from numpy.random import Generator
 
 from pipelines.data.layouts import open_shard
-from pipelines.data.tars import write_index
+from pipelines.data.tar_index import write_index
 from tests import layouts
 from tests.fuzz.harness import fuzz, mutated, one_of, read_or_refused, same_or_refused
 from tests.layouts import Pair
