@@ -29,7 +29,11 @@ from .integrity import ParquetFile, seal
 # An I/O error is retried with backoff for about a minute in all, and then raised. Errors that another try cannot help
 # are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key.
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
-_LASTING = (ValueError, TypeError, LookupError, AssertionError, FileNotFoundError, PermissionError, MemoryError)
+_LASTING = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, ImportError, MemoryError),
+    *(NotImplementedError, RecursionError),  # Arrow's, of a column that it cannot convert; of data that is nested deep
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+)
 
 
 class Lost(RuntimeError):

@@ -121,7 +121,7 @@ def verify_cache(run: Run, n_pairs: int = 256) -> None:
         columns = ["status", "image_embedding", "text_embedding", "matched_pair_loss"]
         cached = score_cache.read(directory, place, number, place.rows(number)[0], columns)
         cached = cached.take(pa.array(group.rows[picked]))
-        pixels, status = reference.view.batch(group.images.take(pa.array(picked)).to_pylist())
+        pixels, status = reference.view.batch(group.images(picked))
         if cached["status"].to_pylist() != tables.status_labels(status):
             raise ValueError(
                 f"{place.path}, row group {number}: other pictures decode than in {directory}; score it again into a "
