@@ -101,8 +101,8 @@ class Ingest(Part):
     """Largest picture that is downloaded, in bytes."""
 
     max_pixels: Annotated[PositiveInt, Unit("pixels")] = 89_478_485
-    """Largest picture that is decoded, width times height as its header says; and the largest that one is enlarged to.
-    An opaque picture of this size takes 0.3 GB while it is resized, one with transparency up to 6 GB."""
+    """Largest picture that is decoded, width times height as its header says; and the largest that one is enlarged
+    to."""
 
     retries: NonNegativeInt = 0
     """How often a failed request is repeated at once. `jest ingest --retry-failed` tries again later."""

@@ -37,7 +37,8 @@ class Description(TypedDict):
     bytes: size of the shard's file. rows: of the shard. fingerprint: SHA-256 in hex of its size, its number of rows and
     its uids in order. counts: rows that are kept, and rows that each rule dropped. group_rows: rows of each row group.
     group_slots: sum of the multiplicities of each row group. notes: what is unusual in the shard -> how often it is,
-    and an example; absent before 0.1.0.
+    and an example. named: rows that each deny-list or subset names, by its name in rules.load_lists. Both are absent
+    before 0.1.0.
     """
 
     bytes: int
@@ -47,6 +48,7 @@ class Description(TypedDict):
     group_rows: list[int]
     group_slots: list[int]
     notes: NotRequired[dict[str, tuple[int, str]]]
+    named: NotRequired[dict[str, int]]
 
 
 class _Item(TypedDict):
@@ -77,7 +79,8 @@ def write_missing(run: Run, places: Sequence[Place], parent: str | None) -> dict
     import ray
     import ray.data
 
-    lists = {name: ray.put(entries) for name, entries in rules.load_lists(run).items()}
+    loaded = rules.load_lists(run)
+    lists = {name: ray.put(entries) for name, entries in loaded.items()}
     written = set(storage.names(places[0].part_path.rpartition("/")[0], ".parquet")) if places else set()
     items: list[_Item] = [{"place": place, "done": place.part_path.rpartition("/")[2] in written} for place in places]
     stage = ray.data.from_items(items, override_num_blocks=min(len(items), 1000)).map(
@@ -89,6 +92,9 @@ def write_missing(run: Run, places: Sequence[Place], parent: str | None) -> dict
             descriptions[row["number"]] = json.loads(row["description"])
             advance(1)
     _say_notes(run, descriptions)
+    if all("named" in description for description in descriptions.values()):
+        named = sum((Counter(description["named"]) for description in descriptions.values()), Counter[str]())
+        rules.say_unused("catalogue", loaded, named, sum(description["rows"] for description in descriptions.values()))
     return descriptions
 
 
@@ -130,16 +136,24 @@ def _write_shard(
         shard = place.open(run.data.columns)
         entries = {name: ray.get(reference) for name, reference in lists.items()}
         before = replace(place, directory=parent) if parent else None
-        groups = [_apply(run, place, shard, i, entries, before) for i in range(len(shard.row_group_sizes))]
+        named = Counter[str]()
+        groups = [_apply(run, place, shard, i, entries, before, named) for i in range(len(shard.row_group_sizes))]
         notes = _notes(run, shard, groups) if parent is None else {}
-        write(place.part_path, groups, shard.row_group_sizes, size, notes)
+        write(place.part_path, groups, shard.row_group_sizes, size, notes, named)
     return {"number": place.number, "description": json.dumps(describe(place.part_path))}
 
 
 def _apply(
-    run: Run, place: Place, shard: Shard, row_group: int, lists: Mapping[str, rules.List], parent: Place | None
+    run: Run,
+    place: Place,
+    shard: Shard,
+    row_group: int,
+    lists: Mapping[str, rules.List],
+    parent: Place | None,
+    named: Counter[str],
 ) -> pa.Table:
-    """The rows of a row group as the part has them; `dropped_by` names the first rule that drops a row."""
+    """The rows of a row group as the part has them; `dropped_by` names the first rule that drops a row. Adds to
+    `named` what the description of the part has of it."""
     if parent is None:
         uids = shard.uids(row_group)
         multiplicity = np.ones(len(uids), dtype=np.int64)
@@ -150,6 +164,7 @@ def _apply(
         dropped = np.array(part["dropped_by"].to_pylist(), dtype=object)
     for rule in run.data.rules:
         times = rules.apply(rule, shard, row_group, uids, lists, rules.scores_part(rule, run, place.number))
+        rules.count_named(rule, times, named)
         dropped[(times == 0) & (multiplicity > 0)] = rule.rule
         multiplicity = multiplicity * times
     columns = {"uid": uids, "dropped_by": dropped.tolist(), "multiplicity": multiplicity}
@@ -195,9 +210,10 @@ def write(
     row_group_sizes: list[int],
     size: int,
     notes: dict[str, tuple[int, str]] | None = None,
+    named: Mapping[str, int] | None = None,
 ) -> Description:
     """Write a part with its description in its metadata; returns the description. size: bytes of the shard's file.
-    notes: as in Description."""
+    notes, named: as in Description."""
     table = pa.concat_tables(groups) if groups else tables.CATALOGUE.empty_table()
     uids = table["uid"].to_pylist()
     counts = Counter(KEPT if rule is None else rule for rule in table["dropped_by"].to_pylist())
@@ -209,6 +225,7 @@ def write(
         "group_rows": row_group_sizes,
         "group_slots": [int(pc.sum(group["multiplicity"]).as_py() or 0) for group in groups],
         "notes": notes or {},
+        "named": dict(named or {}),
     }
     table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(description).encode()})
     storage.write_table(part, table, row_group_sizes)

@@ -104,7 +104,9 @@ def _drop(repeats: pa.Table, directory: str) -> pa.Table:
         table = table.set_column(table.schema.get_field_index(name), name, column)
     starts = np.cumsum([0, *old["group_rows"]]).tolist()
     groups = [table.slice(start, size) for start, size in zip(starts, old["group_rows"], strict=False)]
-    description = catalogue_parts.write(path, groups, old["group_rows"], old["bytes"], old.get("notes"))
+    description = catalogue_parts.write(
+        path, groups, old["group_rows"], old["bytes"], old.get("notes"), old.get("named")
+    )
     return pa.table(
         {
             "shard": [number],

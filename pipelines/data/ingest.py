@@ -199,16 +199,17 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
 
 def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: int) -> Stats:
     """Fetch one shard into a local folder, then copy it to the storage, its statistics last."""
+    spec = run_file.load(run_text).ingest
+    assert spec is not None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    # Of formats that Pillow does not know; OpenCV reads it when it is imported
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(spec.max_pixels)
     from img2dataset.blurrer import BoundingBoxBlurrer
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import ParquetSampleWriter, WebDatasetSampleWriter
 
-    spec = run_file.load(run_text).ingest
-    assert spec is not None
     rows = storage.retried(storage.open_parquet)(f"{directory}/urls/{name}").read()
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(spec.max_pixels)  # also of formats that Pillow does not know
     resizer = Resizer(
         spec.image_size,
         spec.resize_mode,
@@ -295,5 +296,6 @@ def _reasons(stats: Stats) -> Counter[str]:
 def _reason(message: str) -> str:
     """img2dataset's message on a picture, without what differs between pictures, so that equal ones can be counted."""
     text = re.sub(r"<urlopen error (.*)>", r"\1", message)
+    text = re.sub(r"OpenCV.*CV_IO_MAX_IMAGE_PIXELS.*", "more pixels than ingest.max_pixels", text, flags=re.DOTALL)
     text = re.sub(r"(control characters\.) .*|(?<=in position )\d+(-\d+)?| ?\(?_ssl\.c:\d+[):]", r"\1", text)
     return re.sub(r"<(\S+) object at 0x[0-9a-f]+>", r"\1", text).strip()[:80]

@@ -4,6 +4,7 @@ A new rule has its class in `jest_core/run_file/rules.py` and its case in `apply
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
@@ -30,7 +31,7 @@ from jest_core.run_file.rules import (
 )
 from jest_core.tables import SlotStatus
 
-from ..base import manifests, storage
+from ..base import manifests, progress, storage
 from . import listed, uid_lists
 from .quantiles import thresholds
 from .shards import Shard, part_name
@@ -79,6 +80,21 @@ def with_thresholds(run: Run) -> Run:
         for rule in run.data.rules
     ]
     return run.model_copy(update={"data": run.data.model_copy(update={"rules": rules})})
+
+
+def count_named(rule: Rule, times: Multiplicity, named: Counter[str]) -> None:
+    """Add the rows that a rule's list names, of those whose multiplicity by this rule alone is given, to `named`, under
+    the list's name in `load_lists`."""
+    if isinstance(rule, DenyRule | SubsetRule):
+        named[_name(rule)] += int(np.count_nonzero((times == 0) if isinstance(rule, DenyRule) else times))
+
+
+def say_unused(stage: str, lists: Mapping[str, List], named: Counter[str], n_rows: int) -> None:
+    """Say which lists name none of the rows that a stage read."""
+    for name, entries in lists.items():
+        if n_rows and not named[name]:
+            size = entries.shape[-1]
+            progress.warn(stage, f"rule {name}: none of the list's {size:,} entries is among the {n_rows:,} rows")
 
 
 def _name(rule: DenyRule | SubsetRule) -> str:

@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -38,6 +39,16 @@ class _Retry(TypedDict):
     lists: int
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a file of metadata had. left_out: columns whose values JSON cannot hold. named: rows that each deny-list or
+    subset names."""
+
+    rows: int
+    left_out: set[str]
+    named: Counter[str]
+
+
 def write(run: Run, directory: str, paths: list[str]) -> None:
     """Write the lists of each file of metadata: the rows that the rules keep, rows_per_shard in each list.
 
@@ -45,13 +56,18 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     """
     done = storage.names(f"{directory}/urls", ".json")
     todo = [i for i in range(len(paths)) if f"{i:05d}.json" not in done]
-    text, lists = run_file.dump(run), ray.put(rules.load_lists(with_own_rules(run)))
-    jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", lists) for i in todo]
-    start, left_out = ray.remote(num_cpus=1)(write_file), set[str]()
+    text, lists = run_file.dump(run), rules.load_lists(with_own_rules(run))
+    there = ray.put(lists)
+    jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", there) for i in todo]
+    start, left_out, named, n_rows = ray.remote(num_cpus=1)(write_file), set[str](), Counter[str](), 0
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
-        for names_left_out in in_parallel.ray_tasks(start.remote, jobs, cluster.n_workers(0)):
-            left_out |= names_left_out
+        for written in in_parallel.ray_tasks(start.remote, jobs, cluster.n_workers(0)):
+            left_out |= written.left_out
+            named += written.named
+            n_rows += written.rows
             advance(1)
+    if len(todo) == len(paths):
+        rules.say_unused("ingest", lists, named, n_rows)
     if left_out:
         progress.say("ingest", f"columns that shards of pictures cannot have, left out: {', '.join(sorted(left_out))}")
 
@@ -62,15 +78,15 @@ def with_own_rules(run: Run) -> Run:
     return run.model_copy(update={"data": run.data.model_copy(update={"rules": run.ingest.rules})})
 
 
-def write_file(run_text: str, path: str, prefix: str, lists: Mapping[str, rules.List]) -> set[str]:
-    """Write the lists of one file of metadata, as prefix-NNNNN.parquet and prefix.json; returns the names of columns
-    that are left out, as JSON cannot hold their values. lists: that the rules name, as rules.load_lists reads them."""
+def write_file(run_text: str, path: str, prefix: str, lists: Mapping[str, rules.List]) -> Written:
+    """Write the lists of one file of metadata, as prefix-NNNNN.parquet and prefix.json. lists: that the rules name, as
+    rules.load_lists reads them."""
     spec = run_file.load(run_text).ingest
     assert spec is not None
     audit = Counter(dict.fromkeys(("kept", "url"), 0))
     shard = open_shard(path, spec.columns)
     others = _others(shard)
-    left_out: set[str] = set()
+    left_out, named = set[str](), Counter[str]()
 
     def kept() -> Iterator[pa.Table]:
         for row_group in range(len(shard.row_group_sizes)):
@@ -80,7 +96,9 @@ def write_file(run_text: str, path: str, prefix: str, lists: Mapping[str, rules.
             keep = np.array([bool(re.match("https?://", url, re.IGNORECASE)) for url in urls], dtype=bool)
             audit["url"] += int((~keep).sum())
             for rule in spec.rules:
-                by_rule = rules.apply(rule, shard, row_group, rows["uid"].to_pylist(), lists) > 0
+                times = rules.apply(rule, shard, row_group, rows["uid"].to_pylist(), lists)
+                rules.count_named(rule, times, named)
+                by_rule = times > 0
                 audit[rule.rule] += int((keep & ~by_rule).sum())
                 keep &= by_rule
             audit["kept"] += int(keep.sum())
@@ -88,7 +106,7 @@ def write_file(run_text: str, path: str, prefix: str, lists: Mapping[str, rules.
 
     _write_tables(kept(), prefix, spec.rows_per_shard)
     storage.write_json(f"{prefix}.json", dict(audit))
-    return left_out
+    return Written(sum(shard.row_group_sizes), left_out, named)
 
 
 def read_audit(directory: str) -> dict[str, int]:

@@ -128,7 +128,7 @@ def test_rules_that_keep_nothing_are_an_error_and_claim_nothing(make_run, shards
     assert catalogue.run_stage(make_run("x", "data.rules=[]", source=other)).manifest["counts"] == {"kept": 5}
 
 
-def test_a_catalogue_is_of_its_lists_as_they_were(make_run, shards, tmp_path):
+def test_a_catalogue_is_of_its_lists_as_they_were(make_run, shards, tmp_path, capsys):
     source = copies(shards, tmp_path / "s", {0: list(range(5))})
     uids = pq.read_table(f"{source}/00000.parquet")["uid"].to_pylist()
     run = make_run("x", f"data.rules=[{{rule: deny, file: {tmp_path}/deny.txt}}]", source=source)
@@ -137,12 +137,28 @@ def test_a_catalogue_is_of_its_lists_as_they_were(make_run, shards, tmp_path):
     (tmp_path / "deny.txt").write_text(uids[0])
     listing = catalogue.run_stage(run)
     assert listing.manifest["counts"]["deny"] == 1
+    assert "none of the list" not in capsys.readouterr().out
     (tmp_path / "deny.txt").write_text("\n".join(uids[:2]))
     with pytest.raises(ValueError, match=r"another configuration \(lists: there"):
         catalogue.run_stage(run)
     config = {name: value for name, value in listing.manifest["config"].items() if name != "lists"}
     storage.write_json(f"{listing.directory}/manifest.json", {**listing.manifest, "config": config})
     assert catalogue.run_stage(run).manifest["counts"]["deny"] == 1  # one of an earlier version, which did not say
+
+
+def test_a_list_that_names_no_row_is_said(make_run, shards, tmp_path, capsys):
+    """Also beside one that names some, and where another rule drops these first."""
+    source = copies(shards, tmp_path / "s", {0: list(range(5)), 1: list(range(5, 9))})
+    uids = pq.read_table(f"{source}/00001.parquet")["uid"].to_pylist()
+    (tmp_path / "some.txt").write_text(f"{uids[0]}\n")
+    (tmp_path / "other.txt").write_text(f"{'f' * 32}\n{'e' * 32}\n")
+    texts = [f"{{rule: deny, file: {tmp_path}/{name}.txt}}" for name in ("some", "other")]
+    texts = [f"{{rule: subset, file: {source}/00001.parquet}}", *texts, "{rule: duplicate}"]
+    counts = catalogue.run_stage(make_run("x", f"data.rules=[{', '.join(texts)}]", source=source)).manifest["counts"]
+    assert counts == {"deny": 1, "kept": 3, "subset": 5}
+    said = [line for line in capsys.readouterr().out.splitlines() if "none of the list" in line]
+    assert len(said) == 1
+    assert "other.txt: none of the list's 2 entries is among the 9 rows" in said[0]
 
 
 def test_an_interrupted_search_for_duplicates_gives_the_same_catalogue(make_run, shards, tmp_path):

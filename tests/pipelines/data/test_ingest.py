@@ -227,10 +227,12 @@ def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp
     with pytest.raises(ValueError, match=r"another download \(00000_stats\.json, 1 in all\)"):
         ingest.run_stage(run())
     (directory / "00000_stats.json").unlink()
-    strict = run(", rules: [{rule: caption, min_words: 9}]")
+    (tmp_path / "deny.csv").write_text("url,why\nhttp://nowhere/1,gone\n")
+    strict = run(", rules: [{rule: deny, by: url, file: deny.csv}, {rule: caption, min_words: 9}]")
     for _ in range(2):  # what failed claims nothing
         with pytest.raises(ValueError, match=r"keep no row .* \(dropped by caption 3\)"):
             ingest.run_stage(strict)
+        assert "deny.csv: none of the list's 1 entries is among the 3 rows" in capsys.readouterr().out
     for _ in range(2):
         with pytest.raises(
             ValueError, match=r"0 of 3 .* \(3 address of a private network\): .*ingest\.private_addresses"
@@ -241,6 +243,31 @@ def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp
     manifest = ingest.run_stage(run(", private_addresses: [127.0.0.0/8]"), retry_failed=True)
     assert [each["reasons"] for each in manifest["passes"]] == [{"address of a private network": 3}, {"success": 3}]
     assert "3 of 3 pictures fetched" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("<urlopen error [Errno 111] Connection refused>", "[Errno 111] Connection refused"),
+        ("<urlopen error _ssl.c:989: The handshake operation timed out>", "The handshake operation timed out"),
+        (
+            "URL can't contain control characters. '/a b.jpg' (found at least ' ')",
+            "URL can't contain control characters.",
+        ),
+        (
+            "'ascii' codec can't encode characters in position 14-16: ordinal",
+            "'ascii' codec can't encode characters in position : ordinal",
+        ),
+        ("cannot read <_io.BytesIO object at 0x7f01>", "cannot read _io.BytesIO"),
+        (
+            "OpenCV(4.14.0) /io/loadsave.cpp:79: error: (-215:Assertion failed) pixels <= CV_IO_MAX_IMAGE_PIXELS in "
+            "function 'validateInputImageSize'\n",
+            "more pixels than ingest.max_pixels",
+        ),
+    ],
+)
+def test_reasons_are_without_what_differs_between_pictures(message: str, reason: str):
+    assert ingest._reason(message) == reason
 
 
 def test_a_picture_counts_that_is_in_the_shard(tmp_path):

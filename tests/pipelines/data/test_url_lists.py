@@ -63,12 +63,12 @@ def listed(folder: Path, table: pa.Table, *settings: str) -> tuple[pa.Table, dic
     pq.write_table(table, folder / "m.parquet")
     part = f"ingest={{urls: m.parquet, shards: fetched{''.join(f', {each}' for each in settings)}}}"
     run = run_file.load(RUN.format(root=folder, name="x", shards="fetched"), [part])
-    left_out = url_lists.write_file(
+    written = url_lists.write_file(
         run_file.dump(run), str(folder / "m.parquet"), str(folder / "fetched/urls/00000"), {}
     )
     names = url_lists.names(str(folder / "fetched"))
     audit = url_lists.read_audit(str(folder / "fetched"))
-    return storage.open_parquet(f"{folder}/fetched/urls/{names[0]}").read() if names else None, audit, left_out
+    return storage.open_parquet(f"{folder}/fetched/urls/{names[0]}").read() if names else None, audit, written.left_out
 
 
 def test_one_odd_column_takes_nothing_with_it(tmp_path: Path):
