@@ -2,6 +2,7 @@
 
 storage      files on any storage that fsspec opens: read, written atomically, listed
 integrity    whether a file is as it was written: digests and checksums
+damage       notes beside damaged parts, which are made again
 manifests    manifest.json of a stage's output directory: its settings, its results, whether it is finished
 blocks       NumPy arrays <-> columns of Arrow tables
 in_parallel  functions and Ray tasks, a limited number of them at once

@@ -20,10 +20,12 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
 
-from ..base import cluster, manifests, progress, storage
+from ..base import cluster, damage, manifests, progress, storage
+from ..base.integrity import Damaged
 from . import catalogue_parts, duplicates, rules
 from .catalogue_parts import KEPT, Description
 from .places import Place
+from .shards import part_name
 
 if TYPE_CHECKING:
     from jest_core.examples.order import Order
@@ -153,7 +155,8 @@ def run_stage(run: Run) -> Catalogue:
         "columns": run.data.columns,
         "refines": parent.manifest["fingerprint"] if parent else None,
     }
-    if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
+    manifest = manifests.begin(directory, STAGE, config, Manifest)
+    if manifest is not None and _is_whole(directory, len(paths)):
         progress.say(STAGE, f"already at {directory}: {audit(manifest['counts'])}")
         return Catalogue(directory, manifest)
     if parent and parent.manifest["config"]["shards_hash"] != config["shards_hash"]:
@@ -190,6 +193,16 @@ def run_stage(run: Run) -> Catalogue:
     )
     progress.say(STAGE, audit(manifest["counts"]))
     return Catalogue(directory, manifest)
+
+
+def _is_whole(directory: str, n_shards: int) -> bool:
+    """Whether a finished catalogue needs nothing made again: a part, or the tables that are made of them."""
+    try:
+        for name in ("shards", "row_groups"):
+            storage.open_parquet(f"{directory}/{name}.parquet").read()
+    except (Damaged, FileNotFoundError):
+        return False
+    return damage.whole(f"{directory}/parts") >= {part_name(number) for number in range(n_shards)}
 
 
 def _write_tables(directory: str, paths: list[str], sources: list[int], descriptions: list[Description]) -> None:
