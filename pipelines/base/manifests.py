@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 
 from . import storage
+from .integrity import Damaged
 
 NAME = "manifest.json"
 
@@ -60,7 +61,7 @@ def refuse_other(
     """
     if not exists(directory):
         return None
-    manifest: AnyManifest = storage.read_json(path_of(directory))
+    manifest = _load(directory)
     old = today(manifest["config"])
     differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
     if manifest["stage"] != stage or (differing and not extends(old, differing)):
@@ -98,7 +99,22 @@ def read(directory: str) -> AnyManifest:
     """Any stage's manifest, finished or not. Raises FileNotFoundError where no stage has written there."""
     if not exists(directory):
         raise FileNotFoundError(f"{directory} holds no {NAME}: no stage has written there; correct the path")
-    manifest: AnyManifest = storage.read_json(path_of(directory))
+    return _load(directory)
+
+
+def _load(directory: str) -> AnyManifest:
+    """The manifest. Raises Damaged where it is none, or a finished one is not what its fingerprint was made of."""
+    path = path_of(directory)
+    manifest: AnyManifest = storage.read_json(path)
+    is_one = isinstance(manifest, dict) and Manifest.__required_keys__ <= manifest.keys()
+    if is_one and (manifest["complete"] or "fingerprint" in manifest):
+        rest = {key: value for key, value in manifest.items() if key != "fingerprint"}
+        is_one = manifest.get("fingerprint") == storage.fingerprint(rest)
+    if not is_one:
+        raise Damaged(
+            f"{path} is damaged, or was changed by hand: restore it, or remove it and run the stage again, which keeps "
+            "what is done"
+        )
     return manifest
 
 
