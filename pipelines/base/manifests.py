@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 
 from . import owner, storage
+from .integrity import Damaged
 
 NAME = "manifest.json"
 
@@ -61,7 +62,7 @@ def refuse_other(
     """
     if not exists(directory):
         return None
-    manifest = _whole(directory)
+    manifest = _load(directory)
     old = today(manifest["config"])
     differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
     if manifest["stage"] != stage or (differing and not extends(old, differing)):
@@ -104,24 +105,23 @@ def read(directory: str) -> AnyManifest:
     """Any stage's manifest, finished or not. Raises FileNotFoundError where no stage has written there."""
     if not exists(directory):
         raise FileNotFoundError(f"{directory} holds no {NAME}: no stage has written there; correct the path")
-    return _whole(directory)
+    return _load(directory)
 
 
-def _whole(directory: str) -> AnyManifest:
-    """A manifest. Raises ValueError where it is not as it was written: its settings decide what is made of the rest."""
-    manifest: Any = storage.read_json(path_of(directory))
-    parts = manifest if isinstance(manifest, dict) else {}
-    rest = {key: value for key, value in parts.items() if key != "fingerprint"}
-    kinds = {"stage": str, "complete": bool, "config": dict}
-    is_whole = all(isinstance(rest.get(key), kind) for key, kind in kinds.items())
-    if is_whole and (rest["complete"] or "fingerprint" in parts):
-        is_whole = parts.get("fingerprint") == storage.fingerprint(rest)
-    if not is_whole:
-        raise ValueError(
-            f"{path_of(directory)} is not as it was written: restore it from a copy, or remove it and run the stage "
-            "again, which does what is missing"
+def _load(directory: str) -> AnyManifest:
+    """The manifest. Raises Damaged where it is none, or a finished one is not what its fingerprint was made of."""
+    path = path_of(directory)
+    manifest: AnyManifest = storage.read_json(path)
+    is_one = isinstance(manifest, dict) and Manifest.__required_keys__ <= manifest.keys()
+    if is_one and (manifest["complete"] or "fingerprint" in manifest):
+        rest = {key: value for key, value in manifest.items() if key != "fingerprint"}
+        is_one = manifest.get("fingerprint") == storage.fingerprint(rest)
+    if not is_one:
+        raise Damaged(
+            f"{path} is damaged, or was changed by hand: restore it, or remove it and run the stage again, which keeps "
+            "what is done"
         )
-    return cast(AnyManifest, manifest)
+    return manifest
 
 
 def is_finished(directory: str) -> bool:

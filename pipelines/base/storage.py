@@ -202,7 +202,12 @@ def open_parquet(path: str) -> ParquetFile:
 
 
 def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:
-    """Atomic Parquet file; row_groups: the number of rows of each row group (default: one group).
+    """Atomic Parquet file; row_groups: the number of rows of each row group (default: one group)."""
+    write_bytes(path, table_bytes(table, row_groups))
+
+
+def table_bytes(table: pa.Table, row_groups: Iterable[int] | None = None) -> bytes:
+    """A Parquet file with checksums.
 
     Without dictionary encoding: of embeddings it makes reading 2.7 times slower and files 1.2 times larger, and zstd
     finds repeated strings itself.
@@ -216,7 +221,7 @@ def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = N
             writer.write_table(table.slice(start, size), row_group_size=max(1, size))
             start += size
     seal(sink)
-    write_bytes(path, sink.getvalue())
+    return sink.getvalue()
 
 
 def read_json(path: str) -> Any:

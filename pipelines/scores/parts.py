@@ -19,10 +19,10 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, in_parallel, manifests, owner, storage
+from ..base import blocks, cluster, damage, in_parallel, manifests, owner, storage
 from ..data.catalogue import Catalogue, held_catalogue
 from ..data.rows import ReadReport
-from .score_cache import STAGE, Config, Manifest, damage_noted, n_bad, part_path, reasons, remove_note
+from .score_cache import STAGE, Config, Manifest, n_bad, part_path, reasons
 
 _AT_ONCE = 32  # parts that a cluster writes at the same time
 _DESCRIPTION = b"jest.scores"  # key of a part's Parquet metadata
@@ -190,7 +190,7 @@ def _write(run: Run, directory: str, shard: int, fragments: list[Fragment], conf
         # another process that writes this cache has finished it, and removed the fragments
         if not storage.exists(part_path(directory, shard)):
             raise
-    remove_note(part_path(directory, shard))
+    damage.remove_note(part_path(directory, shard))
     for fragment in fragments:
         storage.remove(fragment.path)
 
@@ -234,6 +234,6 @@ def finish(directory: str, catalogue: Catalogue, config: Config, logit_bias: flo
 
 def _describe(part: str) -> Description:
     """The description of a part; reads only the file's footer."""
-    with damage_noted(part):
+    with damage.noted(part, STAGE):
         description: Description = json.loads(storage.open_parquet(part).schema_arrow.metadata[_DESCRIPTION])
     return description

@@ -4,22 +4,20 @@
 This file reads it; `parts` writes it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..base import blocks, manifests, storage
+from ..base import blocks, damage, manifests, storage
 from ..base.integrity import Damaged
 from ..data.catalogue import Catalogue
 from ..data.places import Place
 from ..data.shards import part_name
 
 STAGE = "reference-scores"
-_DAMAGED = ".damaged"  # ends the name of the note beside a damaged part
 _ROUNDING = 0.02  # of the square of a norm, in float16 or coarser
 
 
@@ -83,10 +81,8 @@ def scale_and_bias(manifest: Manifest) -> tuple[float, float]:
 
 def missing(directory: str, catalogue: Catalogue) -> NDArray[np.int64]:
     """Numbers of the shards that have no part yet, or one that a reader has found damaged."""
-    there = set(storage.names(f"{directory}/parts"))
-    names = [part_name(i) for i in range(len(catalogue.shards))]
-    lacking = [i for i, name in enumerate(names) if name not in there or f"{name}{_DAMAGED}" in there]
-    return np.array(lacking, dtype=np.int64)
+    whole = damage.whole(f"{directory}/parts")
+    return np.array([i for i in range(len(catalogue.shards)) if part_name(i) not in whole], dtype=np.int64)
 
 
 def is_whole(directory: str, todo: NDArray[np.int64]) -> bool:
@@ -99,25 +95,6 @@ def is_whole(directory: str, todo: NDArray[np.int64]) -> bool:
     return not len(todo)
 
 
-@contextmanager
-def damage_noted(part: str) -> Iterator[None]:
-    """Leave a note beside a part that turns out to be damaged, so that `jest reference-scores` makes it again."""
-    try:
-        yield
-    except Damaged as error:
-        remedy = f"run `jest reference-scores` again, which makes {part} again"
-        try:
-            storage.write_bytes(f"{part}{_DAMAGED}", f"{error}\n".encode())
-        except OSError:  # as where the cache may only be read
-            remedy = f"remove {part}, and {remedy}"
-        raise Damaged(f"{str(error).removesuffix('; replace it')}; {remedy}") from error
-
-
-def remove_note(part: str) -> None:
-    """Remove the note, once the part was made again."""
-    storage.remove(f"{part}{_DAMAGED}")
-
-
 @storage.retried
 def read(directory: str, place: Place, row_group: int, uids: list[str], columns: list[str]) -> pa.Table:
     """Columns of the cached rows of a row group. uids: of the row group's rows in the shard.
@@ -126,7 +103,7 @@ def read(directory: str, place: Place, row_group: int, uids: list[str], columns:
     other uids.
     """
     path = part_path(directory, place.number)
-    with damage_noted(path):
+    with damage.noted(path, STAGE):
         file = storage.open_parquet(path)
         if row_group >= file.num_row_groups:
             raise Damaged(f"{path} ends before row group {row_group} of {place.path}")
