@@ -246,9 +246,15 @@ def claim(directory: str) -> Owner:
     """Become the owner of a directory until the innermost function that is decorated by `until_return` returns, outside
     of any until this process ends; nothing changes where it is the owner already. Raises Owned."""
     scope = _scope.get()
-    if directory not in scope.owners:
-        scope.owners[directory] = scope.stack.enter_context(owned(directory))
-    return scope.owners[directory]
+    there = scope.owners.get(directory)
+    if there is not None and there is _process.owners.get(directory):
+        try:
+            there.check()
+        except Lost:  # removed, or made by another process, since a notebook began there
+            there = None
+    if there is None:
+        there = scope.owners[directory] = scope.stack.enter_context(owned(directory))
+    return there
 
 
 def _clock() -> float:

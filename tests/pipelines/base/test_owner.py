@@ -277,3 +277,14 @@ def test_what_is_claimed_is_owned_until_the_function_returns(tmp_path):
         outer()
     assert directory not in storage.owned
     assert storage.read_json(f"{directory}/owner/000001.json")["released"]
+
+
+def test_a_notebook_may_begin_again_in_a_directory_that_it_removed(tmp_path):
+    directory = str(tmp_path / "run")
+    owner.claim(directory)
+    assert owner.claim(directory) is owner.claim(directory)
+    storage.remove_tree(directory)
+    owner.claim(directory)
+    storage.write_bytes(f"{directory}/file", b"")
+    owner._process.stack.close()
+    assert directory not in storage.owned
