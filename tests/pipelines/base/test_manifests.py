@@ -38,8 +38,7 @@ def test_a_manifest_is_written_with_its_fingerprint_last(tmp_path):
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
-    folder, path = str(tmp_path), tmp_path / "manifest.json"
-    path.write_text('{"stage": ')
+    (tmp_path / "manifest.json").write_text('{"stage": ')
     with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
         manifests.read(str(tmp_path))
 
