@@ -109,7 +109,7 @@ class SimilarityRule(Part):
     rule: Literal["similarity"]
     """Name of the rule."""
 
-    at_least: float
+    at_least: float = Field(examples=[0.28])
     """Least similarity. Rows without one are dropped."""
 
     column: str = Field(default="similarity", examples=["similarity"])

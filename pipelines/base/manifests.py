@@ -6,9 +6,11 @@ is safe to run again: it refuses a directory that was made with other settings, 
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 
-from . import storage
+from . import owner, storage
+from .integrity import Damaged
 
 NAME = "manifest.json"
 
@@ -60,7 +62,7 @@ def refuse_other(
     """
     if not exists(directory):
         return None
-    manifest: AnyManifest = storage.read_json(path_of(directory))
+    manifest = _load(directory)
     old = today(manifest["config"])
     differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
     if manifest["stage"] != stage or (differing and not extends(old, differing)):
@@ -72,17 +74,22 @@ def refuse_other(
     return cast(M, {**manifest, "complete": manifest["complete"] and not differing})
 
 
-@storage.retried
 def begin(directory: str, stage: str, config: Mapping[str, object], kind: type[M], **changes: Any) -> M | None:
     """Claim a stage's output directory; returns its manifest where the stage has finished with this configuration.
 
+    This process owns the directory from here on, as `owner.claim` says, unless the stage has finished there.
     changes: `today` and `extends` of `refuse_other`, which refuses a directory of another configuration.
     """
-    manifest = refuse_other(directory, stage, config, kind, **changes)
+    look = storage.retried(partial(refuse_other, directory, stage, config, kind, **changes))
+    manifest = look()
+    if manifest is None or not manifest["complete"]:
+        owner.claim(directory)
+        manifest = look()  # another owner may have finished it meanwhile
     if manifest is not None and manifest["complete"]:
         return manifest
     if manifest is None or manifest["config"] != config:
-        storage.write_json(path_of(directory), {"stage": stage, "complete": False, "config": config})
+        begun = {"stage": stage, "complete": False, "config": config}
+        storage.retried(storage.write_json)(path_of(directory), begun)
     return None
 
 
@@ -98,7 +105,22 @@ def read(directory: str) -> AnyManifest:
     """Any stage's manifest, finished or not. Raises FileNotFoundError where no stage has written there."""
     if not exists(directory):
         raise FileNotFoundError(f"{directory} holds no {NAME}: no stage has written there; correct the path")
-    manifest: AnyManifest = storage.read_json(path_of(directory))
+    return _load(directory)
+
+
+def _load(directory: str) -> AnyManifest:
+    """The manifest. Raises Damaged where it is none, or a finished one is not what its fingerprint was made of."""
+    path = path_of(directory)
+    manifest: AnyManifest = storage.read_json(path)
+    is_one = isinstance(manifest, dict) and Manifest.__required_keys__ <= manifest.keys()
+    if is_one and (manifest["complete"] or "fingerprint" in manifest):
+        rest = {key: value for key, value in manifest.items() if key != "fingerprint"}
+        is_one = manifest.get("fingerprint") == storage.fingerprint(rest)
+    if not is_one:
+        raise Damaged(
+            f"{path} is damaged, or was changed by hand: restore it, or remove it and run the stage again, which keeps "
+            "what is done"
+        )
     return manifest
 
 

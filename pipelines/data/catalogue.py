@@ -20,10 +20,12 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
 
-from ..base import cluster, manifests, progress, shard_paths, storage
+from ..base import cluster, damage, manifests, owner, progress, shard_paths, storage
+from ..base.integrity import Damaged
 from . import catalogue_parts, duplicates, first_shards, rules
 from .catalogue_parts import KEPT, Description
 from .places import Place
+from .shards import part_name
 
 if TYPE_CHECKING:
     from jest_core.examples.order import Order
@@ -140,6 +142,7 @@ def _cached(directory: str, fingerprint: str) -> Catalogue:
     return open_catalogue(directory)
 
 
+@owner.until_return
 def run_stage(run: Run) -> Catalogue:
     """Write the catalogue of data.shards. A second run does the shards that are missing."""
     directory = run.path(run.data.catalogue)
@@ -159,7 +162,7 @@ def run_stage(run: Run) -> Catalogue:
         config["lists"] = versions
     if not manifests.is_finished(directory):  # before it is begun: the same directory serves the corrected run file
         first_shards.check(run, by_source)
-    if (manifest := _begin(directory, config)) is not None:
+    if (manifest := _begin(directory, config)) is not None and _is_whole(directory, len(paths)):
         progress.say(STAGE, f"already at {directory}: {audit(manifest['counts'])}")
         return Catalogue(directory, manifest)
     if parent and parent.manifest["config"]["shards_hash"] != config["shards_hash"]:
@@ -217,6 +220,16 @@ def _refuse_nothing_kept(directory: str, counts: Counter[str]) -> None:
     if not counts[KEPT]:
         storage.remove_tree(f"{directory}/parts")
         raise ValueError(f"data.rules keep no row ({audit(counts)}): correct data.rules, data.columns or data.shards")
+
+
+def _is_whole(directory: str, n_shards: int) -> bool:
+    """Whether a finished catalogue needs nothing made again: a part, or the tables that are made of them."""
+    try:
+        for name in ("shards", "row_groups"):
+            storage.open_parquet(f"{directory}/{name}.parquet").read()
+    except (Damaged, FileNotFoundError):
+        return False
+    return damage.whole(f"{directory}/parts") >= {part_name(number) for number in range(n_shards)}
 
 
 def _write_tables(directory: str, paths: list[str], sources: list[int], descriptions: list[Description]) -> None:

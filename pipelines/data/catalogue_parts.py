@@ -16,7 +16,7 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule
 
-from ..base import progress, storage
+from ..base import damage, owner, progress, storage
 from . import rules
 from .places import Place
 from .shards import Shard
@@ -67,7 +67,8 @@ class _Described(TypedDict):
 
 def describe(part: str) -> Description:
     """The description of a part; reads only the file's footer."""
-    description: Description = json.loads(storage.open_parquet(part).schema_arrow.metadata[_DESCRIPTION])
+    with damage.noted(part, "catalogue"):
+        description: Description = json.loads(storage.open_parquet(part).schema_arrow.metadata[_DESCRIPTION])
     return description
 
 
@@ -81,10 +82,10 @@ def write_missing(run: Run, places: Sequence[Place], parent: str | None) -> dict
 
     loaded = rules.load_lists(run)
     lists = {name: ray.put(entries) for name, entries in loaded.items()}
-    written = set(storage.names(places[0].part_path.rpartition("/")[0], ".parquet")) if places else set()
+    written = damage.whole(places[0].part_path.rpartition("/")[0]) if places else set()
     items: list[_Item] = [{"place": place, "done": place.part_path.rpartition("/")[2] in written} for place in places]
     stage = ray.data.from_items(items, override_num_blocks=min(len(items), 1000)).map(
-        partial(_write_shard, run=run, lists=lists, parent=parent)  # type: ignore[arg-type]  # rows are typed here
+        partial(owner.carried(_write_shard), run=run, lists=lists, parent=parent)  # type: ignore[arg-type]
     )
     descriptions: dict[int, Description] = {}
     with progress.bar("catalogue", len(items), "shards") as advance:
@@ -140,6 +141,7 @@ def _write_shard(
         groups = [_apply(run, place, shard, i, entries, before, named) for i in range(len(shard.row_group_sizes))]
         notes = _notes(run, shard, groups) if parent is None else {}
         write(place.part_path, groups, shard.row_group_sizes, size, notes, named)
+        damage.remove_note(place.part_path)
     return {"number": place.number, "description": json.dumps(describe(place.part_path))}
 
 

@@ -18,7 +18,7 @@ import ray
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, in_parallel, manifests, progress, shard_paths, storage
+from ..base import cluster, in_parallel, manifests, owner, progress, shard_paths, storage
 from . import fetch, outcomes, rules, url_lists
 from .layouts import open_shard
 from .outcomes import Stats
@@ -50,6 +50,7 @@ class Manifest(manifests.Manifest[manifests.Config]):
     passes: list[Pass]
 
 
+@owner.until_return
 def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
     """Fetch the pictures of the URLs that the rules keep, into shards; returns the manifest.
 
@@ -76,6 +77,7 @@ def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
     if finished is not None and not missing and not retry_failed:
         progress.say(STAGE, f"already at {directory}: {summary(finished)}")
         return finished
+    owner.claim(directory)
     cluster.connect()
     _fetch_shards(run, directory, missing)
     if retry_failed:
@@ -161,7 +163,7 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
         return
     n_tasks, text = run.ingest.n_tasks or cluster.n_workers(0), run_file.dump(run)
     progress.say(STAGE, f"{len(todo):,} shards to fetch, {n_tasks} at once")
-    start, reasons = ray.remote(num_cpus=1, max_retries=3)(fetch_shard), Counter[str]()
+    start, reasons = ray.remote(num_cpus=1, max_retries=3)(owner.carried(fetch_shard)), Counter[str]()
     jobs = [(text, directory, number, name, n_tasks) for number, name in todo]
     with progress.bar(STAGE, len(todo), "shards") as advance:
         for stats in in_parallel.ray_tasks(start.remote, jobs, n_tasks):

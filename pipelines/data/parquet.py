@@ -3,12 +3,19 @@ WebLI has them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ..base import storage
-from .shards import Shard
+from .shards import WHOLE_BYTES, Shard
+
+_BATCH_BYTES = 16 << 20  # of pictures that are decoded at once, of a row group that is read in order
+_BUFFER_BYTES = 8 << 20  # of a file that are read at once then
 
 
 class ParquetShard(Shard):
@@ -20,16 +27,85 @@ class ParquetShard(Shard):
             self.file = storage.open_parquet(path)
         self.names = set(self.file.schema_arrow.names)
         self.row_group_sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
+        self._whole: tuple[int, pa.Array] | None = None  # the row group that was last read whole, and its pictures
+        self._reader: _Reader | None = None
 
     def table(self, row_group: int, columns: list[str]) -> pa.Table:
         with _damage(f"{self.path}, row group {row_group},"):
             return self.file.read_row_group(row_group, columns=columns)
 
-    def images(self, row_group: int) -> pa.Array:
-        images = self.read(row_group, "image")
-        if pa.types.is_struct(images.type):  # Hugging Face: {bytes, path}
-            images = pc.struct_field(images, "bytes")
-        return images.cast(pa.large_binary()).combine_chunks()
+    def images(self, row_group: int, rows: NDArray[np.int64] | None = None) -> pa.Array:
+        """A row group of more than WHOLE_BYTES of pictures is read in order, and only the rows asked for are kept; the
+        next call goes on from there, if its rows come later."""
+        size = self._image_bytes(row_group)
+        if size > WHOLE_BYTES:
+            return self._read_in_order(row_group, rows, size)
+        if self._whole is None or self._whole[0] != row_group:
+            self._whole = row_group, self._pictures(self.read(row_group, "image"))
+        images = self._whole[1]
+        return images if rows is None else images.take(pa.array(rows))
+
+    def _read_in_order(self, row_group: int, rows: NDArray[np.int64] | None, size: int) -> pa.Array:
+        n = self.row_group_sizes[row_group]
+        wanted, back = np.unique(np.arange(n) if rows is None else rows, return_inverse=True)
+        if not len(wanted):
+            return pa.array([], pa.large_binary())
+        reader, self._reader = self._reader, None  # after an error, another try starts again
+        if reader is None or reader.row_group != row_group or reader.first > wanted[0]:
+            reader = _Reader(row_group, self._batches(row_group, max(1, n * _BATCH_BYTES // size)))
+        kept = []
+        with _damage(f"{self.path}, row group {row_group},"):
+            while True:
+                last = reader.first + len(reader.images)
+                inside = wanted[(wanted >= reader.first) & (wanted < last)]
+                kept.append(reader.images.take(pa.array(inside - reader.first)))
+                if wanted[-1] < last:
+                    break
+                reader.first, reader.images = last, next(reader.batches)
+        self._reader = reader
+        return pa.concat_arrays(kept).take(pa.array(back))
+
+    def _batches(self, row_group: int, n_rows: int) -> Iterator[pa.Array]:
+        """The pictures of a row group, n_rows at a time; neither the file nor the column is in memory as a whole."""
+        fs, inner = storage.filesystem(self.path)
+        with fs.open(inner, "rb", cache_type="none") as data:
+            file = pq.ParquetFile(data, metadata=self.file.metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            for batch in file.iter_batches(n_rows, row_groups=[row_group], columns=[self.actual("image")]):
+                yield self._pictures(batch.column(0))
+
+    def _image_bytes(self, row_group: int) -> int:
+        """Bytes of the pictures of a row group before compression, by the file's footer."""
+        name, metadata = self.actual("image"), self.file.metadata.row_group(row_group)
+        chunks = (metadata.column(i) for i in range(metadata.num_columns))
+        return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == name)
+
+    def _pictures(self, column: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """A column as large_binary. Raises ValueError where it does not hold bytes."""
+        kind = column.type
+        try:
+            if pa.types.is_struct(kind):  # Hugging Face: {bytes, path}
+                column = pc.struct_field(column, "bytes")
+            elif pa.types.is_list(kind) and pa.types.is_uint8(kind.value_type):
+                column = pa.array([None if v is None else bytes(v) for v in column.to_pylist()], pa.large_binary())
+            column = column.cast(pa.large_binary())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+            raise ValueError(
+                f"{self.path}: column {self.actual('image')} holds {kind}, and pictures are bytes, or a struct with "
+                f"`bytes`: name the column of pictures in data.columns, as {{image: ...}} ({error})"
+            ) from error
+        return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+@dataclass
+class _Reader:
+    """A row group that is read in order: the number of the current batch's first row, that batch, and those to come."""
+
+    row_group: int
+    batches: Iterator[pa.Array]
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        self.images: pa.Array = pa.array([], pa.large_binary())
 
 
 @contextmanager

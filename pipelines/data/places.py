@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import storage
+from ..base import damage, storage
 from ..base.shard_paths import is_tar
 from .layouts import open_shard
 from .shards import Shard, part_name
@@ -40,7 +40,8 @@ class Place:
 
     def rows(self, row_group: int) -> tuple[list[str], NDArray[np.int64]]:
         """uid and multiplicity of each row of a row group, as the catalogue has them."""
-        part = storage.open_parquet(self.part_path).read_row_group(row_group, columns=["uid", "multiplicity"])
+        with damage.noted(self.part_path, "catalogue"):
+            part = storage.open_parquet(self.part_path).read_row_group(row_group, columns=["uid", "multiplicity"])
         return part["uid"].to_pylist(), part["multiplicity"].to_numpy().astype(np.int64)
 
     def aligned(self, shard: Shard, row_group: int) -> tuple[list[str], NDArray[np.int64]]:

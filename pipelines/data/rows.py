@@ -29,19 +29,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The kept rows of a row group. rows (k,): their numbers within it; images (k,): encoded, large_binary."""
+    """The kept rows of a row group of a shard. rows (k,): their numbers within it."""
 
     rows: NDArray[np.int64]
     uids: list[str]
     captions: list[str]
-    images: pa.Array
+    shard: Shard
+    row_group: int
+
+    @storage.retried
+    def images(self, picked: NDArray[np.int64] | slice) -> list[bytes | None]:
+        """The encoded images of some of them, by their positions among the kept; quickest in ascending order."""
+        images: list[bytes | None] = self.shard.images(self.row_group, self.rows[picked]).to_pylist()
+        return images
 
 
 class ReadReport(TypedDict):
     """What a block of rows says of how it was read, as columns with the same value in every row.
 
     unit: number of the row group among those that are read. unit_rows: its kept rows. shard: number in the catalogue.
-    read, decode: seconds; a row group's first block has all of its `read`.
+    read, decode: seconds.
     """
 
     unit: int
@@ -75,9 +82,9 @@ def encoded(
     rows (k,): their numbers within the row group. uids: of the whole row group. occurrences (k,): how often each row
     came earlier in the stream.
     """
-    captions, images = shard.captions(row_group), shard.images(row_group)
+    captions = shard.captions(row_group)
     high, low = tables.uid_from_hex([uids[i] for i in rows])
-    picked = images.take(pa.array(rows))
+    picked = shard.images(row_group, rows)
     values = {
         "uid_high": high,
         "uid_low": low,
@@ -114,11 +121,11 @@ def of_row_group(
     shard, row_group, first_row = ray.get(units)[unit].tolist()
     started = time.perf_counter()
     group = kept(run, shard, row_group)
-    read_seconds = time.perf_counter() - started
     for start in range(0, len(group.rows), block_size):
         part = slice(start, start + block_size)
-        started = time.perf_counter()
-        pixels, status = inputs.view.batch(group.images.slice(start, block_size).to_pylist())
+        images = group.images(part)
+        read = time.perf_counter()
+        pixels, status = inputs.view.batch(images)
         tokens = inputs.tokenizer(group.captions[part])
         block = pa.table(
             {
@@ -134,18 +141,18 @@ def of_row_group(
             "unit": unit,
             "unit_rows": len(group.rows),
             "shard": shard,
-            "read": read_seconds if start == 0 else 0.0,
-            "decode": time.perf_counter() - started,
+            "read": read - started,
+            "decode": time.perf_counter() - read,
         }
         yield blocks.append_constants(block, report)
+        started = time.perf_counter()
 
 
 @storage.retried
 def kept(run: Run, shard: int, row_group: int) -> KeptRows:
-    """Read the kept rows of a row group of the run's catalogue."""
+    """The kept rows of a row group of the run's catalogue; their images are read when they are asked for."""
     place = held_catalogue(run.path(run.data.catalogue)).place(shard)
     opened = place.open(run.data.columns)
     uids, multiplicity = place.aligned(opened, row_group)
     rows, captions = np.flatnonzero(multiplicity > 0), opened.captions(row_group)
-    images = opened.images(row_group).take(pa.array(rows))
-    return KeptRows(rows, [uids[i] for i in rows], [captions[i] for i in rows], images)
+    return KeptRows(rows, [uids[i] for i in rows], [captions[i] for i in rows], opened, row_group)

@@ -32,9 +32,11 @@ ALIASES = {
     "height": ("original_height", "HEIGHT", "height"),
     "hash": ("hash", "md5", "sha256", "sha512", "image_phash"),
 }
+WHOLE_BYTES = 256 << 20  # of the pictures of a row group that are read at once
+_AT_ONCE = 1024  # pictures that are hashed at once
 _FEW = 16  # values of a row group, beside others, that say nothing on what a column is
 # What Arrow raises on a value that Python's type of it cannot have
-_UNUSUAL = (ValueError, OverflowError, NotImplementedError, pa.ArrowException)
+_UNUSUAL = (ValueError, LookupError, OverflowError, NotImplementedError, pa.ArrowException)
 
 
 class Shard(ABC):
@@ -57,8 +59,12 @@ class Shard(ABC):
         """Columns of a row group, by their names in the file and with their types there."""
 
     @abstractmethod
-    def images(self, row_group: int) -> pa.Array:
-        """Encoded images of a row group, large_binary; null where there is none."""
+    def images(self, row_group: int, rows: NDArray[np.int64] | None = None) -> pa.Array:
+        """Encoded images of a row group, large_binary; null where there is none. rows: numbers of those to read.
+
+        A row group of up to WHOLE_BYTES is read whole, and stays in memory for the next call; of a larger one only the
+        rows are in memory.
+        """
 
     def actual(self, name: str) -> str | None:
         """The name in the file of a column, None where the shard lacks the column."""
@@ -133,15 +139,20 @@ class Shard(ABC):
 
     def _derived_uids(self, row_group: int) -> list[str]:
         """Each row by what it has: a row without a URL by its id, one without an id by its picture."""
-        named_by: list[Any] = [""] * self.row_group_sizes[row_group]
+        named_by = [""] * self.row_group_sizes[row_group]
         if self.actual("url") is not None:
             named_by = self.strings(row_group, "url")
         if not all(named_by):
             named_by = [name or other for name, other in zip(named_by, self.ids(row_group), strict=True)]
-        if not all(named_by) and self.actual("image") is not None:
-            images = self.images(row_group).to_pylist()
-            named_by = [name or image for name, image in zip(named_by, images, strict=True)]
-        return [derive_uid(name or b"", text) for name, text in zip(named_by, self.captions(row_group), strict=True)]
+        captions = self.captions(row_group)
+        uids = [derive_uid(name, text) for name, text in zip(named_by, captions, strict=True)]
+        nameless = np.array([i for i, name in enumerate(named_by) if not name], dtype=np.int64)
+        if self.actual("image") is not None:
+            for start in range(0, len(nameless), _AT_ONCE):
+                rows = nameless[start : start + _AT_ONCE]
+                for row, image in zip(rows, self.images(row_group, rows).to_pylist(), strict=True):
+                    uids[row] = derive_uid(image or b"", captions[row])
+        return uids
 
     def listed(self) -> str:
         """The names of its columns, for a message."""

@@ -6,7 +6,6 @@ which no key comes twice (all pictures first, then all texts). Names are labels 
 """
 
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -16,10 +15,9 @@ from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, Required, TypedDict
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..base import storage
-from .shards import ALIASES, clean
+from .shards import ALIASES, WHOLE_BYTES, clean
 
 INDEX = pa.schema(
     [
@@ -34,7 +32,7 @@ INDEX = pa.schema(
 )
 NAMES = b"jest.columns"  # in the index's Parquet metadata: JSON list of the keys that the .json members have
 GROUP_ROWS = 1024  # samples of a virtual row group, at most
-GROUP_BYTES = 256 << 20  # from its first picture to the end of its last, at most: what reading it takes
+GROUP_BYTES = WHOLE_BYTES  # from its first picture to the end of its last, at most: what reading it takes
 HEADER = 512  # bytes of a member's header
 IMAGES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"}
 TEXTS = ("txt", "text", "caption")
@@ -78,22 +76,16 @@ class _Member(NamedTuple):
 
 def write_index(path: str, index: str) -> None:
     """Make the index of a tar in one pass over its headers and texts. Raises ValueError where the tar is not whole."""
-    storage.write_bytes(index, index_of(path))
+    table, group_sizes = index_of(path)
+    storage.write_table(index, table, group_sizes)
 
 
-def index_of(path: str, n_members: int | None = None) -> bytes:
-    """The index as the bytes of a Parquet file; n_members: of the first members of the tar only."""
+def index_of(path: str, n_members: int | None = None) -> tuple[pa.Table, list[int]]:
+    """The index, and the rows of each virtual row group; n_members: of the first members of the tar only."""
     samples = scan(path, n_members)
     table = pa.Table.from_pylist(samples, schema=INDEX)
     names = sorted({name for sample in samples for name in fields(sample.get("json"))})
-    table = table.replace_schema_metadata({NAMES: json.dumps(names).encode()})
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
-        start = 0
-        for n in _group_sizes(samples):
-            writer.write_table(table.slice(start, n), row_group_size=n)
-            start += n
-    return sink.getvalue()
+    return table.replace_schema_metadata({NAMES: json.dumps(names).encode()}), _group_sizes(samples)
 
 
 def _group_sizes(samples: Sequence[Sample]) -> list[int]:

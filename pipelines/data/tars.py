@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ..base import storage
-from .shards import ALIASES, Shard, clean
+from .shards import ALIASES, WHOLE_BYTES, Shard, clean
 from .tar_index import HEADER, NAMES, fields, index_of
 
 
@@ -19,22 +20,30 @@ class TarShard(Shard):
 
     def __init__(self, path: str, columns: Mapping[str, str], index: str | None, n_members: int | None = None) -> None:
         super().__init__(path, columns)
-        if index is None:
-            opened = pq.ParquetFile(pa.BufferReader(index_of(path, n_members)))
+        self.file = None if index is None else storage.open_parquet(index)
+        if self.file is None:
+            self.samples, sizes = index_of(path, n_members)
         else:
-            opened = storage.open_parquet(index)
-        self.index = opened
-        self.fields: list[str] = json.loads(opened.schema_arrow.metadata[NAMES])
+            self.samples = self.file.schema_arrow.empty_table()
+            sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
+        self.fields: list[str] = json.loads(self.samples.schema.metadata[NAMES])
         self.names = {"key", "txt", "image", *self.fields}
-        sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
         self.row_group_sizes = [n for n in sizes if n]
+        self._start, self._data = 0, memoryview(b"")  # the bytes that were last read, and their place in the tar
+
+    def _index(self, row_group: int, columns: list[str]) -> pa.Table:
+        """The index of a row group."""
+        if self.file is not None:
+            return self.file.read_row_group(row_group, columns=columns)
+        start = sum(self.row_group_sizes[:row_group])
+        return self.samples.select(columns).slice(start, self.row_group_sizes[row_group])
 
     def table(self, row_group: int, columns: list[str]) -> pa.Table:
         """A value of a .json member as text, a list as its first text that is not empty: each by itself, so that an
         unusual value changes no other."""
         indexed = {"key": "key", "txt": "text"}  # the other columns are keys of the .json members
         wanted = sorted({indexed.get(name, "json") for name in columns})
-        part = self.index.read_row_group(row_group, columns=wanted)
+        part = self._index(row_group, wanted)
         samples = [fields(text) for text in part["json"].to_pylist()] if "json" in wanted else []
         return pa.table(
             {
@@ -60,35 +69,39 @@ class TarShard(Shard):
     def ids(self, row_group: int) -> list[str]:
         """With the digest of the picture, where the index has one: keys may start again in each tar of a set."""
         ids = super().ids(row_group)
-        if "digest" not in self.index.schema_arrow.names:  # of an earlier version
+        if "digest" not in self.samples.schema.names:  # of an earlier version
             return ids
-        digests = self.index.read_row_group(row_group, columns=["digest"])["digest"].to_pylist()
+        digests = self._index(row_group, ["digest"])["digest"].to_pylist()
         return [f"{name}\x1f{digest}" if digest else name for name, digest in zip(ids, digests, strict=True)]
 
-    def images(self, row_group: int) -> pa.Array:
-        """Read as one range of bytes. Raises ValueError where the tar is not the one that was indexed."""
-        part = self.index.read_row_group(row_group, columns=["member", "offset", "size"]).to_pylist()
-        pictures = [row for row in part if row["member"] is not None]
-        if not pictures:
-            return pa.nulls(len(part), pa.large_binary())
-        start = min(row["offset"] for row in pictures) - HEADER
-        stop = max(row["offset"] + row["size"] for row in pictures)
-        fs, inner = storage.filesystem(self.path)
-        data = memoryview(fs.cat_file(inner, start=start, end=stop))
-        out: list[bytes | None] = []
-        for row in part:
-            if row["member"] is None:
-                out.append(None)
-                continue
-            place, name = row["offset"] - start, row["member"]
-            image = bytes(data[place : place + row["size"]])
-            if len(image) < row["size"] or not _is_label(bytes(data[place - HEADER : place - HEADER + 100]), name):
+    def images(self, row_group: int, rows: NDArray[np.int64] | None = None) -> pa.Array:
+        """Read as one range of bytes, or several of WHOLE_BYTES where an earlier version made the row group larger.
+
+        Raises ValueError where the tar is not the one that was indexed.
+        """
+        samples = self._index(row_group, ["member", "offset", "size"]).to_pylist()
+        stop = max((s["offset"] + s["size"] for s in samples if s["member"] is not None), default=0)
+        picked = samples if rows is None else [samples[i] for i in rows]
+        out: list[bytes | None] = [None] * len(picked)
+        with_picture = (i for i, sample in enumerate(picked) if sample["member"] is not None)
+        for i in sorted(with_picture, key=lambda i: picked[i]["offset"]):
+            name, size = picked[i]["member"], HEADER + picked[i]["size"]
+            member = self._bytes(picked[i]["offset"] - HEADER, size, stop)
+            if len(member) < size or not _is_label(member[:100], name):
                 raise ValueError(
                     f"{self.path} changed since it was indexed, {name!r} is not where it was: run `jest catalogue` into"
                     " a new directory"
                 )
-            out.append(image)
+            out[i] = member[HEADER:]
         return pa.array(out, pa.large_binary())
+
+    def _bytes(self, first: int, size: int, stop: int) -> bytes:
+        """Bytes of the tar from `first`, which are read with those after them, but none after `stop`."""
+        if not self._start <= first <= first + size <= self._start + len(self._data):
+            fs, inner = storage.filesystem(self.path)
+            end = max(first + size, min(first + WHOLE_BYTES, stop))
+            self._start, self._data = first, memoryview(fs.cat_file(inner, start=first, end=end))
+        return bytes(self._data[first - self._start : first - self._start + size])
 
 
 def _is_label(label: bytes, name: bytes) -> bool:

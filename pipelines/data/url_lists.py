@@ -20,7 +20,7 @@ import ray
 from jest_core import run_file
 from jest_core.run_file import Ingest, Run
 
-from ..base import cluster, in_parallel, progress, storage
+from ..base import cluster, in_parallel, owner, progress, storage
 from . import rules
 from .layouts import open_shard
 from .plain_columns import plain
@@ -59,7 +59,7 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     text, lists = run_file.dump(run), rules.load_lists(with_own_rules(run))
     there = ray.put(lists)
     jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", there) for i in todo]
-    start, left_out, named, n_rows = ray.remote(num_cpus=1)(write_file), set[str](), Counter[str](), 0
+    start, left_out, named, n_rows = ray.remote(num_cpus=1)(owner.carried(write_file)), set[str](), Counter[str](), 0
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
         for written in in_parallel.ray_tasks(start.remote, jobs, cluster.n_workers(0)):
             left_out |= written.left_out

@@ -1,5 +1,7 @@
 """Finished runs -> the table that compares them: scores, examples, FLOPs and time, with seeds put together."""
 
+import html
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from statistics import mean
 from typing import cast
 
 import pyarrow as pa
+from rich.markup import escape
 from rich.table import Table
 
 from jest_core import flops, run_file
@@ -25,6 +28,10 @@ NOTE = (
     "Scores in %. FLOPs as executed, and with the scoring forward of the selected examples counted as reused (the "
     "convention of the paper's Table 1); the reference's training and scoring are counted only in the row that says so."
 )
+
+
+_FLOPS = "{:.2f}"  # TFLOPs, as a cell has them
+_NOT_HERE = "its run is not here"  # of a reference, whose cost is therefore unknown
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,20 @@ class Finished:
         return {(line["key"], line.get("protocol", "")): line["metrics"]["main_metric"] for line in lines}
 
     @cached_property
+    def n_classes(self) -> dict[str, int]:
+        """Of each task in evaluation.classes; none where that file is no longer there."""
+        named = self.run.evaluation and self.run.evaluation.classes
+        if not named or not storage.exists(self.run.path(named)):
+            return {}
+        return {task: len(x["classes"]) for task, x in storage.read_json(self.run.path(named)).items()}
+
+    @cached_property
     def metrics(self) -> list[MetricsLine]:
         return metrics_line.read(self.directory)
 
     def seconds_at(self, step: int) -> float:
-        """Seconds of the first so many steps."""
-        return float(self.metrics[step - 1]["jest/seconds"]) if step else 0.0
+        """Seconds of the first so many steps; NaN where metrics.jsonl has lost them."""
+        return float(self.metrics[step - 1].get("jest/seconds", math.nan)) if step else 0.0
 
     @cached_property
     def picks(self) -> pa.Table:
@@ -82,20 +97,28 @@ class Finished:
 def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
     manifest = manifests.finished(directory, "train", TrainManifest, "train it first")
-    run = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode())
+    run = run_file.load(
+        storage.read_bytes(f"{directory}/run.yaml").decode(), source=f"{directory}/run.yaml", saved=True
+    )
     return Finished(directory, run, manifest, results.read(directory))
 
 
 def scores(runs: Iterable[Finished]) -> list[tuple[str, str, str]]:
-    """(key, metric, label) of the scores worth a row, in the order in which the runs have them."""
-    out = []
+    """(key, metric, label) of the scores worth a row, in the order in which the runs have them. The label says what
+    guessing gives, in %, where the number of classes is in a file."""
+    out, runs = [], list(runs)
+
+    def at(key: str, k: int) -> tuple[str, str, str]:
+        n = next((n for run in runs if (n := run.n_classes.get(key.rsplit("/", 1)[-1]))), None)
+        return key, f"acc{k}", f"{key} @{k}" + (f" (guessing {100 * k / n:.2g})" if n else "")
+
     for key in dict.fromkeys(line["key"] for run in runs for line in run.results):
         if key.endswith("/retrieval"):
             out.append((key, "text_retrieval_recall@10", f"{key} R@10, image to text"))
         elif key.endswith("/emoji_name"):
-            out += [(key, "acc1", f"{key} @1"), (key, "acc5", f"{key} @5")]
+            out += [at(key, 1), at(key, 5)]
         else:
-            out.append((key, "acc1", f"{key} @1"))
+            out.append(at(key, 1))
     return out
 
 
@@ -114,7 +137,10 @@ def compare(runs: list[Finished]) -> Comparison:
     by_directory = {run.directory: run for run in runs}
 
     def row(label: str, value: Callable[[Finished], float | None], form: str) -> tuple[str, list[str]]:
-        return label, [cell([v for run in group if (v := value(run)) is not None], form) for group in methods.values()]
+        cells = [[v for run in group if (v := value(run)) is not None] for group in methods.values()]
+        if form == _FLOPS and 0 < max((v for each in cells for v in each if v == v), default=0.0) < 1:
+            form = "{:.2g}"  # of a small model's short run
+        return label, [cell(each, form) for each in cells]
 
     def score(key: str, metric: str) -> Callable[[Finished], float | None]:
         return lambda run: 100 * run.curve(key, metric)[-1][1] if run.curve(key, metric) else None
@@ -123,16 +149,16 @@ def compare(runs: list[Finished]) -> Comparison:
     rows += [
         row("examples trained", lambda run: run.manifest["examples_trained"], "{:,.0f}"),
         row("examples seen", lambda run: run.manifest["examples_seen"], "{:,.0f}"),
-        row("TFLOPs", lambda run: run.teraflops, "{:.2f}"),
+        row("TFLOPs", lambda run: run.teraflops, _FLOPS),
         row(
             "TFLOPs, scoring reused",
             lambda run: run.manifest["steps"] * run.manifest["flops_step_with_reuse"] / 1e12,
-            "{:.2f}",
+            _FLOPS,
         ),
         row(
             "TFLOPs, with the reference's",
             lambda run: run.teraflops + _reference_teraflops(run, by_directory),
-            "{:.2f}",
+            _FLOPS,
         ),
         row("wall-clock of the steps, s", lambda run: run.manifest["seconds"], "{:.0f}"),
     ]
@@ -141,9 +167,9 @@ def compare(runs: list[Finished]) -> Comparison:
 
 
 def cell(values: list[float], form: str) -> str:
-    """The mean over seeds, and their range where they differ; empty where there are none, or one is NaN."""
+    """The mean over seeds, and their range where they differ; empty where there are none, words where one is NaN."""
     if not values or any(value != value for value in values):
-        return ""
+        return _NOT_HERE if values else ""
     text = form.format(mean(values))
     spread = [form.format(min(values)), form.format(max(values))]
     return text if spread[0] == spread[1] else f"{text} ({spread[0]} to {spread[1]})"
@@ -185,7 +211,7 @@ def verdict(runs: list[Finished]) -> list[str]:
             continue
         sentence = (
             f"{name} reached a mean score of {100 * _mean_score(group, set(group[0].last)):.1f} % with "
-            f"{group[0].manifest['examples_trained']:,} examples trained, {group[0].teraflops:.1f} TFLOPs and "
+            f"{group[0].manifest['examples_trained']:,} examples trained, {_flops(group[0])} and "
             f"{_seconds(group):.0f} s in steps."
         )
         for kind, cost in (("examples", _examples), ("FLOPs", lambda run: run.teraflops)):
@@ -205,6 +231,11 @@ def verdict(runs: list[Finished]) -> list[str]:
     return out
 
 
+def _flops(run: Finished) -> str:
+    unit, size = next((u, s) for u, s in (("TFLOPs", 1.0), ("GFLOPs", 1e-3), ("MFLOPs", 0.0)) if run.teraflops >= s)
+    return f"{run.teraflops / (size or 1e-6):,.1f} {unit}"
+
+
 def _examples(run: Finished) -> float:
     return float(run.manifest["examples_trained"])
 
@@ -221,16 +252,18 @@ def terminal(table: Comparison) -> Table:
     out = Table(caption=NOTE, caption_justify="left")
     out.add_column("")
     for column in table.columns:
-        out.add_column(column.replace("-", " "), justify="right")
+        out.add_column(escape(column.replace("-", " ")), justify="right")
     for label, cells in table.rows:
-        out.add_row(label, *cells)
+        out.add_row(escape(label), *cells)
     return out
 
 
 def markdown(table: Comparison) -> str:
-    lines = [
-        ["", *table.columns],
-        ["---", *["---:"] * len(table.columns)],
-        *([label, *cells] for label, cells in table.rows),
-    ]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    lines = [["", *table.columns], *([label, *cells] for label, cells in table.rows)]
+    rows = ["| " + " | ".join(map(_in_a_cell, cells)) + " |\n" for cells in lines]
+    return "".join([rows[0], "|" + " --- |" + " ---: |" * len(table.columns) + "\n", *rows[1:]])
+
+
+def _in_a_cell(text: str) -> str:
+    """Text that stays in its cell, and is no HTML, in Markdown."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

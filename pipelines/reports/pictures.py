@@ -6,9 +6,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
+from jest_core.examples.decode import BadImage, View
 from jest_core.run_file import Run
 
 from ..data.catalogue import Catalogue
@@ -74,18 +76,27 @@ def _unsafe(shard: Shard, group: int) -> list[bool]:
     return flagged
 
 
-def thumbnail(data: bytes, side: int = 64) -> str:
-    """A data URL of a small picture, decoded and encoded again."""
-    with Image.open(io.BytesIO(data)) as image:
-        picture = image.convert("RGB")
-    picture.thumbnail((side, side))
+def thumbnail(data: bytes | None, side: int = 64) -> str:
+    """A data URL of a small picture, decoded and encoded again within the bounds of those that are trained on; grey
+    where it does not decode."""
+    try:
+        pixels = View(side, resize_mode="longest")(data)
+    except BadImage:
+        pixels = np.full((3, side, side), 200, np.uint8)
     sink = io.BytesIO()
-    picture.save(sink, "PNG")
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(sink, "PNG")
     return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+
+
+def plain(text: str) -> str:
+    """Text for a chart, where Plotly would take <b> for a format and <a> for a link."""
+    return escaped.escape(text, quote=False)
 
 
 def html(figure: go.Figure, description: str = "") -> str:
     """A chart as HTML without its library; description: what it shows, for those who do not see it."""
     figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 60, "b": 50})
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False})
+    drawn = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}
+    )
     return f'<div role="img" aria-label="{escaped.escape(description, quote=True)}">{drawn}</div>'

@@ -28,6 +28,7 @@ from .pictures import Chart, Tile
 _THUMBNAILS = 12  # in each row of the grids
 _MOMENTS = 4  # of training, of which thumbnails are shown
 _MATRIX = 64  # examples a side
+_MOST_PAIRS = 0.95  # of the heat map, which differ in colour; the others have the strongest
 _SHOWN_COSTS = ("score", "reference", "select", "train", "loss", "optimizer", "agreement")
 _SHOWN_TIMES = ("wait", "score", "reference", "select", "exchange", "train", "log")
 
@@ -111,7 +112,7 @@ def curves(runs: list[Finished]) -> go.Figure:
     figure = make_subplots(
         rows=len(columns) or 1,
         cols=len(axes),
-        subplot_titles=[h if i == 0 else "" for _, _, h in columns for i in range(len(axes))] or None,
+        subplot_titles=[pictures.plain(h) if i == 0 else "" for _, _, h in columns for i in range(len(axes))] or None,
         vertical_spacing=0.25 / max(1, len(columns)),
     )
     used = {run.run.path(run.run.reference.checkpoint or "") for run in runs if run.run.reference}
@@ -123,7 +124,7 @@ def curves(runs: list[Finished]) -> go.Figure:
                 figure.add_scatter(
                     x=[_spent(run, line, title) for line, _ in curve],
                     y=[100 * value for _, value in curve],
-                    name=run.name,
+                    name=pictures.plain(run.name),
                     legendgroup=run.name,
                     showlegend=r == c == 1,
                     line={"color": pictures.COLOURS[i % len(pictures.COLOURS)]},
@@ -133,6 +134,7 @@ def curves(runs: list[Finished]) -> go.Figure:
                 )
             figure.update_xaxes(title_text=title, row=r, col=c)
             figure.update_yaxes(title_text="%", rangemode="tozero", row=r, col=c)
+    figure.update_annotations(x=0, xanchor="left")  # the titles, which are wider than their charts on a phone
     figure.update_layout(
         height=280 * max(1, len(columns)), legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top"}
     )
@@ -154,7 +156,7 @@ def _spent(run: Finished, line: Line, what: str) -> float:
 def costs(runs: list[Finished]) -> go.Figure:
     """FLOPs and seconds of each run's steps, by part."""
     figure = make_subplots(rows=1, cols=2, subplot_titles=["TFLOPs", "seconds"])
-    names = [run.name for run in runs]
+    names = [pictures.plain(run.name) for run in runs]
     for i, part in enumerate(dict.fromkeys([*_SHOWN_COSTS, *_SHOWN_TIMES])):
         colour = pictures.COLOURS[i % len(pictures.COLOURS)]
         flops = [run.manifest["steps"] * run.flops_of(part) / 1e12 for run in runs]
@@ -186,7 +188,10 @@ def learnability_chart(runs: list[Finished]) -> go.Figure:
         ):
             line = {"color": pictures.COLOURS[i % len(pictures.COLOURS)], "dash": dash}
             figure.add_scatter(
-                x=steps["step"].to_numpy(), y=steps[field].to_numpy(), name=f"{run.name}, {label}", line=line
+                x=steps["step"].to_numpy(),
+                y=steps[field].to_numpy(),
+                name=pictures.plain(f"{run.name}, {label}"),
+                line=line,
             )
     figure.update_layout(height=420, xaxis_title="step", yaxis_title="nats per matched pair")
     return figure
@@ -198,7 +203,11 @@ def share_chart(shares: Shares) -> go.Figure:
     for i, (name, share) in enumerate(shares.selected.items()):
         colour = pictures.COLOURS[i % len(pictures.COLOURS)]
         figure.add_scatter(
-            x=shares.steps, y=[100 * s for s in share], name=name[:40], line={"color": colour}, legendgroup=name
+            x=shares.steps,
+            y=[100 * s for s in share],
+            name=pictures.plain(name[:40]),
+            line={"color": colour},
+            legendgroup=name,
         )
         figure.add_scatter(
             x=[shares.steps[0], shares.steps[-1]],
@@ -215,7 +224,8 @@ def share_chart(shares: Shares) -> go.Figure:
 def matrix_chart(run: Finished) -> go.Figure:
     """The learnability matrix of a few examples of the run's first super-batch, by its last checkpoint."""
     matrix = study.matrix(run.run, _MATRIX)
-    limit = max(abs(value) for row in matrix for value in row) or 1.0
+    # a few pairs have most of the range: with their colours the others would all look white
+    limit = float(np.quantile(np.abs(matrix), _MOST_PAIRS)) or 1.0
     figure = go.Figure(go.Heatmap(z=matrix, zmin=-limit, zmax=limit, colorscale="RdBu", colorbar_title="nats"))
     figure.update_layout(height=520, xaxis_title="caption", yaxis_title="image", yaxis_autorange="reversed")
     return figure

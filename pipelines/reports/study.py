@@ -172,7 +172,7 @@ def figure2(run: Run, n_iterations: int) -> Figure2:
 
 
 def _matrix(learner: Embeddings, reference: Embeddings, rows: Tensor | slice) -> list[list[float]]:
-    scores: list[list[float]] = pair_scores(learner[rows], reference[rows]).round(decimals=2).tolist()
+    scores: list[list[float]] = pair_scores(learner[rows], reference[rows]).round(decimals=4).tolist()
     return scores
 
 

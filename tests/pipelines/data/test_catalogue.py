@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.base import storage
+from pipelines.base.integrity import Damaged
 from pipelines.data import catalogue
 from pipelines.data.catalogue import Catalogue
 from pipelines.scores import reference_scores
@@ -171,6 +172,26 @@ def test_an_interrupted_search_for_duplicates_gives_the_same_catalogue(make_run,
     storage.remove(f"{whole.directory}/parts/00000.parquet")  # the other part already has its duplicates marked
     assert catalogue.run_stage(run).manifest == whole.manifest
     assert parts(whole).equals(before)
+
+
+def test_the_same_command_makes_damaged_files_of_a_catalogue_again(make_run, shards, tmp_path):
+    source = copies(shards, tmp_path / "d", {0: list(range(20)), 1: list(range(10, 30)), 2: [40]})
+    run = make_run("x", "data.rules=[{rule: duplicate}]", source=source)
+    whole = catalogue.run_stage(run)
+    before, uids = parts(whole), whole.place(1).rows(0)[0]
+    part = whole.place(1).part_path
+    data = bytearray(storage.read_bytes(part))
+    data[10 + len(data) // 8] ^= 1
+    storage.write_bytes(part, bytes(data))
+    with pytest.raises(Damaged, match=rf"{part}, row group 0, is damaged.*run `jest catalogue` again, which makes"):
+        whole.place(1).rows(0)
+    storage.remove(whole.place(2).part_path)
+    storage.write_bytes(f"{whole.directory}/row_groups.parquet", b"torn")
+    assert catalogue.run_stage(run).manifest == whole.manifest
+    assert parts(whole).equals(before)
+    assert whole.place(1).rows(0)[0] == uids
+    assert not storage.names(f"{whole.directory}/parts", ".damaged")
+    assert Catalogue(whole.directory, whole.manifest).row_groups.num_rows == 5
 
 
 def test_a_catalogue_is_refined_by_a_threshold_on_the_score_cache(make_scored_run):

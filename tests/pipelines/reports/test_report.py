@@ -116,6 +116,11 @@ def test_the_report_works_in_a_browser(runs, browser):
     head.locator("button").press("Enter")
     assert (page.evaluate(first_of), head.get_attribute("aria-sort")) == ("joint", "descending")
 
+    # the pictures come before what was spent, and no toolbar covers a chart
+    headings = page.locator("h2").all_inner_texts()
+    assert headings.index("Selected and refused by joint") < headings.index("Where the FLOPs and the time went")
+    assert page.locator(".modebar-btn").count() == 0
+
     # for screen readers: a language, headings without skipped levels, and a label for each chart
     assert page.locator("html").get_attribute("lang") == "en"
     levels = page.eval_on_selector_all("h1, h2, h3, h4", "hs => hs.map(h => +h.tagName[1])")
@@ -127,6 +132,10 @@ def test_the_report_works_in_a_browser(runs, browser):
     phone, messages = opened(browser, output, viewport={"width": 390, "height": 844}, is_mobile=True)
     assert messages == []
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    table = phone.locator(".wide").first  # which says that there is more, until it is scrolled to its end
+    assert table.evaluate("e => getComputedStyle(e, '::before').content") == '"more to the right →"'
+    table.evaluate("e => { e.scrollLeft = e.scrollWidth; e.dispatchEvent(new Event('scroll')); }")
+    assert table.evaluate("e => getComputedStyle(e, '::before').content") == "none"
 
 
 @pytest.mark.slow
