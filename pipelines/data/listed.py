@@ -53,7 +53,8 @@ def key(value: str, by: str) -> str:
 
 
 def entries(path: str, by: str) -> list[str]:
-    """The entries of a list of uids, URLs or hashes, each as `key` has it. Those of another form are left out and said.
+    """The entries of a list of uids, URLs or hashes, each as `key` has it. Those of another form are said, and
+    left out of uids.
 
     Raises ValueError where all have another form, since such a list matches nothing.
     """
@@ -76,7 +77,7 @@ def entries(path: str, by: str) -> list[str]:
     if odd:
         what = f"{len(odd):,} of {len(values):,} entries are no {_FORMS[by][1]}, such as {odd[0][:80]!r}"
         progress.warn("lists", f"{path}: {what}")
-    return [value for value in values if _has_form(value, by)] if odd else values
+    return [value for value in values if _has_form(value, by)] if odd and by == "uid" else values
 
 
 def read(path: str) -> bytes:

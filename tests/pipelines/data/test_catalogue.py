@@ -182,7 +182,8 @@ def test_the_same_command_makes_damaged_files_of_a_catalogue_again(make_run, sha
     before, uids = parts(whole), whole.place(1).rows(0)[0]
     part = whole.place(1).part_path
     data = bytearray(storage.read_bytes(part))
-    data[10 + len(data) // 8] ^= 1
+    column = pq.read_metadata(part).row_group(0).column(0)  # of the uids
+    data[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size // 2] ^= 1
     storage.write_bytes(part, bytes(data))
     with pytest.raises(Damaged, match=rf"{part}, row group 0, is damaged.*run `jest catalogue` again, which makes"):
         whole.place(1).rows(0)
