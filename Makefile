@@ -7,7 +7,7 @@ JEST   := $(BIN)/jest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos mutants bench gpu-bundle gpu-rehearsal lint format types docs check lock licences audit clean
+.PHONY: help install install-nodes install-dev demo smoke test test-fast test-oldest test-newest test-slow test-long test-endurance chaos fuzz mutants bench gpu-bundle gpu-rehearsal lint format types docs check lock licences audit clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ test-endurance: install-dev ## ten times the object store from S3; LAION-2B's ru
 
 chaos: install-dev ## a run and a scoring, killed twenty times, end like undisturbed ones; JEST_CHAOS_SEED repeats a run
 	$(BIN)/python -m pytest -s -m chaos $(ARGS)
+
+# The command that it prints has the seed; CASES=411:412 is the one case of that number
+fuzz: install-dev ## mutated pictures, shards, run files, checkpoints, parts, logs, answers of servers; SEED repeats, CASES of each, ARGS="-k tars"
+	JEST_FUZZ_SEED=$(or $(SEED),$(shell date +%s)) JEST_FUZZ_CASES=$(or $(CASES),1000) $(BIN)/python -m pytest tests/fuzz --timeout 3600 --timeout-method thread $(ARGS)
 
 mutants: install-dev ## faults of one line each, of which tests have to catch every one; ARGS=--fast: those of fast tests
 	$(BIN)/python -m tests.mutants $(ARGS)

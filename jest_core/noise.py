@@ -11,11 +11,13 @@ library's generator is used, so that no release of one can change a run. What is
     augmentation, number i of an example                (seed, step, AUGMENTATION, i)       uid, occurrence
     examples trained at low resolution                  (seed, step, LOW_RESOLUTION)        uid, occurrence
     refused examples in the selection log               (seed, step, REFUSED)               uid, occurrence
+    seed of PyTorch's generators in a forward pass      (seed, step, FORWARD, learner, number of the pass)
     order of the row groups in an epoch                 (seed, ROW_GROUPS, epoch)           position
     order of the rows in a window                       (seed, ROWS, epoch, stream, window) position
 
 Fresh weights (`models.towers.create`), few shots (`evaluation.draw_shots`) and the uniform set of `selection.anatomy`
-come from the generators of PyTorch and NumPy instead, as in open_clip and big_vision.
+come from the generators of PyTorch and NumPy instead, as in open_clip and big_vision. So do the masks of dropout and
+stochastic depth, which depend on what PyTorch runs on; their generators are seeded anew in each forward pass.
 
 This module does not import PyTorch, as processes that only read examples do not need it.
 """
@@ -44,6 +46,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 0x617567  # "aug"
     LOW_RESOLUTION = 0x6C6F77  # "low"
     REFUSED = 0x726566  # "ref"
+    FORWARD = 0x666F72  # "for"
 
 
 def hash_integers(zero: Int64, keys: Iterable[Any]) -> Int64:
@@ -81,6 +84,11 @@ def permutation(n: int, *context: int) -> NDArray[np.int64]:
     positions = np.arange(n)
     keys = [*context, positions, positions, positions]  # in the places of an example's uid and occurrence
     return np.argsort(hash_integers(np.zeros(1, np.int64), keys), kind="stable")
+
+
+def seed(*context: int) -> int:
+    """64 hashed bits for a generator of another library, not negative."""
+    return int(hash_integers(np.zeros(1, np.int64), context)[0]) % 2**63
 
 
 def shift(x: Int64, bits: int) -> Int64:

@@ -9,7 +9,19 @@ _GLOBAL = ("--traceback", "--log-level")  # options that are understood behind t
 
 
 def main() -> None:
-    """Run the command line. Exit status 1 after an error. No process of Ray that was started here stays behind."""
+    """Run the command line. Exit status after an error: 2 where the same command would fail again, else 1.
+
+    No process of Ray that was started here stays behind."""
+    try:
+        _run()
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer makes the former the latter, once it runs
+        if isinstance(ended, KeyboardInterrupt) or ended.code == _INTERRUPTED:
+            print("jest: stopped; the same command goes on from what is done", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+        raise
+
+
+def _run() -> None:
     from . import errors
     from .base import cluster
     from .commands import app
@@ -19,13 +31,8 @@ def main() -> None:
     with cluster.cleared_up():
         try:
             app()
-        except SystemExit as ended:
-            if ended.code == _INTERRUPTED:
-                print("jest: stopped; the same command goes on from what is done", file=sys.stderr)
-            raise
         except Exception as error:
-            errors.report(error)
-            sys.exit(1)
+            sys.exit(errors.report(error))
 
 
 def _global_options_first(words: list[str]) -> list[str]:

@@ -28,6 +28,7 @@ import jest_core
 from jest_core import run_file
 from jest_core.run_file import Run
 
+from . import errors
 from .base import progress
 from .stages import named, refuse
 
@@ -100,7 +101,7 @@ def stop(job: str, address: str) -> None:
 
 
 def follow(job: str, address: str) -> None:
-    """Show the job's log to its end. Raises RuntimeError where it does not succeed."""
+    """Show the job's log to its end. Raises RuntimeError where it does not succeed, ValueError where it never would."""
     client = _client(address)
     try:
         asyncio.run(_tail(client, job))
@@ -114,9 +115,10 @@ def follow(job: str, address: str) -> None:
     info = client.get_job_info(job)
     if info.status.value != "SUCCEEDED":
         why = (info.message or "no reason given").partition(", last available logs")[0]  # they have been shown
-        raise RuntimeError(
-            f"job {job} {info.status.value}: {why}; the same command submits it again, and it goes on from what is done"
-        )
+        ended = f"job {job} {info.status.value}: {why}"
+        if info.driver_exit_code == errors.IN_VAIN:
+            raise ValueError(f"{ended}; correct what its log says first: it would fail again")
+        raise RuntimeError(f"{ended}; the same command submits it again, and it goes on from what is done")
     progress.say("submit", f"job {job} SUCCEEDED")
 
 

@@ -215,7 +215,7 @@ def test_laion_2b_runs_as_jobs_that_are_stopped_and_survive_the_loss_of_a_node(n
 
     failed = _submit(dashboard, ["train"], [*overrides, "training.learning_rate=0.5"])
     refused, _ = failed.communicate(timeout=200)
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "training.learning_rate" in refused  # a run cannot be resumed with another learning rate
 
     job = _submit(dashboard, CHAIN, overrides)

@@ -7,10 +7,10 @@ PyTorch, torchvision and open_clip, which take 6 CPU seconds and 0.8 GB.
 
 import io
 import math
-import struct
-import zlib
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
@@ -20,11 +20,14 @@ from PIL import Image, UnidentifiedImageError
 from jest_core.tables import SlotStatus
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow opens: some of the others run programs
-MAX_PIXELS = 89_478_485  # Pillow's limit for a decompression bomb, which is an error here
+MAX_PIXELS = 89_478_485  # Pillow's limit for a decompression bomb, which is an error here; before and after the resize
+MAX_PASSES = 20  # a progressive JPEG has about 10 scans, and each goes over all pixels: 120 bytes can take 0.1 s
+_LARGE = (
+    20_000_000  # pixels of a picture that is decoded alone: MAX_PIXELS in each of many threads would fill a machine
+)
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# What Pillow raises on bytes that are not a complete image
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, struct.error, zlib.error, OverflowError)
+_alone = threading.Lock()
 
 
 class BadImage(ValueError):
@@ -63,26 +66,34 @@ class View:
             raise ValueError(f"interpolation is bicubic or bilinear, and not {self.interpolation!r}")
 
     def __call__(self, data: bytes | None) -> NDArray[np.uint8]:
-        """Pixels (3, H, W). Raises BadImage where the bytes are not an image of at most MAX_PIXELS that decodes."""
+        """Pixels (3, H, W). Raises BadImage where the bytes are not an image that decodes, or one whose pixels, before
+        or after the resize, are more than MAX_PIXELS: what a picture can take of memory and time is bounded."""
         if not data:
             raise BadImage(SlotStatus.MISSING)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if self._is_too_large(image, data):
                     raise BadImage(SlotStatus.TOO_LARGE)
                 if self.reduced:
                     scale = self.image_size / min(image.size)
                     image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-                picture = self._cut(image.convert("RGB"))
+                with _alone if math.prod(image.size) > _LARGE else nullcontext():
+                    picture = self._cut(image if image.mode == "RGB" else image.convert("RGB"))
         except UnidentifiedImageError:
             raise BadImage(SlotStatus.NO_IMAGE) from None
-        except Image.DecompressionBombError:
+        except (Image.DecompressionBombError, MemoryError):
             raise BadImage(SlotStatus.TOO_LARGE) from None
         except BadImage:
             raise
-        except _DAMAGE as error:
+        except Exception as error:  # whatever Pillow raises: it has nothing but these bytes
             raise BadImage(SlotStatus.DAMAGED) from error
         return np.asarray(picture).transpose(2, 0, 1)
+
+    def _is_too_large(self, image: Image.Image, data: bytes) -> bool:
+        """By the header alone: nothing is decoded yet."""
+        pixels, resized = math.prod(image.size), math.prod(self._shape(*image.size))
+        passes = data.count(b"\xff\xda") if "progressive" in image.info else 1  # the marker of a scan
+        return max(pixels, resized, pixels * passes // MAX_PASSES) > MAX_PIXELS
 
     @property
     def _resized(self) -> int:

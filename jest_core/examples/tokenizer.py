@@ -5,12 +5,14 @@ CLIP's tokenizer is implemented here: open_clip's imports PyTorch, which process
 
 import gzip
 import html
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heappop, heappush
 from importlib.util import find_spec
-from itertools import pairwise
-from math import inf
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -23,6 +25,8 @@ _FILE = "bpe_simple_vocab_16e6.txt.gz"  # in the package open_clip: the merges, 
 _N_MERGES = (
     48_894  # of the file: 49,408 tokens less those of single bytes, alone and at the end of a word, and start and end
 )
+MAX_CHARACTERS = 1 << 15  # of a caption that are read, by any tokenizer: repairing some texts takes 30 us a character
+_CACHED_LETTERS = 64  # of a word whose tokens are kept; longer ones are rarely words, and 131,072 of them fill a memory
 _START, _END = "<start_of_text>", "<end_of_text>"
 _WORD = regex.compile(
     rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
@@ -46,7 +50,7 @@ class Tokenizer(Protocol):
     def context_length(self) -> int: ...
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens (B, context_length)."""
+        """Tokens (B, context_length), of the first MAX_CHARACTERS of each caption."""
         ...
 
 
@@ -60,50 +64,76 @@ class ClipTokenizer:
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
         """Tokens (B, context_length): start, caption, end, then zeros; a caption that is too long is cut."""
         captions = [captions] if isinstance(captions, str) else captions
-        numbers = _vocabulary().numbers
+        numbers = vocabulary().numbers
         out = np.zeros((len(captions), self.context_length), np.int64)
         for row, caption in zip(out, captions, strict=True):
-            tokens = [numbers[_START], *_tokens(caption)][: self.context_length - 1]
+            tokens = [numbers[_START], *islice(_tokens(caption), self.context_length)][: self.context_length - 1]
             row[: len(tokens) + 1] = [*tokens, numbers[_END]]
         return out
 
 
-def _tokens(caption: str) -> list[int]:
-    vocabulary, out = _vocabulary(), list[int]()
-    for word in _WORD.findall(_clean(caption)):
-        out += _word_tokens("".join(vocabulary.letters[byte] for byte in word.encode()))
-    return out
+def _tokens(caption: str) -> Iterator[int]:
+    letters = vocabulary().letters
+    for match in _WORD.finditer(_clean(caption[:MAX_CHARACTERS])):
+        word = "".join(letters[byte] for byte in match[0].encode())
+        yield from _cached_tokens(word) if len(word) <= _CACHED_LETTERS else _word_tokens(word)
 
 
 def _clean(caption: str) -> str:
     """With broken encodings and HTML entities repaired, one space between words, in lower case."""
-    repaired = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    repaired = ftfy.fix_text(caption)
+    with suppress(ValueError):  # of &#999...; with more digits than Python reads
+        repaired = html.unescape(html.unescape(repaired))
     return " ".join(repaired.split()).lower()
 
 
 @lru_cache(maxsize=1 << 17)
+def _cached_tokens(word: str) -> tuple[int, ...]:
+    return _word_tokens(word)
+
+
 def _word_tokens(word: str) -> tuple[int, ...]:
-    """Byte-pair encoding of a word: the pair of the lowest rank is merged everywhere, until no pair has a rank."""
-    _, ranks, numbers = _vocabulary()
-    if word in (_START, _END):
-        return (numbers[word],)
-    parts = [*word[:-1], word[-1] + "</w>"]
-    while len(parts) > 1:
-        best = min(pairwise(parts), key=lambda pair: ranks.get(pair, inf))
-        if best not in ranks:
-            break
-        merged: list[str] = []
-        for part in parts:
-            if merged and (merged[-1], part) == best:
-                merged[-1] += part
-            else:
-                merged.append(part)
-        parts = merged
-    return tuple(numbers[part] for part in parts)
+    numbers = vocabulary().numbers
+    return (numbers[word],) if word in (_START, _END) else tuple(numbers[part] for part in parts_of(word))
+
+
+def parts_of(word: str) -> list[str]:
+    """Byte-pair encoding of a word: the pair of the lowest rank is merged everywhere, until no pair has a rank.
+
+    In n log n steps for n letters: pairs wait by their rank, and a merge makes at most two new ones.
+    """
+    ranks = vocabulary().ranks
+    parts = [*word[:-1], word[-1] + "</w>"]  # a part that was merged into the one before it is ""
+    before, after = [*range(-1, len(parts) - 1)], [*range(1, len(parts) + 1)]  # the neighbours of each part
+    waiting, places = list[int](), defaultdict[int, list[int]](list)  # ranks, and where the pairs of each begin
+
+    def rank_at(i: int) -> int | None:
+        return ranks.get((parts[i], parts[after[i]])) if i >= 0 and after[i] < len(parts) else None
+
+    def wait(i: int) -> None:
+        if (rank := rank_at(i)) is not None:
+            if rank not in places:
+                heappush(waiting, rank)
+            places[rank].append(i)
+
+    for i in range(len(parts)):
+        wait(i)
+    while waiting:
+        rank = heappop(waiting)
+        for i in sorted(places.pop(rank)):
+            if rank_at(i) != rank:  # one of its parts was merged since
+                continue
+            taken = after[i]
+            parts[i], parts[taken], after[i] = parts[i] + parts[taken], "", after[taken]
+            if after[i] < len(parts):
+                before[after[i]] = i
+            wait(before[i])
+            wait(i)
+    return [part for part in parts if part]
 
 
 @lru_cache(maxsize=1)
-def _vocabulary() -> _Vocabulary:
+def vocabulary() -> _Vocabulary:
     spec = find_spec("open_clip")  # found, not imported
     assert spec is not None
     assert spec.origin is not None

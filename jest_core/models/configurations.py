@@ -12,12 +12,15 @@ import open_clip
 import timm
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 
 from jest_core.examples.decode import View
 from jest_core.examples.inputs import Colour, Inputs
-from jest_core.examples.tokenizer import ClipTokenizer, Tokenizer
+from jest_core.examples.tokenizer import MAX_CHARACTERS, ClipTokenizer, Tokenizer, parts_of, vocabulary
+from jest_core.models import folders
+from jest_core.models.folders import OpenClipConfig, Preprocessing
 from jest_core.run_file import Model
 
 open_clip.add_model_config(Path(str(files("jest_core.models") / "configs")))
@@ -45,6 +48,7 @@ def resnet_drawings(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
 
 class _Image(TypedDict, total=False):
     image_size: int | list[int]
+    timm_model_name: str
 
 
 class _Text(TypedDict, total=False):
@@ -61,7 +65,19 @@ class Configuration(TypedDict):
 
 
 def configuration(name: str) -> Configuration:
-    """The configuration of an open_clip model. Raises ValueError where there is no such model."""
+    """The configuration of an open_clip model, by its name or `local-dir:FOLDER`.
+
+    Raises ValueError where there is no such model, FileNotFoundError where there is no such folder.
+    """
+    if name.startswith(folders.PREFIX):
+        of_folder: Configuration = folders.read(name)["model_cfg"]
+        return of_folder
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        raise ValueError(
+            f"model.name {name!r} is not on this machine: `hf download {repository} --local-dir FOLDER`, then name it "
+            "local-dir:FOLDER, and FOLDER as the checkpoint"
+        )
     config: Configuration | None = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(f"model.name {name!r} is no open_clip model; `open_clip.list_models()` lists them")
@@ -102,8 +118,8 @@ def inputs(
 ) -> Inputs:
     """Which pixels and tokens an open_clip model needs, by its configuration and its pretrained tag; cached.
 
-    Arguments override what the tag says; without a tag, pixels are scaled to -1..1. Raises ValueError where open_clip
-    has no such model or no such tag of it.
+    Arguments override what the tag or the model's folder says; without either, pixels are scaled to -1..1. Raises
+    ValueError where open_clip has no such model or no such tag of it.
     """
     configuration(name)
     if pretrained is not None and not open_clip.get_pretrained_cfg(name, pretrained):
@@ -112,15 +128,62 @@ def inputs(
             f"model.pretrained {pretrained!r} is no tag of {name}, which has {tags}; a file goes into "
             "reference.checkpoint"
         )
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    tag = _preprocessing(name, pretrained)
     view = View(
         image_size(name),
         interpolation=interpolation or tag.get("interpolation", "bicubic"),
         resize_mode=resize_mode or tag.get("resize_mode", "shortest"),
     )
     plain = (0.5, 0.5, 0.5)
-    colours = mean or tag.get("mean", plain), std or tag.get("std", plain)
+    colours = tuple(mean or tag.get("mean", plain)), tuple(std or tag.get("std", plain))
     return Inputs(view, *colours, _tokenizer(name, context_length))
+
+
+def _preprocessing(name: str, pretrained: str | None) -> dict[str, Any]:
+    """What a folder or a pretrained tag says of a model's pixels; nothing for a model with fresh weights."""
+    if name.startswith(folders.PREFIX):
+        return dict(merge_preprocess_dict(PreprocessCfg(), folders.read(name)["preprocess_cfg"]))
+    return dict(open_clip.get_pretrained_cfg(name, pretrained)) if pretrained else {}
+
+
+def open_clip_config(name: str, inputs: Inputs) -> OpenClipConfig:
+    """The open_clip_config.json by which a stock open_clip sees pictures and captions as jest does."""
+    model = configuration(name)
+    text = {**model["text_cfg"], "context_length": inputs.tokenizer.context_length}
+    return {"model_cfg": {**model, "text_cfg": text}, "preprocess_cfg": _preprocess_cfg(inputs)}
+
+
+def _preprocess_cfg(inputs: Inputs) -> Preprocessing:
+    return {
+        "size": inputs.view.image_size,
+        "mode": "RGB",
+        "mean": list(inputs.mean),
+        "std": list(inputs.std),
+        "interpolation": inputs.view.interpolation,
+        "resize_mode": inputs.view.resize_mode,
+    }
+
+
+def refuse_other_pixels(trained: OpenClipConfig, inputs: Inputs, source: str, part: str) -> None:
+    """Raises ValueError where a model would see other pixels than those that its weights were trained on.
+
+    trained: what the checkpoint says; source: its file; part: what stands before `image_mean` in the run file.
+    """
+    here: dict[str, Any] = dict(_preprocess_cfg(inputs))
+    keys = {"mean": "image_mean", "std": "image_std", "interpolation": "interpolation", "resize_mode": "resize_mode"}
+    there: dict[str, Any] = dict(trained["preprocess_cfg"])
+    for key, field in keys.items():
+        if there.get(key, here[key]) != here[key]:
+            raise ValueError(
+                f"{source} was trained on pictures with {key} {there[key]}, and {part}{field} makes it {here[key]}: "
+                f"set {part}{field} to {there[key]}"
+            )
+
+
+def needs_jest(name: str) -> bool:
+    """Whether a stock open_clip lacks the model's image tower, as timm has none of its name."""
+    tower = configuration(name)["vision_cfg"].get("timm_model_name")
+    return tower is not None and not timm.models.model_entrypoint(tower).__module__.startswith("timm.")
 
 
 def _tokenizer(name: str, length: int | None) -> Tokenizer:
@@ -144,7 +207,17 @@ class OpenClipTokenizer:
         tokenizer, name = open_clip_tokenizer(self.model, self.context_length), self.name
         if (here := type(tokenizer).__name__) != name:
             raise ValueError(f"{self.model} has a {here} here, and a {name} where the run started")
+        return _tokens(tokenizer, [caption[:MAX_CHARACTERS] for caption in captions])
+
+
+def _tokens(tokenizer: Any, captions: list[str]) -> NDArray[np.int64]:
+    """open_clip's tokenizers raise ValueError on &#999...; with more digits than Python reads: it counts as text."""
+    try:
         return np.asarray(tokenizer(captions), np.int64)
+    except ValueError:
+        if len(captions) == 1:
+            return np.asarray(tokenizer([captions[0].replace("&", "")]), np.int64)
+        return np.concatenate([_tokens(tokenizer, [caption]) for caption in captions])
 
 
 @lru_cache(maxsize=8)
@@ -152,6 +225,9 @@ def open_clip_tokenizer(name: str, length: int) -> Any:
     """A model's tokenizer by open_clip. Raises ValueError where there is no such model, or a package is missing."""
     configuration(name)
     try:
-        return open_clip.get_tokenizer(name, context_length=length)
+        tokenizer = open_clip.get_tokenizer(name, context_length=length)
     except ImportError as error:
         raise ValueError(f"the tokenizer of {name} needs another package: {error}") from error
+    if isinstance(tokenizer, SimpleTokenizer) and tokenizer.bpe_ranks == vocabulary().ranks:
+        tokenizer.bpe = lambda word: tokenizer.cache.get(word) or " ".join(parts_of(word))  # its own takes n * n steps
+    return tokenizer

@@ -14,7 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
 
+from jest_core.models import folders
+
 if TYPE_CHECKING:
+    from jest_core.models.trial import Trial
     from jest_core.run_file import Model, Run
 
 _DECISIVE = ("open_clip_torch", "timm", "torch")  # packages whose releases may change a result
@@ -42,7 +45,7 @@ def cached(function: Function) -> Function:
 
     @lru_cache(maxsize=256)
     def look_up(*arguments: Any) -> Any:
-        question = json.dumps([function.__name__, *arguments, _releases()])
+        question = json.dumps([function.__name__, *arguments, _releases(), *_folder_contents(arguments)])
         path = _folder() / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
         try:
             stored: _Cached = json.loads(path.read_text())
@@ -109,6 +112,14 @@ def forward_flops(
 
 
 @cached
+def training_trial(name: str, context_length: int | None) -> "Trial":
+    """What a training pass of the model would do unseen."""
+    from jest_core.models import towers, trial
+
+    return trial.training_pass(towers.without_weights(name, context_length))
+
+
+@cached
 def _resolution(
     name: str, context_length: int | None, part: str, image_size: int | None, patch_size: int | None
 ) -> _Resolution:
@@ -148,6 +159,33 @@ def refuse_resolutions(run: "Run") -> None:
         resolution(run.reference.model, "reference.score_", *sizes)
 
 
+def _folder_contents(arguments: tuple[Any, ...]) -> list[Any]:
+    """The configurations of models that are named by their folders, which can change."""
+    return [folders.read(x) for x in arguments if isinstance(x, str) and x.startswith(folders.PREFIX)]
+
+
+def refuse_hidden_state(model: "Model") -> None:
+    """Raises ValueError where a checkpoint would not have all that decides the learner's next step."""
+    if hidden := training_trial(model.name, model.context_length)["hidden"]:
+        raise ValueError(
+            f"model.name {model.name} has state beside its weights ({'; '.join(hidden[:3])}), so that a resumed run "
+            "would differ: choose a model without"
+        )
+
+
+def untrained_parameters(model: "Model") -> str | None:
+    """A warning where the contrastive loss does not train all of a model."""
+    names = training_trial(model.name, model.context_length)["untrained"]
+    if not names:
+        return None
+    tops = [name.split(".")[0] for name in names]
+    where = ", ".join(f"{top} {tops.count(top)}" for top in dict.fromkeys(tops))
+    return (
+        f"{len(names)} parameters of {model.name} get no gradient from the contrastive loss and keep their first "
+        f"values ({where}): another model.name trains all that it has"
+    )
+
+
 @lru_cache
 def _releases() -> list[str]:
     """What decides a result: releases of packages, and a hash of jest's model configurations and of the code."""
@@ -158,7 +196,7 @@ def _releases() -> list[str]:
 
 _CODE = [
     Path(__file__).parent / f"{name}.py"
-    for name in ("outlines", "flop_counts", "configurations", "towers", "flexible", "sharding")
+    for name in ("outlines", "folders", "flop_counts", "configurations", "towers", "flexible", "sharding", "trial")
 ]
 
 

@@ -18,7 +18,7 @@ from jest_core.choices import LOSSES, ForwardPrecision, Loss
 from jest_core.examples.decode import View
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.preprocess import normalise, resize
-from jest_core.models import configurations, flexible, sharding
+from jest_core.models import configurations, flexible, sharding, weights
 from jest_core.models.flexible import Resolution
 from jest_core.run_file import Model
 from jest_core.selection import Embeddings
@@ -147,12 +147,18 @@ class Towers:
 @lru_cache(maxsize=4)
 def outline(name: str, given_context_length: int | None = None) -> Any:
     """An open_clip model without weights, on PyTorch's meta device, to count parameters and FLOPs with."""
+    # in training mode PyTorch's FLOP counter fails on attention pooling
+    return without_weights(name, given_context_length).eval().requires_grad_(False)
+
+
+def without_weights(name: str, given_context_length: int | None = None) -> Any:
+    """An open_clip model on PyTorch's meta device, in training mode."""
     options = {"load_weights": False, "output_dict": True, "device": "meta"}
     length = configurations.context_length(name, given_context_length)
     with torch.device("meta"), _warnings_off():
         model = open_clip.create_model(name, force_context_length=length, **options)
     flexible.make_flexible(model.visual)
-    return model.eval().requires_grad_(False)  # in training mode PyTorch's FLOP counter fails on attention pooling
+    return model.train()
 
 
 def create(name: str, *, seed: int, pretrained: str | None = None, inputs: Inputs | None = None) -> Towers:
@@ -247,11 +253,14 @@ def refuse_resolution(model: Model, part: str, size: int | None, patch_size: int
     return wanted
 
 
-def load_weights(towers: Towers, checkpoint: Mapping[str, Any]) -> None:
-    """Load an open_clip checkpoint: a state dictionary, or one under `state_dict`; names may start with `module.`."""
+def load_weights(towers: Towers, checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> None:
+    """Load the weights of a checkpoint of open_clip, of jest or of another program (`weights.fitted`), in place.
+
+    source: the name of its file, for errors. Raises ValueError where the weights are not those of the model.
+    """
     placed_as = towers.model.state_dict()
-    state = {name.removeprefix("module."): v for name, v in checkpoint.get("state_dict", checkpoint).items()}
-    towers.model.load_state_dict({name: sharding.placed(v, placed_as.get(name, v)) for name, v in state.items()})
+    state = weights.fitted(checkpoint, placed_as, towers.name, source)
+    towers.model.load_state_dict({name: sharding.placed(v, placed_as[name]) for name, v in state.items()})
 
 
 def weights_hash(model: nn.Module) -> str:

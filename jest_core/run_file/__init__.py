@@ -15,6 +15,7 @@ schema       Run, which has all parts, and every size that follows
 consistency  what is wrong with values taken together, each with a remedy
 identity     which fields decide whether a run may go on
 explain      what is wrong with a value alone, a line each
+yaml_text    YAML text -> keys and values
 load         text and overrides -> Run, and back
 describe     the parts -> run-file.md and run-file.schema.json
 """

@@ -1,18 +1,47 @@
 """What is wrong with values of a run file that do not fit together: each line names fields, values and a remedy."""
 
 from collections.abc import Iterator
+from itertools import combinations
 
+from jest_core.run_file.explain import on_one_line, start_of
+from jest_core.run_file.paths import holds
 from jest_core.run_file.reference import Reference
 from jest_core.run_file.schema import Run
 
 
 def problems(run: Run) -> list[str]:
     """A line for each problem; none where the run can start."""
-    return [line for check in (_sizes, _selection, _steps, _data, _resolutions, _models) for line in check(run)]
+    return [
+        line for check in (_places, _sizes, _selection, _steps, _data, _resolutions, _models) for line in check(run)
+    ]
+
+
+def _places(run: Run) -> Iterator[str]:
+    """Directories that commands write: each is one of its own, which holds neither the others' parent nor a disk."""
+    reference, ingest, subset = run.reference, run.ingest, run.subset
+    written = {
+        "run_dir": run.run_dir,
+        "data.catalogue": run.data.catalogue,
+        "reference.scores": reference.scores if reference else None,
+        "ingest.shards": ingest.shards if ingest else None,
+        "subset.directory": subset.directory if subset else None,
+    }
+    places = {key: (value, run.path(value)) for key, value in written.items() if value is not None}
+    for key, (value, path) in places.items():
+        if holds(path, run.root):
+            yield (
+                f"{key} {value!r} is root {run.root}, or a directory above it, where other things are: name one of its "
+                f"own, such as runs/joint; for one that is there set root to its parent directory"
+            )
+    for (key, (value, path)), (other, (_, its_path)) in combinations(places.items(), 2):
+        if holds(path, its_path) and holds(its_path, path):
+            yield f"{key} {value!r} is {other} too: give each a directory of its own"
 
 
 def _sizes(run: Run) -> Iterator[str]:
     b, size, training, data, selection = run.sub_batch_size, run.super_batch_size, run.training, run.data, run.selection
+    if run.seed >= 1 << 63:
+        yield f"seed {run.seed} has more than 63 bits; use one of at most {(1 << 63) - 1}"
     if training.examples_trained % b:
         low = training.examples_trained // b * b or b
         yield (
@@ -151,7 +180,8 @@ def _models(run: Run) -> Iterator[str]:
     if run.uses_reference and reference is None:
         yield (
             f"selection.method {selection.method} by selection.criterion {selection.criterion} scores with a "
-            "reference, and the run file has no `reference` part; add one"
+            "reference, and the run file has no `reference` part; add one, such as "
+            f"`reference: {on_one_line(start_of(Reference) | {'checkpoint': 'reference'})}`"
         )
 
 

@@ -31,20 +31,20 @@ class Data(Part):
     """Finished catalogue of the same shards from whose kept rows this one starts. No picture is read again, and the
     score cache of that catalogue serves this one too. If not given, it starts from all rows."""
 
-    rules: list[Rule]
+    rules: list[Rule] = Field(examples=[[{"rule": "status"}, {"rule": "caption", "min_words": 3}]])
     """Rules by which `jest catalogue` keeps or drops rows, applied in this order. The audit counts each row under the
     first rule that drops it."""
 
-    n_streams: PositiveInt
+    n_streams: PositiveInt = Field(examples=[16])
     """Number of streams from which super-batches are interleaved; it decides the order of the examples, and does not
     depend on the number of learners. The super-batch size is a multiple of it."""
 
-    window_rows: Annotated[PositiveInt, Unit("rows")]
+    window_rows: Annotated[PositiveInt, Unit("rows")] = Field(examples=[1000])
     """Shuffle buffer: number of rows of a stream that are read and shuffled together. Memory grows with it."""
 
     max_bad_share: Circumstance[float] = Field(default=0.01, ge=0, le=1)
-    """Largest share of a shard's rows, or of an evaluation set's pictures, that may fail to decode. Above it the
-    command ends with an error."""
+    """Largest share of a shard's rows, of an evaluation set's pictures, or of the pictures of 100 steps of training,
+    that may fail to decode. Above it the command ends with an error."""
 
     max_empty_captions: Circumstance[float] = Field(default=0.5, ge=0, le=1)
     """Largest share of a shard's rows, and of all rows, that `jest catalogue` may keep without a caption. Above it the

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import re
 import sys
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from jest_core.run_file.explain import parts_of, tag_of
+from jest_core.run_file.explain import on_one_line, parts_of, tag_of
 from jest_core.run_file.parts import CIRCUMSTANCE, Part, Unit
 from jest_core.run_file.rules import RuleOrBasicFilter
 from jest_core.run_file.schema import Run
@@ -121,10 +119,10 @@ class _Document:
             "key": f"`{key}`",
             "type": self.words(self.schemas[part.__name__]["properties"][key]),
             "unit": next((mark.name for mark in field.metadata if isinstance(mark, Unit)), ""),
-            "default": "required" if field.is_required() else f"`{_yaml(field.default)}`",
+            "default": "required" if field.is_required() else f"`{on_one_line(field.default)}`",
             "may change": "" if circumstance is None else changes,
             "meaning": " ".join((field.description or "").split()),
-            "example": " or ".join(f"`{_yaml(each)}`" for each in field.examples or []),
+            "example": " or ".join(f"`{on_one_line(each)}`" for each in field.examples or []),
         }
         return {title: cell.replace("|", "\\|") for title, cell in cells.items()}
 
@@ -139,9 +137,9 @@ class _Document:
                 heading = self.headings[path.rpartition("/")[2]]
                 return f"[{heading}](#{_anchor(heading)})"
             case {"enum": values}:
-                return ", ".join(f"`{_yaml(value)}`" for value in values)
+                return ", ".join(f"`{on_one_line(value)}`" for value in values)
             case {"const": value}:
-                return f"`{_yaml(value)}`"
+                return f"`{on_one_line(value)}`"
             case {"type": "array", "items": list(items)}:
                 return f"list of {len(items)} {self.words(items[0])}s"
             case {"type": "array", "items": items}:
@@ -179,15 +177,6 @@ def _some_may_change(field: FieldInfo) -> bool:
     """Whether a key of a part in this field, or of one within it, may change while a run goes on."""
     inside = [each for part in parts_of(field.annotation) if part not in _RULES for each in part.model_fields.values()]
     return any(CIRCUMSTANCE in each.metadata or _some_may_change(each) for each in inside)
-
-
-def _yaml(value: Any) -> str:
-    """A value as it is written in a run file, on one line."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Part):
-        value = value.model_dump()
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()
 
 
 def _anchor(heading: str) -> str:

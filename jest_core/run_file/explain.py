@@ -1,10 +1,13 @@
 """What pydantic finds wrong with single values of a run file -> a line each, with field, value and remedy."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib.resources import files
 from typing import Any, get_args
 
+import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -14,15 +17,46 @@ from jest_core.run_file.schema import Run
 
 Location = tuple[int | str, ...]
 _MOST_CHARACTERS = 100  # of a value that an error shows
+_COMPLETE = "runs/demo-small/joint.yaml"
+_MOST_LINES = 30  # of errors
 _SHOULD_BE = "Input should be "  # as pydantic begins
 
 
 def explain(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
-    """A line for each value that is wrong. values: the run file's, as they were validated."""
+    """A line for each value that is wrong; where a key is missing, a last one that names a complete run file. values:
+    the run file's, as they were validated."""
     errors: dict[Location, list[Any]] = {}
-    for each in error.errors():
+    for each in error.errors(include_url=False):
         errors.setdefault(_written(each, values), []).append(each)
-    return [_line(place, group) for place, group in errors.items() if not _is_refined(place, group, errors)]
+    lines = [_line(place, group) for place, group in errors.items() if not _is_refined(place, group, errors)]
+    more = [f"  ... and {len(lines) - _MOST_LINES} more"] * (len(lines) > _MOST_LINES)
+    if any(each["type"] == "missing" for group in errors.values() for each in group):
+        deploy = files("jest_deploy")
+        more.append(f"  all keys are in {deploy / 'docs' / 'run-file.md'}; a complete file is {deploy / _COMPLETE}")
+    return lines[:_MOST_LINES] + more
+
+
+def start(field: FieldInfo) -> Any:
+    """A value to start from where a key is missing: the field's first example, or those of a part's required keys; None
+    where there is neither."""
+    if field.examples:
+        return field.examples[0]
+    parts = parts_of(field.annotation)
+    return start_of(parts[0]) if len(parts) == 1 else None
+
+
+def start_of(part: type[Part]) -> dict[str, Any]:
+    """The required keys of a part, with values to start from."""
+    return {key: start(field) for key, field in part.model_fields.items() if field.is_required()}
+
+
+def on_one_line(value: Any) -> str:
+    """A value as it is written in a run file, on one line."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Part):
+        value = value.model_dump()
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()
 
 
 def parts_of(annotation: Any) -> list[type[Part]]:
@@ -53,7 +87,14 @@ def _line(place: Location, errors: list[Any]) -> str:
             near = _near(error["loc"][-1], known)
             return f"  {key} is not a key of a run file; " + (near or "remove it, or correct its spelling")
         case "missing":
-            return f"  {key} is missing; a run file is complete: add it. {meaning}".rstrip()
+            value = start(field) if field and place[-1] in error["loc"][-1:] and isinstance(place[-1], str) else None
+            such_as = f", such as `{place[-1]}: {on_one_line(value)}`" * (value is not None)
+            return f"  {key} is missing; a run file is complete: add it{such_as}. {meaning}".rstrip()
+        case "truth_value":
+            key = ".".join(str(x) for x in (*place, error["ctx"]["key"]))
+            return f"  {key} = {error['ctx']['value']}: Input should be a number, and not a truth value"
+        case "string_type" if len(errors) == 1 and isinstance(error["input"], (bool, int, float)):
+            return f"  {key} = {_shown(error['input'])}: Input should be text: put it in quotes ({meaning})"
         case "union_tag_invalid":
             rules = parts_of(RuleOrBasicFilter if place[0] == "data" else Rule)
             return _not_among(f"{key}.rule", error["ctx"]["tag"], [tag_of(rule) for rule in rules])

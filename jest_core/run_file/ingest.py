@@ -1,5 +1,7 @@
 """The part `ingest`: how lists of URLs become image shards."""
 
+import ipaddress
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -7,7 +9,16 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from jest_core.run_file.parts import Part, Unit
 from jest_core.run_file.rules import Rule, ScoreRule
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
+
+
+def network_of(entry: str) -> Network | None:
+    """A network or address of ingest.private_addresses; None where it names a host."""
+    try:
+        return ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return None
 
 
 class Ingest(Part):
@@ -83,16 +94,33 @@ class Ingest(Part):
     """Seconds without an answer, or without a further byte, after which a request fails."""
 
     max_seconds: Annotated[PositiveFloat, Unit("seconds")] = 60
-    """Seconds that the bytes of one picture may take, from the first to the last."""
+    """Seconds that one picture may take, from the connection to the last byte, over all redirects. The look-up of a
+    host's name cannot be cut short."""
 
     max_bytes: Annotated[PositiveInt, Unit("bytes")] = 50_000_000
     """Largest picture that is downloaded, in bytes."""
 
+    max_pixels: Annotated[PositiveInt, Unit("pixels")] = 89_478_485
+    """Largest picture that is decoded, width times height as its header says; and the largest that one is enlarged to.
+    An opaque picture of this size takes 0.3 GB while it is resized, one with transparency up to 6 GB."""
+
     retries: NonNegativeInt = 0
     """How often a failed request is repeated at once. `jest ingest --retry-failed` tries again later."""
 
-    private_addresses: bool = False
-    """Whether a URL may lead into a private network, or to the machine itself. Such requests are refused otherwise."""
+    private_addresses: bool | list[str] = Field(default=False, examples=[["10.20.0.0/16", "images.intranet"]])
+    """Whether a URL may lead into a private network, or to the machine itself; or the networks and hosts to which it
+    may. Other such requests are refused, and in any case those to the metadata of a cloud's machines."""
+
+    @field_validator("private_addresses")
+    @classmethod
+    def _networks_or_hosts(cls, value: bool | list[str]) -> bool | list[str]:
+        for entry in [] if isinstance(value, bool) else value:
+            if network_of(entry) is None and not re.fullmatch(r"[\w-]+(\.[\w-]+)*", entry):
+                raise ValueError(
+                    f"private_addresses has {entry!r}, which is no network, address or host: write 10.20.0.0/16, or "
+                    "the host's name alone"
+                )
+        return value
 
     @field_validator("shards")
     @classmethod

@@ -11,8 +11,10 @@ class Model(Part):
     """An open_clip model: by name with fresh weights, or with those of a pretrained tag."""
 
     name: str = Field(examples=["ViT-B-16-SigLIP"])
-    """Name of the model: one of `open_clip.list_models()`, or of those that come with jest: `jest-b-16-256`,
-    `jest-l-16-256`, `jest-tiny`."""
+    """Name of the model: one of `open_clip.list_models()`, one of those that come with jest (`jest-b-16-256`,
+    `jest-l-16-256`, `jest-tiny`), or `local-dir:FOLDER` of a folder with open_clip_config.json, which also says how it
+    sees pictures: `jest export` writes such folders, and Hugging Face has them. Its weights are read where a checkpoint
+    names the folder too."""
 
     pretrained: str | None = Field(default=None, examples=["datacomp_xl_s13b_b90k"])
     """Pretrained tag: one of `open_clip.list_pretrained()` for this model. open_clip downloads the weights on the

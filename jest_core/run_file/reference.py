@@ -56,8 +56,8 @@ class Reference(Part):
     """The reference model: its architecture, and how it sees pictures and captions."""
 
     checkpoint: str | None = Field(default=None, examples=["reference", "weights/open_clip_model.pt"])
-    """Checkpoint with the reference's weights: a file, or a run directory, of which the newest checkpoint is read. Not
-    together with `model.pretrained`."""
+    """Checkpoint with the reference's weights: a file, a run directory, of which the newest checkpoint is read, or a
+    folder as open_clip and Hugging Face have them. Not together with `model.pretrained`."""
 
     scores: str = Field(examples=["scores"])
     """Directory of the score cache, which `jest reference-scores` writes: embeddings of every kept pair."""

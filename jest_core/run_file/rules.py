@@ -54,7 +54,8 @@ class DenyRule(Part):
     """Name of the rule."""
 
     file: str = Field(examples=["deny.txt"])
-    """File of the list: text (one entry a line), Parquet (its first column), or DataComp's .npy of uids."""
+    """File of the list: text (one entry a line), CSV, TSV, Parquet or .npy, also compressed. Of several columns that
+    with the name of what `by` says counts, else the first whose values look like it; a list without any is refused."""
 
     by: Literal["uid", "url", "hash"] = "uid"
     """What the entries are: uids, URLs, or hashes of pictures (the column hash, md5, sha256 or the like)."""
@@ -108,7 +109,7 @@ class SimilarityRule(Part):
     rule: Literal["similarity"]
     """Name of the rule."""
 
-    at_least: float
+    at_least: float = Field(examples=[0.28])
     """Least similarity. Rows without one are dropped."""
 
     column: str = Field(default="similarity", examples=["similarity"])
@@ -158,14 +159,15 @@ class SubsetRule(Part):
     """Name of the rule."""
 
     file: str = Field(examples=["subset.npy", "selected"])
-    """DataComp's .npy of uids (dtype u8,u8), or the directory of a catalogue (of DataComp's metadata, say) or of what
-    `jest select` wrote."""
+    """DataComp's .npy of uids (dtype u8,u8), or another file of uids as the rule `deny` reads it; or the directory of a
+    catalogue (of DataComp's metadata, say) or of what `jest select` wrote."""
 
 
 class DuplicateRule(Part):
     """Keep the first of the rows that all other rules keep and that agree in some columns, over all shards.
 
-    It is the last rule.
+    Rows that agree in the uid alone, but have another caption or URL, are no duplicates: they are kept, and counted. It
+    is the last rule.
     """
 
     rule: Literal["duplicate"]

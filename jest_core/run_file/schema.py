@@ -28,7 +28,7 @@ class Run(Part):
     run_dir: Circumstance[str] = Field(examples=["runs/joint"])
     """Run directory, in which `jest train` and `jest evaluate` write checkpoints, selection log and metrics."""
 
-    seed: NonNegativeInt
+    seed: NonNegativeInt = Field(examples=[0])
     """Seed of all random numbers: fresh weights, the order of examples, selection and augmentation."""
 
     ingest: Circumstance[Ingest | None] = None

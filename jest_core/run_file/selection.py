@@ -11,7 +11,7 @@ from jest_core.run_file.parts import Part, Unit
 class Selection(Part):
     """How the sub-batch that a step trains on is selected from its super-batch (Algorithm 1 of the paper)."""
 
-    method: Method
+    method: Method = Field(examples=["joint"])
     """Selection method. joint: JEST, chunk by chunk, each chunk conditioned on those before. independent: by the scores
     of single pairs. uniform: no selection, every example of the data is trained on."""
 

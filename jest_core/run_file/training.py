@@ -35,15 +35,16 @@ class LowResolution(Part):
 class Training(Part):
     """How the learner is trained: batch size, budget, AdamW, precision, learners, checkpoints, and what ends a run."""
 
-    sub_batch_size: Annotated[PositiveInt, Unit("examples")]
+    sub_batch_size: Annotated[PositiveInt, Unit("examples")] = Field(examples=[1024])
     """Batch size b: number of examples that a step trains on, all learners together. The super-batch has b / (1 -
     selection.filter_ratio) examples."""
 
     initial_checkpoint: str | None = Field(default=None, examples=["runs/uniform", "weights/open_clip_model.pt"])
-    """Checkpoint with the weights that the learner starts with: a file, or a run directory, of which the newest
-    checkpoint is read. If not given, the learner starts with fresh weights, or those of model.pretrained."""
+    """Checkpoint with the weights that the learner starts with: a file, a run directory, of which the newest
+    checkpoint is read, or a folder as open_clip and Hugging Face have them. If not given, the learner starts with
+    fresh weights, or those of model.pretrained."""
 
-    examples_trained: Annotated[PositiveInt, Unit("examples")]
+    examples_trained: Annotated[PositiveInt, Unit("examples")] = Field(examples=[1_024_000])
     """Training budget: number of examples trained on, repeats included. It is a multiple of sub_batch_size, and their
     quotient is the number of steps. Examples seen are 1 / (1 - selection.filter_ratio) times as many."""
 
@@ -67,7 +68,7 @@ class Training(Part):
     """Learning-rate schedule after the warm-up. cosine: half a cosine to zero. rsqrt: inverse square root of the steps.
     constant: the peak. A run of rsqrt or constant can be made longer."""
 
-    warmup_steps: Annotated[NonNegativeInt, Unit("steps")]
+    warmup_steps: Annotated[NonNegativeInt, Unit("steps")] = Field(examples=[100])
     """Number of steps in which the learning rate rises linearly to its peak."""
 
     cooldown_steps: Annotated[NonNegativeInt, Unit("steps")] = 0
@@ -117,7 +118,7 @@ class Training(Part):
     loss_tile: Circumstance[Annotated[PositiveInt, Unit("rows")]] = 1024
     """Number of rows of the logit matrix that are in memory at a time, in the loss."""
 
-    checkpoint_every_steps: Circumstance[Annotated[PositiveInt, Unit("steps")]]
+    checkpoint_every_steps: Circumstance[Annotated[PositiveInt, Unit("steps")]] = Field(examples=[100])
     """How often a checkpoint is written, in steps. The last step always writes one."""
 
     checkpoint_every_minutes: Circumstance[Annotated[PositiveFloat | None, Unit("minutes")]] = None

@@ -123,7 +123,8 @@ def check_scores(conditional: ConditionalScores, valid: Tensor, sub_batch_size: 
     n_valid, n_bad = learners.sum(torch.stack([valid.sum(), n_bad])).tolist()
     if n_bad:
         raise Diverged(
-            f"{n_bad} examples have NaN or infinite embeddings or logits: mask them with valid, or stop the run"
+            f"{n_bad} examples have NaN or infinite embeddings or logits: the model's weights have diverged, for which "
+            "a lower learning rate or a longer warm-up is the cure; or mask these examples with valid"
         )
     if n_valid < sub_batch_size:
         raise ValueError(f"sub_batch_size {sub_batch_size} exceeds the {n_valid} valid examples of the super-batch")

@@ -13,7 +13,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-_ROWS, _COLUMNS = 128, 64  # a tile of logits; 64 terms of at most log(2) are the logarithm of a finite float32
+_COLUMNS = 64  # of a tile of logits; 64 terms of at most log(2) are the logarithm of a finite float32
 _SPAN = 1024  # drawn examples that one program goes through; more of them are split among more programs
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -26,17 +26,19 @@ def cross_losses(
     logit_scale: float | Tensor,
     logit_bias: float | Tensor,
     fast: bool = False,
+    tiles: triton.Config | None = None,
 ) -> Float[Tensor, " B"]:
     """Sigmoid losses of each example with every drawn one as mismatches, in both directions, summed; float64.
 
     Products are in the type of the inputs, summed in float32 (float32 itself as three products of TF32); `fast`
-    makes them bfloat16.
+    makes them bfloat16. tiles: other ones than `tiles_of` the type, to compare their times.
     """
     kinds = {x.dtype for x in (image, text, drawn_image, drawn_text)}
     product = torch.bfloat16 if fast else kinds.pop() if len(kinds) == 1 else torch.float32
     spans = triton.cdiv(len(drawn_image), _SPAN)
     out = torch.empty(spans, len(image), dtype=torch.float32, device=image.device)
-    _cross_losses[(triton.cdiv(len(image), _ROWS), spans)](
+    options = (tiles or tiles_of(product)).all_kwargs()
+    _cross_losses[(triton.cdiv(len(image), options["ROWS"]), spans)](
         *(x.contiguous() for x in (image, text, drawn_image, drawn_text)),
         out,
         float(logit_scale),
@@ -45,14 +47,21 @@ def cross_losses(
         len(drawn_image),
         image.shape[1],
         PRODUCT=_TYPES[product],
-        ROWS=_ROWS,
         COLUMNS=_COLUMNS,
-        WIDTH=32 if product == torch.float32 else 64,  # of D at a time, as shared memory allows
         SPAN=_SPAN,
         LOG2E=math.log2(math.e),
-        num_warps=8,
+        **options,
     )
     return out.sum(0, dtype=torch.float64)
+
+
+def tiles_of(product: torch.dtype) -> triton.Config:
+    """Tiles that every GPU from sm_80 on has room for. WIDTH: of D at a time, as shared memory allows.
+
+    They are not tuned as a run starts: other tiles change the last bits of a sum, and all learners, whatever their
+    number and their GPUs, have to select the same examples.
+    """
+    return triton.Config({"ROWS": 128, "WIDTH": 32 if product == torch.float32 else 64}, num_warps=8, num_stages=3)
 
 
 @triton.jit

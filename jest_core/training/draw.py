@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from jest_core.selection import Embeddings, Selection, agreement, select
 from jest_core.selection.agreement import Agreement
 from jest_core.selection.learnability import matched_scores
 from jest_core.training import step_log
+from jest_core.training.bad_pictures import BadPictures
 from jest_core.training.forward import Group
 from jest_core.training.mixed_resolution import low_resolution
 from jest_core.training.placement import spread
@@ -38,6 +39,7 @@ class Selector:
     prepare_small: Prepare | None = (
         None  # at the size of the scored pixels, where data.decode is late and they are smaller
     )
+    bad_pictures: BadPictures = field(default_factory=BadPictures)
 
     @property
     def device(self) -> torch.device:
@@ -67,13 +69,16 @@ class Drawn:
 def draw(selector: Selector, super_batch: Examples, step: int) -> Drawn:
     """Score this learner's share of a super-batch, select globally, and spread the selected examples over the learners.
 
-    In a uniform run the super-batch is the sub-batch. Collective: all learners call it with the same step.
+    In a uniform run the super-batch is the sub-batch, without its bad pictures. Collective: all learners call it with
+    the same step. Raises TooManyBad where too many pictures did not decode.
     """
     seconds: dict[str, float] = {}
     learners = Learners(selector.group)
     mask = selector.run.data.mask_duplicates
     if mask != "none":
         super_batch = mask_duplicates(super_batch, mask, learners)
+    bad_rows = step_log.bad_rows(super_batch, step, learners)
+    selector.bad_pictures.add(bad_rows, selector.run)
     agrees = Agreement()
     if not selector.run.selection.selects:
         groups = _whole(selector, super_batch, step, learners)
@@ -93,7 +98,7 @@ def draw(selector: Selector, super_batch: Examples, step: int) -> Drawn:
                 agrees = _agreement(selector, super_batch, scored, reference, chosen, step, learners)
         with timed(seconds, "exchange"):
             groups = _selected(selector, super_batch, chosen, step, learners)
-    log = StepLog(picks, step_log.bad_rows(super_batch, step, learners), summary)
+    log = StepLog(picks, bad_rows, summary)
     return Drawn(groups, log, agrees, seconds)
 
 

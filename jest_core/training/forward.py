@@ -1,5 +1,7 @@
 """The forward pass with gradients: this learner's share of a sub-batch, at one or two resolutions -> embeddings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,13 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from jest_core import noise
 from jest_core.collectives import Learners
 from jest_core.examples.preprocess import augment
 from jest_core.examples.super_batch import Examples
+from jest_core.models import outlines
 from jest_core.models.flexible import Resolution
 from jest_core.models.towers import Towers
+from jest_core.noise import Purpose
 from jest_core.run_file import Run
 
 
@@ -49,17 +55,11 @@ class TrainingPass(nn.Module):
 
     def forward(self, groups: list[Group], step: int) -> Features:
         size = self.run.training.micro_batch_size
-        parts = []
+        parts: list[tuple[Tensor, Tensor]] = []
         for group in groups:
             for examples in self._micro_batches(group.examples):
-                tokens = examples.tokens.to(self.towers.device)
-                if (
-                    size
-                ):  # with a tensor on the device among its arguments, checkpoint restores the device's random state
-                    inputs = examples, tokens, group.resolution, step
-                    parts.append(checkpoint(self._embed, *inputs, use_reentrant=False))
-                else:
-                    parts.append(self._embed(examples, tokens, group.resolution, step))
+                inputs = examples, group.resolution, step, len(parts)
+                parts.append(checkpoint(self._embed, *inputs, use_reentrant=False) if size else self._embed(*inputs))
         image, text = (torch.cat(side) for side in zip(*parts, strict=True))
         return Features(image, text, self.towers.model.logit_scale.exp(), self.towers.model.logit_bias)
 
@@ -70,9 +70,9 @@ class TrainingPass(nn.Module):
             parts += [examples[torch.arange(0)]] * (max(self.learners.counts(len(parts))) - len(parts))
         return parts
 
-    def _embed(self, examples: Examples, tokens: Tensor, resolution: Resolution, step: int) -> tuple[Tensor, Tensor]:
+    def _embed(self, examples: Examples, resolution: Resolution, step: int, number: int) -> tuple[Tensor, Tensor]:
         config, device = self.run.training, self.towers.device
-        pixels = examples.pixels.to(device)
+        pixels, tokens = examples.pixels.to(device), examples.tokens.to(device)
         # with data.decode late they may be smaller already
         shift = config.augmentation.shift_pixels * pixels.shape[-1] / self.towers.view.image_size
         pixels = augment(
@@ -87,5 +87,31 @@ class TrainingPass(nn.Module):
         n = len(pixels)
         if not n:  # a learner without examples takes part in the backward pass with one that does not count
             pixels, tokens = pixels.new_zeros(1, *pixels.shape[1:]), tokens.new_zeros(1, *tokens.shape[1:])
-        image, text = self.towers.encode(pixels, tokens, resolution, config.precision)
+        with _seeded(device, self.run.seed, step, Purpose.FORWARD, self.learners.rank, number):
+            image, text = self.towers.encode(pixels, tokens, resolution, config.precision)
         return image[:n], text[:n]
+
+
+def replicated(trained: TrainingPass) -> DistributedDataParallel:
+    """The pass of one of several learners that have all weights each: the backward pass averages their gradients.
+
+    Parameters that get no gradient are frozen, as the others would wait for theirs.
+    """
+    towers = trained.towers
+    for name in outlines.training_trial(towers.name, towers.inputs.tokenizer.context_length)["untrained"]:
+        trained.model.get_parameter(name).requires_grad_(False)
+    return DistributedDataParallel(trained, broadcast_buffers=False)  # no buffer changes: trial.py
+
+
+@contextmanager
+def _seeded(device: torch.device, *context: int) -> Iterator[None]:
+    """PyTorch's generators, from which dropout and stochastic depth draw, seeded by the context within the block.
+
+    With the place in the run as their only state, a resumed run draws the masks of an undisturbed one.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(noise.seed(*context))
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(noise.seed(*context))
+        yield

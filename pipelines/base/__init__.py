@@ -2,6 +2,9 @@
 
 storage      files on any storage that fsspec opens: read, written atomically, listed
 shard_paths  the patterns of data.shards -> paths of shards: folders, globs, brace ranges
+owner_files  the files of a directory that say who writes it, and whether that process is gone
+owner        who writes a stage's output directory: one process at a time, with a lease
+integrity    whether a file is as it was written: digests and checksums
 manifests    manifest.json of a stage's output directory: its settings, its results, whether it is finished
 blocks       NumPy arrays <-> columns of Arrow tables
 in_parallel  functions and Ray tasks, a limited number of them at once

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from . import storage
+from .integrity import Damaged, refuse_damaged_zip
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and listing checkpoints needs none of it
     import torch
 
+    from jest_core.models.folders import OpenClipConfig
     from jest_core.models.towers import Towers
 
 _PREFIX, _SUFFIX = "step_", ".pt"
+_NAME = re.compile(rf"{_PREFIX}(\d{{8,}}){re.escape(_SUFFIX)}")  # another name is not jest's, and is left alone
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # of a folder that another program wrote
+_USUAL_NAMES = (  # the one that open_clip's `local-dir:` reads first
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
 
 
 class OnlineReference(TypedDict):
@@ -31,6 +41,7 @@ class State(TypedDict):
     step: int  # finished updates
     seconds: float  # of these steps
     log_parts: list[str]  # of the selection log, as in commits.jsonl: versions before that file resume by them
+    open_clip_config: NotRequired[OpenClipConfig]  # which model it is, and how it sees pictures; newer than the others
     reference: NotRequired[OnlineReference | None]  # versions before this key did not record it
 
 
@@ -60,42 +71,56 @@ def path_of(run_dir: str, step: int) -> str:
 def steps(run_dir: str) -> list[int]:
     """Numbers of updates after which there is a checkpoint, ascending."""
     names = storage.names(f"{run_dir}/checkpoints", _SUFFIX)
-    return [int(name.removeprefix(_PREFIX).removesuffix(_SUFFIX)) for name in names if name.startswith(_PREFIX)]
+    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
 def write(run_dir: str, step: int, content: Checkpoint) -> None:
     """Write the checkpoint after `step` updates; a reader sees all of it or none."""
     import torch
+    from torch.utils.serialization import config
 
     sink = io.BytesIO()
-    torch.save(content, sink)
+    # a user's loop may have turned off the checksums that `read` verifies
+    with config.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
+        torch.save(content, sink)
     storage.write_bytes(path_of(run_dir, step), sink.getvalue())
 
 
 def file_of(path: str) -> str:
-    """The checkpoint file that a path names: itself, or of a run directory its newest.
+    """The checkpoint file that a path names: itself, of a run directory its newest, or of a folder as open_clip and
+    Hugging Face have them its weights.
 
-    Raises FileNotFoundError where the run directory has none.
+    Raises FileNotFoundError where there is none, and ValueError where a folder has several that may be meant.
     """
-    if path.endswith(_SUFFIX):
+    fs, inner = storage.filesystem(path)
+    if path.endswith(_SUFFIX) or storage.retried(fs.isfile)(inner):
         return path
-    found = steps(path)
-    if not found:
+    if found := steps(path):
+        return path_of(path, found[-1])
+    names = [name for name in storage.names(path) if name.endswith(_WEIGHTS)]
+    usual = [name for name in _USUAL_NAMES if name in names]
+    if len(names) > 1 and not usual:
+        raise ValueError(f"{path} has several files of weights, {', '.join(names)}: name one of them")
+    if not names:
         raise FileNotFoundError(f"no checkpoint in {path}/checkpoints: train that run first, or name a checkpoint file")
-    return path_of(path, found[-1])
+    return f"{path}/{(usual or names)[0]}"
 
 
 def read(path: str) -> dict[str, Any]:
     """A checkpoint file, or the newest checkpoint of a run directory; any that open_clip writes too.
 
-    Only tensors and plain values are loaded: nothing in the file can run code.
+    Only tensors and plain values are loaded: nothing in the file can run code. Raises Damaged where it is not as it was
+    written.
     """
     path = file_of(path)
-    import torch
+    from jest_core.models import weights
 
     data = storage.retried(storage.read_bytes)(path)
-    checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return checkpoint
+    refuse_damaged_zip(path, data)
+    try:
+        return weights.parse(data, path)
+    except ValueError as error:
+        raise Damaged(str(error)) from error
 
 
 def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> Checkpoint:
@@ -109,17 +134,41 @@ def content(step: int, pair: Towers, optimizer: torch.optim.Optimizer) -> Checkp
 
 
 def resume(run_dir: str, pair: Towers, optimizer: torch.optim.Optimizer) -> State:
-    """Load the newest checkpoint of a run directory into model and optimizer, if there is one; returns how far it is,
-    or the state of a new run."""
-    if not steps(run_dir):
-        return {"step": 0, "seconds": 0.0, "log_parts": []}
+    """Load the newest whole checkpoint of a run directory into model and optimizer, if there is one; returns how far it
+    is, or the state of a new run.
+
+    Raises Damaged where there are checkpoints, and none is whole.
+    """
     from jest_core.models import towers
 
-    checkpoint = read(run_dir)
-    towers.load_weights(pair, checkpoint)
-    optimizer.load_state_dict(_placed(checkpoint["optimizer"], optimizer))
-    state: State = checkpoint["jest"]
-    return state
+    problem = None
+    for step in reversed(steps(run_dir)):
+        path = path_of(run_dir, step)
+        try:
+            checkpoint = read(path)
+            state: State = checkpoint["jest"]
+            if state["step"] != step:
+                raise Damaged(f"{path} is the checkpoint after step {state['step']:,}: give it its name again")
+        except Damaged as error:
+            problem = problem or error
+            continue
+        towers.load_weights(pair, checkpoint)
+        optimizer.load_state_dict(_placed(checkpoint["optimizer"], optimizer))
+        return state
+    if problem is not None:
+        raise Damaged(f"{problem}; no checkpoint before it is whole: restore one from a copy, or start another run_dir")
+    return {"step": 0, "seconds": 0.0, "log_parts": []}
+
+
+def set_aside(run_dir: str, step: int) -> list[str]:
+    """Rename the checkpoints after `step`, from which a run resumed: they are damaged. Returns what to say of each."""
+    later = [path_of(run_dir, number) for number in steps(run_dir) if number > step]
+    for path in later:
+        storage.move(path, f"{path}.damaged")
+    return [
+        f"{path} is damaged, and is {path}.damaged now: the run goes on from the checkpoint after step {step:,}"
+        for path in later
+    ]
 
 
 def _placed(saved: OptimizerState, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -160,6 +209,17 @@ def tidy(run_dir: str) -> None:
         for name in storage.names(folder, ".tmp"):
             if name.startswith(prefix):
                 storage.remove(f"{folder}/{name}")
+
+
+def refuse_not_finite(state_dict: dict[str, torch.Tensor]) -> None:
+    """Raises Diverged where a tensor has a value that is infinite or NaN: it never replaces a sound checkpoint."""
+    import torch
+
+    from jest_core.selection.arguments import Diverged
+
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not value.sum(dtype=torch.float32).isfinite():  # one pass, and no copy
+            raise Diverged(f"the weights {name} are not finite after the update")
 
 
 def copied(value: Any, *, keep: bool = True) -> Any:

@@ -139,7 +139,7 @@ def _leave() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=_PATIENCE)
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
 
 
 @contextlib.contextmanager
@@ -197,12 +197,31 @@ def _folder() -> Path:
     return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"{_FOLDER}{os.getpid()}"
 
 
+def _remove(folder: Path) -> None:
+    """Remove the folder of a local Ray whose command has ended, and end what is left of its processes: those that lost
+    their parent, and hang."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if _is_left_of(folder, process):
+                process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left_of(folder: Path, process: psutil.Process) -> bool:
+    """Whether a process of that Ray has outlived the one that started it. The command line of a worker is its title;
+    its logs are in the folder."""
+    words = process.cmdline() or [""]
+    if words[0].startswith("ray::"):
+        return any(file.path.startswith(f"{folder}/") for file in process.open_files())
+    return f"{folder}/" in " ".join(words) and process.ppid() == 1
+
+
 def _remove_stale_folders() -> None:
-    """Remove the folders of processes that were killed."""
+    """Remove what is left of processes that were killed."""
     for folder in _folder().parent.glob(f"{_FOLDER}*"):
         pid = folder.name.removeprefix(_FOLDER)
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def local_object_store_bytes() -> int:

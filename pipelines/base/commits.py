@@ -25,8 +25,8 @@ class Commit(TypedDict):
 def read(run_dir: str) -> list[str]:
     """Names of the log parts that the newest checkpoint commits, in the order of their steps.
 
-    Earlier versions wrote no such file: their checkpoint lists the parts. Raises FileNotFoundError where there is no
-    checkpoint.
+    Earlier versions wrote no such file, or it may be damaged: the checkpoint lists the parts too. Raises
+    FileNotFoundError where there is no checkpoint.
     """
     newest = (checkpoints.steps(run_dir) or [0])[-1]
     lines = _lines(path_of(run_dir))
@@ -38,8 +38,17 @@ def read(run_dir: str) -> list[str]:
 
 @storage.retried
 def _lines(path: str) -> list[Commit]:
-    text = storage.read_bytes(path).decode() if storage.exists(path) else ""
-    return [json.loads(line) for line in text.splitlines()]
+    """The lines of the file; none where one is damaged, so that the checkpoint's own list is used."""
+    lines, step = storage.read_lines(path), 0
+    for line in lines:
+        try:
+            first, last = steps_of(line["part"])
+        except (TypeError, LookupError, ValueError, AttributeError):
+            return []
+        if first != step or line["step"] != last + 1:  # each part begins where the one before it ends
+            return []
+        step = last + 1
+    return lines
 
 
 def write(run_dir: str, parts: list[str]) -> None:

@@ -6,9 +6,10 @@ is safe to run again: it refuses a directory that was made with other settings, 
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 
-from . import storage
+from . import owner, storage
 
 NAME = "manifest.json"
 
@@ -60,7 +61,7 @@ def refuse_other(
     """
     if not exists(directory):
         return None
-    manifest: AnyManifest = storage.read_json(path_of(directory))
+    manifest = _whole(directory)
     old = today(manifest["config"])
     differing = [k for k in sorted(old.keys() | config.keys()) if old.get(k) != config.get(k)]
     if manifest["stage"] != stage or (differing and not extends(old, differing)):
@@ -72,17 +73,22 @@ def refuse_other(
     return cast(M, {**manifest, "complete": manifest["complete"] and not differing})
 
 
-@storage.retried
 def begin(directory: str, stage: str, config: Mapping[str, object], kind: type[M], **changes: Any) -> M | None:
     """Claim a stage's output directory; returns its manifest where the stage has finished with this configuration.
 
+    This process owns the directory from here on, as `owner.claim` says, unless the stage has finished there.
     changes: `today` and `extends` of `refuse_other`, which refuses a directory of another configuration.
     """
-    manifest = refuse_other(directory, stage, config, kind, **changes)
+    look = storage.retried(partial(refuse_other, directory, stage, config, kind, **changes))
+    manifest = look()
+    if manifest is None or not manifest["complete"]:
+        owner.claim(directory)
+        manifest = look()  # another owner may have finished it meanwhile
     if manifest is not None and manifest["complete"]:
         return manifest
     if manifest is None or manifest["config"] != config:
-        storage.write_json(path_of(directory), {"stage": stage, "complete": False, "config": config})
+        begun = {"stage": stage, "complete": False, "config": config}
+        storage.retried(storage.write_json)(path_of(directory), begun)
     return None
 
 
@@ -98,8 +104,24 @@ def read(directory: str) -> AnyManifest:
     """Any stage's manifest, finished or not. Raises FileNotFoundError where no stage has written there."""
     if not exists(directory):
         raise FileNotFoundError(f"{directory} holds no {NAME}: no stage has written there; correct the path")
-    manifest: AnyManifest = storage.read_json(path_of(directory))
-    return manifest
+    return _whole(directory)
+
+
+def _whole(directory: str) -> AnyManifest:
+    """A manifest. Raises ValueError where it is not as it was written: its settings decide what is made of the rest."""
+    manifest: Any = storage.read_json(path_of(directory))
+    parts = manifest if isinstance(manifest, dict) else {}
+    rest = {key: value for key, value in parts.items() if key != "fingerprint"}
+    kinds = {"stage": str, "complete": bool, "config": dict}
+    is_whole = all(isinstance(rest.get(key), kind) for key, kind in kinds.items())
+    if is_whole and (rest["complete"] or "fingerprint" in parts):
+        is_whole = parts.get("fingerprint") == storage.fingerprint(rest)
+    if not is_whole:
+        raise ValueError(
+            f"{path_of(directory)} is not as it was written: restore it from a copy, or remove it and run the stage "
+            "again, which does what is missing"
+        )
+    return cast(AnyManifest, manifest)
 
 
 def is_finished(directory: str) -> bool:

@@ -7,7 +7,6 @@ nothing that takes time, as `jest --help` reads it.
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -108,8 +107,7 @@ def _is_evaluated(run: Run, run_dir: str) -> bool:
     results = f"{run_dir}/eval_results.jsonl"
     if not _is_trained(run, run_dir) or not storage.exists(results):
         return False
-    lines = [json.loads(line) for line in storage.read_bytes(results).decode().splitlines()]
-    there = {(line["step"], line["key"]) for line in lines}
+    there = {(line["step"], line["key"]) for line in storage.read_lines(results) if isinstance(line, dict)}
     keys = [f"{one.name}/{task}" for one in (run.evaluation.sets if run.evaluation else []) for task in one.tasks]
     return there.issuperset((step, key) for step in checkpoints.steps(run_dir) for key in keys)
 

@@ -24,6 +24,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from .integrity import ParquetFile, seal
+
 # An I/O error is retried with backoff for about a minute in all, and then raised. Errors that another try cannot help
 # are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key.
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
@@ -32,12 +34,30 @@ _LASTING = (
     *(NotImplementedError, RecursionError),  # Arrow's, of a column that it cannot convert; of data that is nested deep
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
 )
+
+
+class Lost(RuntimeError):
+    """Another process has taken over the directory to which this one was about to write."""
+
+
 retried = retry(
-    retry=retry_if_not_exception_type(_LASTING),
+    retry=retry_if_not_exception_type((*_LASTING, Lost)),
     wait=lambda state: _BACKOFF(state),  # looked up at each wait, so that tests can set a shorter one
     stop=stop_after_attempt(8),
     reraise=True,
 )
+
+
+OWNER = "owner"  # the folder of a stage's directory that says who writes there
+# Directories whose owner this process is, or works for -> a function that raises Lost once it is not; see owner.py
+owned: dict[str, Callable[[], None]] = {}
+
+
+def refuse_lost(path: str) -> None:
+    """Raises Lost where this process wrote below the path's directory as its owner, and no longer is that."""
+    for directory, check in list(owned.items()):
+        if path.startswith(f"{directory}/") and not path.startswith(f"{directory}/{OWNER}/"):
+            check()
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -76,9 +96,10 @@ def write_bytes(path: str, data: bytes) -> None:
     """Atomic: a reader sees the whole file or none. Object stores put whole objects; a local file is renamed."""
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
+        refuse_lost(path)
         fs.pipe_file(inner, data)
         return
-    _write_local(inner, lambda file: file.write(data))
+    _write_local(inner, lambda file: file.write(data), lambda: refuse_lost(path))
 
 
 @retry(
@@ -87,8 +108,8 @@ def write_bytes(path: str, data: bytes) -> None:
     stop=stop_after_attempt(20),
     reraise=True,
 )
-def _write_local(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a temporary file and rename it; tried again where another process removes the folder meanwhile."""
+def _write_local(path: str, write: Callable[[BinaryIO], Any], check: Callable[[], None]) -> None:
+    """Write a temporary file, check and rename it; tried again where another process removes the folder meanwhile."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -96,6 +117,7 @@ def _write_local(path: str, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -107,6 +129,7 @@ def upload(local: str, path: str) -> None:
     """Copy a local file; atomic, as write_bytes is, and of any size."""
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
+        refuse_lost(path)
         fs.put_file(local, inner)
         return
 
@@ -114,7 +137,7 @@ def upload(local: str, path: str) -> None:
         with open(local, "rb") as source:
             shutil.copyfileobj(source, file)
 
-    _write_local(inner, copy)
+    _write_local(inner, copy, lambda: refuse_lost(path))
 
 
 def names(directory: str, suffix: str = "") -> list[str]:
@@ -141,7 +164,14 @@ def folders(directory: str) -> list[str]:
     )
 
 
+def move(path: str, target: str) -> None:
+    """Rename a file within its storage."""
+    fs, inner = filesystem(path)
+    fs.mv(inner, filesystem(target)[1])
+
+
 def remove(path: str) -> None:
+    refuse_lost(path)
     fs, inner = filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(inner)
@@ -150,6 +180,7 @@ def remove(path: str) -> None:
 def remove_tree(directory: str) -> None:
     """Remove a directory and all below it. Other processes may remove it at the same time; files that they write into
     it meanwhile may stay."""
+    refuse_lost(f"{directory}/")
     fs, inner = filesystem(directory)
     while True:
         try:
@@ -163,11 +194,11 @@ def remove_tree(directory: str) -> None:
         return
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a Parquet file; reads fetch only the bytes of the columns and row groups asked for, close ranges in one."""
+def open_parquet(path: str) -> ParquetFile:
+    """Open a Parquet file. Raises Damaged, also when it is read, where it is not as it was written."""
     fs, inner = filesystem(path)
     options = {} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
-    return pq.ParquetFile(fs.open(inner, "rb", **options), pre_buffer=True)
+    return ParquetFile(path, fs.open(inner, "rb", **options))
 
 
 def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:
@@ -177,11 +208,14 @@ def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = N
     finds repeated strings itself.
     """
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=False) as writer:
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+    ) as writer:
         start = 0
         for size in row_groups if row_groups is not None else [len(table)]:
             writer.write_table(table.slice(start, size), row_group_size=max(1, size))
             start += size
+    seal(sink)
     write_bytes(path, sink.getvalue())
 
 
@@ -191,6 +225,18 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): correct it, or have what made it write it again") from error
+
+
+def read_lines(path: str) -> list[Any]:
+    """The values of a file of JSON lines, None for a line that is damaged; none where the file does not exist."""
+
+    def value(line: bytes) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError:
+            return None
+
+    return [value(line) for line in read_bytes(path).splitlines()] if exists(path) else []
 
 
 def write_json(path: str, value: Any) -> None:

@@ -27,7 +27,7 @@ def load(path: Path, overrides: list[str] | None) -> "Run":
         raise FileNotFoundError(f"no run file at {path}")
     from jest_core import run_file
 
-    return run_file.load(path.read_text(), [_override(each) for each in overrides or []], str(path))
+    return run_file.load(_text(path), [_override(each) for each in overrides or []], str(path))
 
 
 def _override(word: str) -> str | dict[str, Any]:
@@ -39,4 +39,16 @@ def _override(word: str) -> str | dict[str, Any]:
         raise FileNotFoundError(f"--set {word}: no file at {path}")
     from jest_core import run_file
 
-    return run_file.parse(path.read_text(), str(path))
+    return run_file.parse(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
+    """Of a YAML file. Raises ValueError where it is too large, or not UTF-8."""
+    from jest_core.run_file.yaml_text import MOST_CHARACTERS
+
+    with path.open("rb") as file:
+        data = file.read(4 * MOST_CHARACTERS + 1)  # a character has four bytes at most; what is longer is refused
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text, at its byte {error.start}: save it as UTF-8") from None

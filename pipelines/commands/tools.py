@@ -18,6 +18,7 @@ class Exported(StrEnum):
     selection = "selection"
     subset = "subset"
     scores = "scores"
+    model = "model"
 
 
 @app.command(rich_help_panel=PANEL)
@@ -76,18 +77,21 @@ def thresholds(
 def export(
     run_file: RunFile,
     what: Annotated[
-        Exported, typer.Argument(metavar="catalogue|selection|subset|scores", help="What of the run to write.")
+        Exported, typer.Argument(metavar="catalogue|selection|subset|scores|model", help="What of the run to write.")
     ],
     output: Annotated[
         str,
-        typer.Argument(help=".npy: a DataComp subset; .parquet: a list of uids; for scores, a clip-retrieval folder."),
+        typer.Argument(
+            help=".npy: a DataComp subset; .parquet: a list of uids; a folder of clip-retrieval for scores, of "
+            "open_clip for the model."
+        ),
     ],
     overrides: Overrides = None,
     distinct: Annotated[
         bool, typer.Option("--distinct", help="Each uid once, not as often as it was kept or selected.")
     ] = False,
 ) -> None:
-    """Write what a run kept, selected or embedded in the formats of other tools."""
+    """Write what a run kept, selected, embedded or trained in the formats of other tools."""
     run = load(run_file, overrides)
     from ..offline import export as exporting
 

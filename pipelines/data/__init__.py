@@ -1,6 +1,8 @@
 """Lists of URLs -> image shards -> catalogue: which rows there are, and which are kept.
 
-fetch            limits on fetching pictures: size, time, requests per host, no private addresses
+addresses        which addresses a picture may be fetched from
+fetch            limits on fetching pictures: bytes, time, pixels, requests per host, addresses
+plain_columns    columns of any Parquet type -> columns that JSON can hold
 url_lists        metadata of URLs -> the rows that the rules keep, one list for each shard that will be fetched
 ingest           the stage: lists of URLs -> image shards, by img2dataset
 shards           a shard, whatever its layout: captions, images, uids; names and types of columns
@@ -8,6 +10,7 @@ parquet          shards that are Parquet files
 tar_index        a webdataset tar -> its index: the samples, and where their pictures are
 tars             shards that are webdataset tars: ranges of bytes, by the index
 layouts          open a shard by its path, in whichever layout
+listed           lists of uids, URLs or hashes that people write -> their entries
 uid_lists        the uids that a stage kept or selected, and DataComp's files of them
 quantiles        the threshold that keeps the best share of a score cache
 rules            the metadata of a row group -> which rows each rule keeps

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
 
-from ..base import cluster, manifests, progress, shard_paths, storage
+from ..base import cluster, manifests, owner, progress, shard_paths, storage
 from . import catalogue_parts, duplicates, first_shards, rules
 from .catalogue_parts import KEPT, Description
 from .places import Place
@@ -36,6 +36,7 @@ class Config(TypedDict):
 
     shards: the patterns of data.shards. n_shards: files that they name. shards_hash: SHA-256 in hex of the paths, and
     of which pattern named each. rules, columns: those of the run file's `data`. refines: fingerprint of the parent.
+    lists: a hash of each list that a rule names, where one does; absent before 0.1.0.
     """
 
     shards: list[str]
@@ -44,6 +45,7 @@ class Config(TypedDict):
     rules: list[dict[str, Any]]
     columns: dict[str, str]
     refines: str | None
+    lists: NotRequired[dict[str, str]]
 
 
 class Manifest(manifests.Manifest[Config]):
@@ -138,6 +140,7 @@ def _cached(directory: str, fingerprint: str) -> Catalogue:
     return open_catalogue(directory)
 
 
+@owner.until_return
 def run_stage(run: Run) -> Catalogue:
     """Write the catalogue of data.shards. A second run does the shards that are missing."""
     directory = run.path(run.data.catalogue)
@@ -153,9 +156,11 @@ def run_stage(run: Run) -> Catalogue:
         "columns": run.data.columns,
         "refines": parent.manifest["fingerprint"] if parent else None,
     }
+    if versions := rules.list_versions(run):
+        config["lists"] = versions
     if not manifests.is_finished(directory):  # before it is begun: the same directory serves the corrected run file
         first_shards.check(run, by_source)
-    if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
+    if (manifest := _begin(directory, config)) is not None:
         progress.say(STAGE, f"already at {directory}: {audit(manifest['counts'])}")
         return Catalogue(directory, manifest)
     if parent and parent.manifest["config"]["shards_hash"] != config["shards_hash"]:
@@ -177,6 +182,7 @@ def run_stage(run: Run) -> Catalogue:
     descriptions = [by_shard[i] for i in range(len(paths))]
     _write_tables(directory, paths, sources, descriptions)
     counts = sum((Counter(shard["counts"]) for shard in descriptions), Counter[str]())
+    _refuse_nothing_kept(directory, counts)
     manifest = manifests.finish(
         directory,
         Manifest(
@@ -192,6 +198,26 @@ def run_stage(run: Run) -> Catalogue:
     )
     progress.say(STAGE, audit(manifest["counts"]))
     return Catalogue(directory, manifest)
+
+
+def _begin(directory: str, config: Config) -> Manifest | None:
+    """The manifest of a finished catalogue. A directory that no part is in yet may be begun with another configuration;
+    one of an earlier version does not say what its lists were."""
+    return manifests.begin(
+        directory,
+        STAGE,
+        config,
+        Manifest,
+        today=lambda old: {"lists": config.get("lists"), **old},
+        extends=lambda *_: not storage.names(f"{directory}/parts"),
+    )
+
+
+def _refuse_nothing_kept(directory: str, counts: Counter[str]) -> None:
+    """Raises ValueError where no row is kept, and leaves no part that another try would take for its own."""
+    if not counts[KEPT]:
+        storage.remove_tree(f"{directory}/parts")
+        raise ValueError(f"data.rules keep no row ({audit(counts)}): correct data.rules, data.columns or data.shards")
 
 
 def _write_tables(directory: str, paths: list[str], sources: list[int], descriptions: list[Description]) -> None:

@@ -16,7 +16,7 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule
 
-from ..base import progress, storage
+from ..base import owner, progress, storage
 from . import rules
 from .places import Place
 from .shards import Shard
@@ -81,7 +81,7 @@ def write_missing(run: Run, places: Sequence[Place], parent: str | None) -> dict
     written = set(storage.names(places[0].part_path.rpartition("/")[0], ".parquet")) if places else set()
     items: list[_Item] = [{"place": place, "done": place.part_path.rpartition("/")[2] in written} for place in places]
     stage = ray.data.from_items(items, override_num_blocks=min(len(items), 1000)).map(
-        partial(_write_shard, run=run, lists=lists, parent=parent)  # type: ignore[arg-type]  # rows are typed here
+        partial(owner.carried(_write_shard), run=run, lists=lists, parent=parent)  # type: ignore[arg-type]
     )
     descriptions: dict[int, Description] = {}
     with progress.bar("catalogue", len(items), "shards") as advance:

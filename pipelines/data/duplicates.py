@@ -6,13 +6,14 @@ Tasks of Ray Data group the keys of all parts, find the rows that repeat an earl
 import json
 from collections.abc import Iterable
 from functools import partial
+from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..base import cluster, storage
+from ..base import cluster, progress, storage
 from . import catalogue_parts
 from .catalogue_parts import Description
 from .shards import part_name
@@ -53,7 +54,18 @@ def drop(directory: str, shards: Iterable[int]) -> dict[int, Description]:
     changed = repeats.groupby("shard", num_partitions=n_buckets).map_groups(
         partial(_drop, directory=directory), batch_format="pyarrow"
     )
-    return {row["shard"]: json.loads(row["description"]) for row in changed.iter_rows()}
+    descriptions, others = {}, []
+    for row in changed.iter_rows():
+        descriptions[row["shard"]] = json.loads(row["description"])
+        others += [(row["shard"], row["first_other"], row["n_others"])] if row["n_others"] else []
+    if others:
+        shard, first, _ = min(others)
+        progress.warn(
+            "catalogue",
+            f"{sum(n for *_, n in others):,} rows have the uid of another row, but another caption or URL, such as row "
+            f"{first} of shard {shard}: they are no duplicates, and kept; other columns in `by` of the rule drop them",
+        )
+    return descriptions
 
 
 def _kept_keys(item: _Item) -> list[_Key]:
@@ -66,16 +78,20 @@ def _kept_keys(item: _Item) -> list[_Key]:
 
 
 def _repeats(bucket: pa.Table) -> pa.Table:
-    """The rows of a bucket whose key an earlier row has."""
+    """The rows of a bucket whose first 128 bits of key an earlier row has. same: whether it has all of the key."""
     ordered = bucket.sort_by([("key", "ascending"), ("shard", "ascending"), ("row", "ascending")])
-    keys = ordered["key"].combine_chunks()
-    again = pc.equal(keys[1:], keys[:-1]) if len(keys) > 1 else pa.array([], pa.bool_())
-    return ordered.filter(pa.concat_arrays([pa.array([False]), again])).select(["shard", "row"])
+    keys = ordered["key"].to_pylist()
+    again = [False, *(key[:16] == before[:16] for before, key in pairwise(keys))]
+    # an earlier version wrote keys of 128 bits
+    same = [False, *(key[: len(before)] == before for before, key in pairwise(keys))]
+    return ordered.select(["shard", "row"]).append_column("same", pa.array(same)).filter(pa.array(again))
 
 
 def _drop(repeats: pa.Table, directory: str) -> pa.Table:
-    """Write a shard's part again, with its repeats dropped."""
+    """Write a shard's part again, with its repeats dropped; those that are not the same are counted."""
     number = repeats["shard"][0].as_py()
+    others = repeats.filter(pc.invert(repeats["same"]))["row"]
+    repeats = repeats.filter(repeats["same"])
     path = f"{directory}/parts/{part_name(number)}"
     old = catalogue_parts.describe(path)
     table = storage.open_parquet(path).read()
@@ -89,4 +105,11 @@ def _drop(repeats: pa.Table, directory: str) -> pa.Table:
     starts = np.cumsum([0, *old["group_rows"]]).tolist()
     groups = [table.slice(start, size) for start, size in zip(starts, old["group_rows"], strict=False)]
     description = catalogue_parts.write(path, groups, old["group_rows"], old["bytes"], old.get("notes"))
-    return pa.table({"shard": [number], "description": [json.dumps(description)]})
+    return pa.table(
+        {
+            "shard": [number],
+            "description": [json.dumps(description)],
+            "n_others": [len(others)],
+            "first_other": pa.array([pc.min(others).as_py()], pa.int64()),
+        }
+    )

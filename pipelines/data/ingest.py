@@ -19,11 +19,14 @@ import ray
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, in_parallel, manifests, progress, shard_paths, storage
-from . import fetch, url_lists
+from ..base import cluster, in_parallel, manifests, owner, progress, shard_paths, storage
+from . import addresses, fetch, rules, url_lists
 from .layouts import open_shard
 
 STAGE = "ingest"
+NOT_STORED = "fetched, but not stored"  # a reason among img2dataset's own
+_ENOUGH = 10_000  # URLs of which one at least is fetched, unless something is wrong that more of them would not mend
+_FEW = 0.1  # share of URLs fetched below which the end of the stage warns
 
 
 class Pass(TypedDict):
@@ -37,10 +40,10 @@ class Pass(TypedDict):
 class Manifest(manifests.Manifest[manifests.Config]):
     """The manifest of a finished ingest.
 
-    config: `urls`, SHA-256 in hex of the paths and sizes of the files of URLs, and the settings of the run file's
-    `ingest` that decide which pictures there are, and how they look. rows: rows of the metadata that are kept, and that
-    each rule dropped. shards: how many. passes: the first over all kept rows, each further one over what the one before
-    could not fetch.
+    config: `urls`, SHA-256 in hex of the paths and sizes of the files of URLs; `lists`, a hash of each list that a rule
+    names; and the settings of the run file's `ingest` that decide which pictures there are, and how they look. rows:
+    rows of the metadata that are kept, and that each rule dropped. shards: how many. passes: the first over all kept
+    rows, each further one over what the one before could not fetch.
     """
 
     rows: dict[str, int]
@@ -59,6 +62,7 @@ class Stats(TypedDict):
     status_dict: dict[str, int]
 
 
+@owner.until_return
 def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
     """Fetch the pictures of the URLs that the rules keep, into shards; returns the manifest.
 
@@ -74,35 +78,87 @@ def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
     paths = [path for pattern in patterns for path in shard_paths.expand([pattern], run.path(""))]
     url_lists.refuse_columns(open_shard(paths[0], spec.columns), spec)
     config = _config(run, paths)
-    finished = manifests.begin(directory, STAGE, config, Manifest)
+    _refuse_another_download(directory)
+    finished = _begin(directory, config)
     if finished is None:
         cluster.connect()
         url_lists.write(run, directory, paths)
     if not url_lists.names(directory):
-        raise ValueError(
-            f"ingest.rules keep no row of the files that ingest.urls names: {directory}/urls/*.json say how many rows"
-            " each rule dropped; change the rules, and ingest into another directory"
-        )
+        _refuse_no_rows(directory)
     missing = _missing(directory)
     if finished is not None and not missing and not retry_failed:
         progress.say(STAGE, f"already at {directory}: {summary(finished)}")
         return finished
+    owner.claim(directory)
     cluster.connect()
     _fetch_shards(run, directory, missing)
     if retry_failed:
         url_lists.write_failed(directory, spec.rows_per_shard)
         _fetch_shards(run, directory, _missing(directory))
-    manifest = manifests.finish(directory, _manifest(directory, config))
-    progress.say(STAGE, summary(manifest))
+    manifest = _manifest(directory, config)
+    reasons = sum((Counter(each["reasons"]) for each in manifest["passes"]), Counter[str]())
+    _refuse_nothing_fetched(reasons, manifest["rows"]["kept"])
+    manifest = manifests.finish(directory, manifest)
+    few = _fetched(manifest) < _FEW * manifest["rows"]["kept"] or reasons[NOT_STORED]
+    (progress.warn if few else progress.say)(STAGE, summary(manifest))
     for reason, n in manifest["passes"][-1]["reasons"].items():
         progress.say(STAGE, f"{n:,} {reason}")
     return manifest
 
 
+def _fetched(manifest: Manifest) -> int:
+    return sum(each["reasons"].get("success", 0) for each in manifest["passes"])
+
+
+def _refuse_another_download(directory: str) -> None:
+    """Raises ValueError where a folder has files of another download, which would be taken for this one's."""
+    others = [name for name in storage.names(directory) if name.endswith((".tar", ".parquet", "_stats.json"))]
+    if others and not manifests.exists(directory):
+        raise ValueError(
+            f"{directory} has files of another download ({others[0]}, {len(others):,} in all), and no {manifests.NAME} "
+            "of `jest ingest`: name another directory in ingest.shards; shards that are there need no ingest"
+        )
+
+
+def _begin(directory: str, config: manifests.Config) -> Manifest | None:
+    """The manifest of a finished ingest. A directory that no list is in yet may be begun with another configuration;
+    one of an earlier version does not say what its rules' lists were."""
+    return manifests.begin(
+        directory,
+        STAGE,
+        config,
+        Manifest,
+        today=lambda old: {"lists": config["lists"], **old},
+        extends=lambda *_: not storage.names(f"{directory}/urls"),
+    )
+
+
+def _refuse_no_rows(directory: str) -> None:
+    """Raises ValueError with what dropped the rows, and leaves nothing that the next try would take for its own."""
+    rows = url_lists.read_audit(directory)
+    storage.remove_tree(f"{directory}/urls")
+    dropped = ", ".join(f"{name} {n:,}" for name, n in rows.items() if n) or "there are none"
+    raise ValueError(
+        f"ingest.rules keep no row of the files that ingest.urls names (dropped by {dropped}): correct ingest.urls, "
+        "ingest.columns or ingest.rules"
+    )
+
+
+def _refuse_nothing_fetched(reasons: Counter[str], asked: int) -> None:
+    """Raises ValueError, with the most frequent reasons, where no picture was fetched."""
+    if reasons["success"]:
+        return
+    most = "; ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
+    private = any(addresses.PRIVATE in reason for reason in reasons)
+    remedy = "allow these hosts in ingest.private_addresses" if private else "correct what the reasons name"
+    raise ValueError(
+        f"0 of {asked:,} pictures fetched ({most}): {remedy}, and run `jest ingest RUN.yaml --retry-failed`"
+    )
+
+
 def summary(manifest: Manifest) -> str:
     """A finished ingest in one line."""
-    rows, passes = manifest["rows"], manifest["passes"]
-    fetched = sum(each["reasons"].get("success", 0) for each in passes)
+    rows, passes, fetched = manifest["rows"], manifest["passes"], _fetched(manifest)
     dropped = ", ".join(f"{name} {n:,}" for name, n in rows.items() if name != "kept" and n)
     return (
         f"{fetched:,} of {rows['kept']:,} pictures fetched into {manifest['shards']:,} shards, {len(passes)} "
@@ -116,7 +172,8 @@ def _config(run: Run, paths: list[str]) -> manifests.Config:
     looks = {"columns", "rules", "output_format", "rows_per_shard", "image_size", "resize_mode"}
     looks |= {"resize_only_if_bigger", "encode_format", "encode_quality", "blur_boxes", "verify_hash", "opt_out"}
     lists = storage.fingerprint([(path, storage.size(path)) for path in paths])
-    return {"urls": lists, **run.ingest.model_dump(mode="json", include=looks)}
+    versions = rules.list_versions(url_lists.with_own_rules(run))
+    return {"urls": lists, "lists": versions, **run.ingest.model_dump(mode="json", include=looks)}
 
 
 def _missing(directory: str) -> list[tuple[int, str]]:
@@ -130,16 +187,17 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
         return
     n_tasks, text = run.ingest.n_tasks or cluster.n_workers(0), run_file.dump(run)
     progress.say(STAGE, f"{len(todo):,} shards to fetch, {n_tasks} at once")
-    fetched, asked = 0, 0
+    start, reasons = ray.remote(num_cpus=1, max_retries=3)(owner.carried(fetch_shard)), Counter[str]()
     jobs = [(text, directory, number, name, n_tasks) for number, name in todo]
     with progress.bar(STAGE, len(todo), "shards") as advance:
-        for stats in in_parallel.ray_tasks(_fetch.remote, jobs, n_tasks):
-            fetched, asked = fetched + stats["successes"], asked + stats["count"]
-            advance(1, note=f"{fetched:,} of {asked:,} URLs fetched")
+        for stats in in_parallel.ray_tasks(start.remote, jobs, n_tasks):
+            reasons.update(_reasons(stats))
+            advance(1, note=f"{reasons['success']:,} of {reasons.total():,} URLs fetched")
+            if reasons.total() >= _ENOUGH:
+                _refuse_nothing_fetched(reasons, reasons.total())
 
 
-@ray.remote(num_cpus=1, max_retries=3)
-def _fetch(run_text: str, directory: str, number: int, name: str, n_tasks: int) -> Stats:
+def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: int) -> Stats:
     """Fetch one shard into a local folder, then copy it to the storage, its statistics last."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from img2dataset.blurrer import BoundingBoxBlurrer
@@ -150,6 +208,7 @@ def _fetch(run_text: str, directory: str, number: int, name: str, n_tasks: int) 
     spec = run_file.load(run_text).ingest
     assert spec is not None
     rows = storage.retried(storage.open_parquet)(f"{directory}/urls/{name}").read()
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(spec.max_pixels)  # also of formats that Pillow does not know
     resizer = Resizer(
         spec.image_size,
         spec.resize_mode,
@@ -163,7 +222,7 @@ def _fetch(run_text: str, directory: str, number: int, name: str, n_tasks: int) 
             file.write_table(rows)
         Downloader(
             WebDatasetSampleWriter if spec.output_format == "webdataset" else ParquetSampleWriter,
-            resizer,
+            fetch.bounded_pixels(resizer, spec),
             thread_count=spec.threads,
             save_caption=True,
             extract_exif=False,
@@ -180,12 +239,29 @@ def _fetch(run_text: str, directory: str, number: int, name: str, n_tasks: int) 
             disallowed_header_directives=spec.opt_out,
             blurring_bbox_col=spec.blur_boxes,
         ).download_shard((number, f"{folder}/urls.arrow"))
-        for suffix in (".tar", ".parquet", "_stats.json"):
+        for suffix in (".tar", ".parquet"):
             if os.path.exists(local := f"{folder}/{number:05d}{suffix}"):
                 storage.retried(storage.upload)(local, f"{directory}/{number:05d}{suffix}")
         with open(f"{folder}/{number:05d}_stats.json") as file:
             stats: Stats = json.load(file)
+        stats = corrected(stats, _n_stored(f"{folder}/{number:05d}", spec))
+        storage.retried(storage.write_json)(f"{directory}/{number:05d}_stats.json", stats)
         return stats
+
+
+def _n_stored(shard: str, spec: run_file.Ingest) -> int:
+    """How many pictures a fetched shard has, given without the suffix of its file."""
+    opened = open_shard(f"{shard}.tar" if spec.output_format == "webdataset" else f"{shard}.parquet")
+    images = (opened.images(i) for i in range(len(opened.row_group_sizes)))
+    return sum(len(each) - int(each.null_count) for each in images)
+
+
+def corrected(stats: Stats, n_stored: int) -> Stats:
+    """img2dataset's statistics, where a picture counts that is in the shard; it counts those that it fetched."""
+    if (lost := stats["successes"] - n_stored) == 0:
+        return stats
+    outcomes = {**stats["status_dict"], "success": n_stored, NOT_STORED: lost}
+    return {**stats, "successes": n_stored, "status_dict": outcomes}
 
 
 def _manifest(directory: str, config: manifests.Config) -> Manifest:
@@ -193,8 +269,7 @@ def _manifest(directory: str, config: manifests.Config) -> Manifest:
     lists = url_lists.names(directory)
     reasons: dict[int, Counter[str]] = defaultdict(Counter)
     for name, stats in zip(lists, in_parallel.read_each(partial(_stats, directory), range(len(lists))), strict=True):
-        for message, n in stats["status_dict"].items():
-            reasons[url_lists.pass_of(name)][_reason(message)] += n
+        reasons[url_lists.pass_of(name)].update(_reasons(stats))
     return {
         "stage": STAGE,
         "complete": True,
@@ -210,7 +285,15 @@ def _stats(directory: str, number: int) -> Stats:
     return stats
 
 
+def _reasons(stats: Stats) -> Counter[str]:
+    reasons: Counter[str] = Counter()
+    for message, n in stats["status_dict"].items():
+        reasons[_reason(message)] += n
+    return reasons
+
+
 def _reason(message: str) -> str:
     """img2dataset's message on a picture, without what differs between pictures, so that equal ones can be counted."""
     text = re.sub(r"<urlopen error (.*)>", r"\1", message)
+    text = re.sub(r"(control characters\.) .*|(?<=in position )\d+(-\d+)?| ?\(?_ssl\.c:\d+[):]", r"\1", text)
     return re.sub(r"<(\S+) object at 0x[0-9a-f]+>", r"\1", text).strip()[:80]

@@ -30,10 +30,10 @@ from jest_core.run_file.rules import (
 )
 from jest_core.tables import SlotStatus
 
-from ..base import storage
-from . import uid_lists
+from ..base import manifests, storage
+from . import listed, uid_lists
 from .quantiles import thresholds
-from .shards import Shard, clean, part_name
+from .shards import Shard, part_name
 
 Multiplicity = NDArray[np.int32]  # of each row: how often it comes in an epoch; 0 where a rule drops it
 List = NDArray[np.uint64]  # deny-list: (n,) sorted hashes; subset: (2, n) upper and lower halves of sorted uids
@@ -48,6 +48,21 @@ def load_lists(run: Run) -> dict[str, List]:
         elif isinstance(rule, SubsetRule):
             lists[_name(rule)] = subset(run.path(rule.file))
     return lists
+
+
+def list_versions(run: Run) -> dict[str, str]:
+    """What another content of the lists that the run's rules name would change: a hash of each, by rule and file."""
+    return {_name(rule): _version(rule, run) for rule in run.data.rules if isinstance(rule, DenyRule | SubsetRule)}
+
+
+def _version(rule: DenyRule | SubsetRule, run: Run) -> str:
+    path = run.path(rule.file)
+    fs, inner = storage.filesystem(path)
+    if fs.isfile(inner):
+        return hashlib.sha256(storage.read_bytes(path)).hexdigest()
+    if isinstance(rule, DenyRule) or not fs.exists(inner):
+        raise FileNotFoundError(f"the rule {rule.rule} names {rule.file}, and {path} is no file: correct it")
+    return storage.fingerprint(manifests.read(path))
 
 
 def with_thresholds(run: Run) -> Run:
@@ -71,22 +86,19 @@ def _name(rule: DenyRule | SubsetRule) -> str:
 
 
 def deny_list(path: str, by: str) -> List:
-    """Sorted 64-bit hashes of the entries of a deny-list (text, Parquet, or .npy of uids)."""
-    if path.endswith(".npy"):
-        high, low = uid_lists.from_npy(path).T
-        entries: Sequence[str] = tables.uid_to_hex(high, low)
-    elif path.endswith(".parquet"):
-        column = storage.open_parquet(path).read().column(0)
-        entries = [clean(value) for value in column.to_pylist()]
+    """Sorted 64-bit hashes of the entries of a deny-list, in whichever form `listed` reads."""
+    if by == "uid":
+        values: Sequence[str] = tables.uid_to_hex(*uid_lists.from_file(path).T)
     else:
-        entries = clean(storage.read_bytes(path)).splitlines()
-    return np.unique(_hashes([_key(e, by) for e in entries if e.strip()]))
+        values = listed.entries(path, by)
+    return np.unique(_hashes([value.encode("utf-8", "surrogatepass") for value in values]))
 
 
 def subset(path: str) -> List:
-    """Sorted uids (2, n) of a DataComp subset file, of a finished catalogue's kept rows, or of what `jest select`
-    selected; a uid stays as often as it is listed."""
-    uids = uid_lists.from_npy(path) if path.endswith(".npy") else uid_lists.read(path)
+    """Sorted uids (2, n) of a file of uids such as DataComp's, of a finished catalogue's kept rows, or of what `jest
+    select` selected; a uid stays as often as it is listed."""
+    fs, inner = storage.filesystem(path)
+    uids = uid_lists.from_file(path) if fs.isfile(inner) else uid_lists.read(path)
     return np.ascontiguousarray(uid_lists.ordered(uids).T)
 
 
@@ -111,7 +123,9 @@ def apply(
             keep = [language_of(caption) in rule.keep for caption in shard.captions(row_group)]
         case DenyRule():
             values = uids if rule.by == "uid" else shard.strings(row_group, rule.by)
-            keep = ~_member(_hashes([_key(v, rule.by) for v in values]), lists[_name(rule)])
+            keep = ~_member(
+                _hashes([listed.key(v, rule.by).encode("utf-8", "surrogatepass") for v in values]), lists[_name(rule)]
+            )
         case SizeRule():
             width, height = shard.numbers(row_group, "width"), shard.numbers(row_group, "height")
             small, large = np.minimum(width, height), np.maximum(width, height)
@@ -137,11 +151,20 @@ def apply(
 
 
 def duplicate_keys(rule: DuplicateRule, shard: Shard, row_group: int, uids: list[str]) -> pa.Array:
-    """128-bit hashes of the columns in which duplicates agree."""
+    """What duplicates agree in: a 128-bit hash of the rule's columns. Where that is the uid alone, 64 bits more of what
+    rows with one uid should have in common: the caption and, where there is one, the URL."""
     columns = [uids if name == "uid" else _values(shard, row_group, name) for name in rule.by]
+    keys = _digests(columns, 16)
+    if rule.by != ["uid"]:
+        return pa.array(keys, pa.binary(16))
+    names = [name for name in ("caption", "url") if shard.actual(name) is not None]
+    content = _digests([_values(shard, row_group, name) for name in names], 8) if names else [bytes(8)] * len(keys)
+    return pa.array([key + rest for key, rest in zip(keys, content, strict=True)], pa.binary(24))
+
+
+def _digests(columns: Sequence[Sequence[str]], n_bytes: int) -> list[bytes]:
     joined = ("\x1f".join(values) for values in zip(*columns, strict=True))
-    digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in joined]
-    return pa.array(digests, pa.binary(16))
+    return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=n_bytes).digest() for text in joined]
 
 
 def scores_part(rule: Rule, run: Run, shard: int) -> str | None:
@@ -167,10 +190,6 @@ def _language_model(model_file: str | None) -> Callable[[str], str]:
         LangDetectConfig(custom_model_path=model_file, normalize_input=False, max_input_length=None, model="lite")
     )
     return lambda text: str((detector.detect(text.replace("\n", " "), model="lite", k=1) or [{"lang": ""}])[0]["lang"])
-
-
-def _key(value: str, by: str) -> bytes:
-    return (value.strip().lower() if by == "uid" else value.strip()).encode("utf-8", "surrogatepass")
 
 
 def _hashes(values: Sequence[bytes]) -> List:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from jest_core import tables
 
 from ..base import checkpoints, commits, in_parallel, manifests, storage
+from . import listed
 
 Uids = NDArray[np.uint64]  # (n, 2): the upper and lower half of each
 NPY = np.dtype("u8,u8")  # of DataComp's subset files: a field for each half
@@ -71,16 +72,33 @@ def to_npy(uids: Uids) -> bytes:
 
 def from_npy(path: str) -> Uids:
     """Uids of a DataComp subset file. Raises ValueError where the file is not one."""
+    return _from_npy(listed.read(path), path)
+
+
+def from_file(path: str) -> Uids:
+    """Uids of a file, in whichever form `listed` reads. Raises ValueError where it has none."""
+    data = listed.read(path)
+    if path.endswith(".npy") or data.startswith(np.lib.format.MAGIC_PREFIX):
+        return _from_npy(data, path)
+    return np.stack(tables.uid_from_hex(listed.entries(path, "uid")), axis=1)
+
+
+def _from_npy(data: bytes, path: str) -> Uids:
     try:
-        array = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
+        array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is no .npy file ({error}): name a DataComp subset file") from error
-    if array.ndim != 1 or array.dtype != NPY:
+    if array.ndim == 1 and array.dtype.kind in "US":
+        return np.stack(tables.uid_from_hex(listed.entries(path, "uid")), axis=1)
+    if array.ndim == 2 and array.dtype.kind == "u" and array.shape[1] == 2 and array.dtype.itemsize == 8:
+        return array.astype(np.uint64)
+    halves = [array.dtype[i] for i in range(len(array.dtype))]
+    if array.ndim != 1 or len(halves) != 2 or any(half.kind != "u" or half.itemsize != 8 for half in halves):
         raise ValueError(
             f"{path} has dtype {array.dtype} and {array.ndim} dimensions; a subset is (n,) of u8,u8: name a DataComp "
             "subset file"
         )
-    return np.stack([array["f0"], array["f1"]], axis=1)
+    return np.stack([array[name].astype(np.uint64) for name in array.dtype.names], axis=1)
 
 
 def to_table(uids: Uids) -> pa.Table:

@@ -4,10 +4,11 @@
 that are kept and that each rule dropped. A further pass over what could not be fetched has retry-PPP-NNNNN.parquet.
 """
 
+import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -21,6 +22,7 @@ from jest_core.run_file import Ingest, Run
 from ..base import cluster, in_parallel, progress, storage
 from . import rules
 from .layouts import open_shard
+from .plain_columns import plain
 from .shards import ALIASES, Shard
 
 HASH = "sha256"  # the column that ingest.verify_hash compares
@@ -43,26 +45,39 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     """
     done = storage.names(f"{directory}/urls", ".json")
     todo = [i for i in range(len(paths)) if f"{i:05d}.json" not in done]
-    text = run_file.dump(run)
-    jobs = [(text, paths[i], f"{directory}/urls/{i:05d}") for i in todo]
+    text, lists = run_file.dump(run), ray.put(rules.load_lists(with_own_rules(run)))
+    jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", lists) for i in todo]
+    start, left_out = ray.remote(num_cpus=1)(write_file), set[str]()
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
-        for _ in in_parallel.ray_tasks(_write_file.remote, jobs, cluster.n_workers(0)):
+        for names_left_out in in_parallel.ray_tasks(start.remote, jobs, cluster.n_workers(0)):
+            left_out |= names_left_out
             advance(1)
+    if left_out:
+        progress.say("ingest", f"columns that shards of pictures cannot have, left out: {', '.join(sorted(left_out))}")
 
 
-@ray.remote(num_cpus=1)
-def _write_file(run_text: str, path: str, prefix: str) -> None:
-    run = run_file.load(run_text)
+def with_own_rules(run: Run) -> Run:
+    """The run with the rules of `ingest` where those of `data` are."""
     assert run.ingest is not None
-    spec = run.ingest
-    with_rules = run.model_copy(update={"data": run.data.model_copy(update={"rules": spec.rules})})
-    lists, audit = rules.load_lists(with_rules), Counter(dict.fromkeys(("kept", "url"), 0))
+    return run.model_copy(update={"data": run.data.model_copy(update={"rules": run.ingest.rules})})
+
+
+def write_file(run_text: str, path: str, prefix: str, lists: Mapping[str, rules.List]) -> set[str]:
+    """Write the lists of one file of metadata, as prefix-NNNNN.parquet and prefix.json; returns the names of columns
+    that are left out, as JSON cannot hold their values. lists: that the rules name, as rules.load_lists reads them."""
+    spec = run_file.load(run_text).ingest
+    assert spec is not None
+    audit = Counter(dict.fromkeys(("kept", "url"), 0))
     shard = open_shard(path, spec.columns)
+    others = _others(shard)
+    left_out: set[str] = set()
 
     def kept() -> Iterator[pa.Table]:
         for row_group in range(len(shard.row_group_sizes)):
-            rows = _rows(shard, row_group, spec)
-            keep = np.array([bool(re.match("https?://", url)) for url in rows["url"].to_pylist()], dtype=bool)
+            rows = _rows(shard, row_group, others, spec)
+            left_out.update(set(others) - set(rows.column_names))
+            urls = rows["url"].to_pylist()
+            keep = np.array([bool(re.match("https?://", url, re.IGNORECASE)) for url in urls], dtype=bool)
             audit["url"] += int((~keep).sum())
             for rule in spec.rules:
                 by_rule = rules.apply(rule, shard, row_group, rows["uid"].to_pylist(), lists) > 0
@@ -73,6 +88,7 @@ def _write_file(run_text: str, path: str, prefix: str) -> None:
 
     _write_tables(kept(), prefix, spec.rows_per_shard)
     storage.write_json(f"{prefix}.json", dict(audit))
+    return left_out
 
 
 def read_audit(directory: str) -> dict[str, int]:
@@ -84,12 +100,14 @@ def read_audit(directory: str) -> dict[str, int]:
     return dict(rows)
 
 
-def _rows(shard: Shard, row_group: int, spec: Ingest) -> pa.Table:
-    """uid, url and caption by those names, and the metadata's other columns by their names in the file."""
+def _others(shard: Shard) -> list[str]:
+    """The metadata's columns that are carried beside uid, url and caption, by their names in the file."""
     used = {shard.actual(name) for name in ("uid", "url", "caption")}
-    others = sorted(shard.names - used - _WRITTEN - set(ALIASES["image"]))
-    rows = shard.table(row_group, others) if others else pa.table({})
-    plain = [field.name for field in rows.schema if not pa.types.is_binary(field.type)]
+    return sorted(shard.names - used - _WRITTEN - set(ALIASES["image"]))
+
+
+def _rows(shard: Shard, row_group: int, others: list[str], spec: Ingest) -> pa.Table:
+    """uid, url and caption by those names, and other columns as JSON can hold them."""
     columns = {
         "uid": shard.uids(row_group),
         "url": [url.strip() for url in shard.strings(row_group, "url")],
@@ -98,7 +116,8 @@ def _rows(shard: Shard, row_group: int, spec: Ingest) -> pa.Table:
     refuse_columns(shard, spec)
     if spec.verify_hash:
         columns[HASH] = shard.strings(row_group, HASH)
-    return pa.table({**columns, **{name: rows[name] for name in plain}})
+    rest = plain(shard.table(row_group, others)) if others else pa.table({})
+    return pa.table({**columns, **{name: rest[name] for name in rest.column_names}})
 
 
 def refuse_columns(shard: Shard, spec: Ingest) -> None:
@@ -133,8 +152,23 @@ def _write_tables(tables: Iterator[pa.Table], prefix: str, size: int) -> int:
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:
-    """One table: the files of a data set may have a column in several types."""
-    return pa.concat_tables(tables, promote_options="permissive")
+    """One table. The files of a data set may have a column in several types; what no one type holds becomes text."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        kinds = defaultdict(set)
+        for field in (field for table in tables for field in table.schema):
+            kinds[field.name].add(field.type)
+        mixed = [name for name, types in kinds.items() if len(types) > 1]
+        return pa.concat_tables([_with_text(table, mixed) for table in tables], promote_options="permissive")
+
+
+def _with_text(table: pa.Table, columns: list[str]) -> pa.Table:
+    for name in set(columns) & set(table.column_names):
+        values = table[name].to_pylist()
+        text = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        table = table.set_column(table.column_names.index(name), name, pa.array(text, pa.string()))
+    return table
 
 
 def names(directory: str) -> list[str]:

@@ -1,9 +1,11 @@
 """The evaluate stage: checkpoints of a run -> zero-shot, few-shot and retrieval scores; and evaluation in its loop."""
 
+import hashlib
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from jest_core.models import towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Run
 
-from ..base import checkpoints, cluster, manifests, progress, storage
+from ..base import checkpoints, cluster, manifests, owner, progress, storage
 from ..base.stage_table import STAGES
 from . import results
 from .results import Line
@@ -23,6 +25,7 @@ from .tasks import SetEvaluation
 _PATIENCE = 10.0  # seconds between two looks for a new checkpoint
 
 
+@owner.until_return
 def run_stage(run: Run, *, watch: bool = False) -> list[Line]:
     """Evaluate the checkpoints that have no results of the run file's tasks yet; returns all results of the run.
 
@@ -57,18 +60,44 @@ def is_missing(run: Run, step: int) -> bool:
 
 def evaluate_step(run: Run, pair: Towers, step: int) -> dict[str, float]:
     """Evaluate a model within a training loop, and write the results; returns them by open_clip's names."""
-    lines = _evaluate(run, pair, step)
+    path = checkpoints.path_of(run.path(run.run_dir), step)
+    lines = _evaluate(run, pair, step, digest(path) if storage.exists(path) else "")
     results.replace(run, lines)
     return results.open_clip_names(lines)
 
 
 def _todo(run: Run, directory: str) -> list[int]:
-    """Steps of checkpoints for which a task has no result by its present definition."""
+    """Steps of checkpoints for which a task has no result of their weights by its present definition."""
     wanted = {(f"{spec.name}/{task}", protocol(run, spec)) for spec in _sets(run) for task in spec.tasks}
-    done: dict[int, set[tuple[str, str]]] = {}
+    lines: dict[int, list[Line]] = {}
     for line in results.read(directory):
-        done.setdefault(line["step"], set()).add((line["key"], line.get("protocol", "")))
-    return [step for step in checkpoints.steps(directory) if not wanted <= done.get(step, set())]
+        lines.setdefault(line["step"], []).append(line)
+
+    def is_done(step: int) -> bool:
+        there = lines.get(step, [])
+        if not wanted <= {(line["key"], line.get("protocol", "")) for line in there}:
+            return False
+        weights = {line["checkpoint"] for line in there if "checkpoint" in line}
+        return not weights or weights == {digest(checkpoints.path_of(directory, step))}
+
+    return [step for step in checkpoints.steps(directory) if not is_done(step)]
+
+
+def digest(path: str) -> str:
+    """A hash of what a checkpoint file holds."""
+    return _digest(path, storage.version(path))
+
+
+@lru_cache(maxsize=10_000)
+def _digest(path: str, version: str) -> str:
+    """Of the checksums that the file lists at its end, so that gigabytes need not be read to see that nothing changed;
+    of all its bytes where it is not the zip file that PyTorch writes. version: that of the file."""
+    fs, inner = storage.filesystem(path)
+    try:
+        with fs.open(inner, "rb", cache_type="none") as file, zipfile.ZipFile(file) as checkpoint:
+            return storage.fingerprint([(m.filename, m.CRC, m.file_size) for m in checkpoint.infolist()])[:16]
+    except zipfile.BadZipFile:
+        return hashlib.sha256(storage.read_bytes(path)).hexdigest()[:16]
 
 
 def protocol(run: Run, spec: EvaluationSet) -> str:
@@ -91,12 +120,14 @@ def _class_tasks(run: Run) -> dict[str, ClassTask]:
 
 
 def _evaluate_all(run: Run, directory: str) -> None:
-    todo = _todo(run, directory)
-    if not todo:
+    if not _todo(run, directory):
         return
+    here = owner.claim(f"{directory}/owner/evaluate")  # not of the run directory, whose owner may be training
+    todo = _todo(run, directory)  # another owner may have done some meanwhile
     with progress.bar("evaluate", len(todo), "checkpoints") as advance:
         for lines in _on_cluster(run, todo) if not cluster.is_local() else map(partial(_of_checkpoint, run), todo):
             if lines:
+                here.check()
                 results.replace(run, lines)
             advance(1)
 
@@ -122,14 +153,14 @@ def _of_checkpoint(run: Run, step: int) -> list[Line]:
     directory = run.path(run.run_dir)
     path = checkpoints.path_of(directory, step)
     try:
-        version = storage.version(path)
+        version, weights = storage.version(path), digest(path)
         towers.load_weights(pair, checkpoints.read(path))
     except FileNotFoundError:
         if step in checkpoints.steps(directory):
             raise
         progress.warn("evaluate", f"{run.run_dir}: skips the checkpoint after {step} steps, which the run has removed")
         return []
-    lines = _evaluate(run, pair, step)
+    lines = _evaluate(run, pair, step, weights)
     if _is_of_the_run(directory, step, version):
         return lines
     progress.warn("evaluate", f"{run.run_dir}: the run has gone back before step {step}, whose results are left out")
@@ -145,8 +176,8 @@ def _is_of_the_run(directory: str, step: int, version: str) -> bool:
     return step < (steps or [0])[-1]
 
 
-def _evaluate(run: Run, pair: Towers, step: int) -> list[Line]:
-    """The model's results for every task of every set."""
+def _evaluate(run: Run, pair: Towers, step: int, weights: str) -> list[Line]:
+    """The model's results for every task of every set. weights: digest of its checkpoint, empty where it has none."""
     class_tasks = _class_tasks(run)
     embedded: dict[str, Tensor] = {}  # tasks of the classes file serve several sets
     with ThreadPoolExecutor(cluster.n_cores()) as decoders:
@@ -159,6 +190,7 @@ def _evaluate(run: Run, pair: Towers, step: int) -> list[Line]:
                 samples_seen=step * run.super_batch_size,
                 samples_trained=step * run.sub_batch_size,
                 protocol=protocol(run, spec),
+                checkpoint=weights,
             )
             for spec in _sets(run)
             for task, metrics in SetEvaluation(run, spec, pair, class_tasks, embedded, decoders).run_tasks()

@@ -7,11 +7,13 @@ examples so far; evaluation/ has the same as CLIP_benchmark writes it, checkpoin
 import json
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, NotRequired, TypedDict
 
 from jest_core.run_file import Run
 
-from ..base import storage
+from ..base import owner, progress, storage
+from ..base.owner import Owner
 
 FILE = "eval_results.jsonl"
 
@@ -26,6 +28,7 @@ class Line(TypedDict):
     samples_seen: int  # examples of the super-batches so far
     samples_trained: int  # examples of the sub-batches so far
     protocol: NotRequired[str]  # hash of the set's definition; versions before this key did not write it
+    checkpoint: NotRequired[str]  # hash of what the checkpoint holds, empty where none was written; as for protocol
 
 
 def read(directory: str) -> list[Line]:
@@ -37,25 +40,35 @@ def read(directory: str) -> list[Line]:
 def replace(run: Run, lines: list[Line]) -> None:
     """Write the results of one step, in place of those that it had, in each of the formats."""
     directory, step = run.path(run.run_dir), lines[0]["step"]
-    _put_lines(f"{directory}/{FILE}", ("step", "key"), lines)
     of_open_clip = {**open_clip_names(lines), "epoch": step, "num_samples": lines[0]["samples_trained"]}
-    _put_lines(_open_clip_path(directory), ("epoch",), [of_open_clip])
-    for line in lines:
-        name, content = _clip_benchmark(run, line)
-        storage.write_json(f"{directory}/evaluation/{name}", content)
+    with _only_writer(directory) as writer:
+        _put_lines(f"{directory}/{FILE}", ("step", "key"), lines, writer)
+        _put_lines(_open_clip_path(directory), ("epoch",), [of_open_clip], writer)
+        for line in lines:
+            name, content = _clip_benchmark(run, line)
+            storage.write_json(f"{directory}/evaluation/{name}", content)
 
 
 @storage.retried
 def remove_after(directory: str, step: int) -> None:
     """Remove the results of later steps, which the run makes again: they are of weights that are no more."""
-    for path, key in ((f"{directory}/{FILE}", "step"), (_open_clip_path(directory), "epoch")):
-        lines = _read_lines(path)
-        if len(kept := [line for line in lines if line[key] <= step]) < len(lines):
-            _write_lines(path, kept)
-    for name in storage.names(f"{directory}/evaluation", ".json"):
-        evaluated = re.search(r"_step_(\d{8})_", name)
-        if evaluated and int(evaluated[1]) > step:
+    files = ((f"{directory}/{FILE}", "step"), (_open_clip_path(directory), "epoch"))
+    steps = {name: re.search(r"_step_(\d{8})_", name) for name in storage.names(f"{directory}/evaluation", ".json")}
+    later = [name for name, found in steps.items() if found and int(found[1]) > step]
+    if not later and all(line[key] <= step for path, key in files for line in _read_lines(path)):
+        return
+    with _only_writer(directory) as writer:
+        for path, key in files:
+            lines = _read_lines(path)
+            if len(kept := [line for line in lines if line[key] <= step]) < len(lines):
+                _write_lines(path, kept, writer)
+        for name in later:
             storage.remove(f"{directory}/evaluation/{name}")
+
+
+def _only_writer(directory: str) -> AbstractContextManager[Owner]:
+    """Within the block no other process changes a run's results: `jest train` and `jest evaluate --watch` both do."""
+    return owner.owned(f"{directory}/owner/results", wait=True)
 
 
 def open_clip_names(lines: Iterable[Line]) -> dict[str, float]:
@@ -100,16 +113,22 @@ def _open_clip_path(directory: str) -> str:
     return f"{directory}/checkpoints/results.jsonl"
 
 
-def _put_lines(path: str, keys: tuple[str, ...], lines: list[Any]) -> None:
+def _put_lines(path: str, keys: tuple[str, ...], lines: list[Any], writer: Owner) -> None:
     """Put JSON lines in place of those of a file with the same values of the keys; the first key orders the file."""
     new = [[line[key] for key in keys] for line in lines]
     kept = [line for line in _read_lines(path) if [line[key] for key in keys] not in new]
-    _write_lines(path, sorted(kept + lines, key=lambda line: line[keys[0]]))
+    _write_lines(path, sorted(kept + lines, key=lambda line: line[keys[0]]), writer)
 
 
-def _write_lines(path: str, lines: list[Any]) -> None:
+def _write_lines(path: str, lines: list[Any], writer: Owner) -> None:
+    writer.check()
     storage.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _read_lines(path: str) -> list[Any]:
-    return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines()] if storage.exists(path) else []
+    """The lines of a file that are whole: what the others said is missing, and so is evaluated again."""
+    lines = storage.read_lines(path)
+    whole = [line for line in lines if isinstance(line, dict)]
+    if len(whole) < len(lines):
+        progress.warn("evaluate", f"{path}: {len(lines) - len(whole)} of {len(lines)} lines are damaged, and left out")
+    return whole

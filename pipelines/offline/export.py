@@ -1,8 +1,10 @@
-"""The export stage: uids that were kept or selected, or embeddings, in the formats of other tools."""
+"""The export stage: uids that were kept or selected, embeddings, or the model, in the formats of other tools."""
 
 import io
 import math
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -15,13 +17,13 @@ from jest_core import run_file
 from jest_core.run_file import Run
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, progress, storage
+from ..base import blocks, checkpoints, cluster, progress, storage
 from ..data import uid_lists
 from ..data.catalogue import held_catalogue, open_catalogue
 from ..scores import score_cache
 
 STAGE = "export"
-What = Literal["catalogue", "selection", "subset", "scores"]
+What = Literal["catalogue", "selection", "subset", "scores", "model"]
 _FILE_ROWS = 1_000_000  # of a clip-retrieval file
 
 
@@ -39,14 +41,19 @@ class _Written(TypedDict):
 
 
 def export(run: Run, what: What, output: str, *, distinct: bool = False) -> None:
-    """Write uids to a .npy (DataComp's subset file) or a .parquet, or embeddings to a folder as clip-retrieval does.
+    """Write uids to a .npy (DataComp's subset file) or a .parquet, embeddings to a folder as clip-retrieval does, or
+    the model to a folder that open_clip opens as `local-dir:`.
 
-    what: the kept rows of the catalogue, the committed selection log of the run, what `jest select` selected, or the
-    score cache. A uid is listed as often as it was kept or selected; distinct: once.
+    what: the kept rows of the catalogue, the committed selection log of the run, what `jest select` selected, the
+    score cache, or the newest checkpoint of the run. A uid is listed as often as it was kept or selected; distinct:
+    once.
     """
     output = run_file.join("", output)
     if what == "scores":
         _export_scores(run, output)
+        return
+    if what == "model":
+        _export_model(run, output)
         return
     if not output.endswith((".npy", ".parquet")):
         raise ValueError(
@@ -91,6 +98,38 @@ def _export_scores(run: Run, output: str) -> None:
             n_rows += row["rows"]
             advance(1)
     progress.say(STAGE, f"{n_rows:,} pairs in {len(items):,} files of embeddings to {output}")
+
+
+def _export_model(run: Run, output: str) -> None:
+    """Write the newest checkpoint as a folder that a stock open_clip opens, and evaluates as jest does."""
+    import safetensors.torch
+
+    from jest_core.models import configurations, folders, towers
+
+    path = checkpoints.file_of(run.path(run.run_dir))
+    pair = towers.build(run.model, seed=0)
+    towers.load_weights(pair, checkpoints.read(path), path)
+    config = configurations.open_clip_config(pair.name, pair.inputs)
+    state = {name: value.contiguous() for name, value in pair.model.state_dict().items()}
+    _export_tokenizer(pair.name, config["model_cfg"]["text_cfg"], output)
+    storage.write_bytes(f"{output}/open_clip_model.safetensors", safetensors.torch.save(state, {"format": "pt"}))
+    storage.write_json(f"{output}/{folders.FILE}", config)
+    progress.say(STAGE, f"{path} to {output}, which open_clip opens as {folders.PREFIX}{output}")
+    if configurations.needs_jest(pair.name):
+        tower = config["model_cfg"]["vision_cfg"]["timm_model_name"]
+        progress.warn(STAGE, f"timm has no {tower}: `import jest_core.models.configurations` before open_clip opens it")
+
+
+def _export_tokenizer(name: str, text: dict[str, Any], output: str) -> None:
+    """Write the files of a tokenizer of Hugging Face, which open_clip looks for in the folder; CLIP's needs none."""
+    from jest_core.models import configurations
+
+    tokenizer = configurations.open_clip_tokenizer(name, text["context_length"])
+    if not text.get("hf_tokenizer_name"):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in tokenizer.tokenizer.save_pretrained(folder):
+            storage.upload(file, f"{output}/{Path(file).name}")
 
 
 def plan(shards: NDArray[np.int64], ok: NDArray[np.int64], file_rows: int) -> list[NDArray[np.int64]]:

@@ -21,7 +21,7 @@ from jest_core.selection import Embeddings, select
 from jest_core.selection.learnability import matched_losses
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, in_parallel, manifests, progress, storage
+from ..base import blocks, cluster, in_parallel, manifests, owner, progress, storage
 from ..data.catalogue import Catalogue, held_catalogue, open_catalogue
 from ..scores import reference_scores, score_cache
 
@@ -69,6 +69,7 @@ class _Task:
     caches: dict[str, _Cache]
 
 
+@owner.until_return
 def run_stage(run: Run) -> Manifest:
     """Write the selection of the run's catalogue to subset.directory; returns the manifest.
 
@@ -96,7 +97,7 @@ def run_stage(run: Run) -> Manifest:
     cluster.data_context()
     task = _Task(run_file.dump(run), batches, caches)
     stage = ray.data.from_items(todo, override_num_blocks=max(1, len(todo))).map_batches(
-        partial(_select, held_task=ray.put(task)),
+        partial(owner.carried(_select), held_task=ray.put(task)),
         batch_size=1,
         num_cpus=run.subset.cpus_per_task,
         num_gpus=run.subset.gpus_per_task,

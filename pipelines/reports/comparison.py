@@ -1,5 +1,6 @@
 """Finished runs -> the table that compares them: scores, examples, FLOPs and time, with seeds put together."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class Finished:
         return metrics_line.read(self.directory)
 
     def seconds_at(self, step: int) -> float:
-        """Seconds of the first so many steps."""
-        return float(self.metrics[step - 1]["jest/seconds"]) if step else 0.0
+        """Seconds of the first so many steps; NaN where metrics.jsonl has lost them."""
+        return float(self.metrics[step - 1].get("jest/seconds", math.nan)) if step else 0.0
 
     @cached_property
     def picks(self) -> pa.Table:
@@ -82,7 +83,9 @@ class Finished:
 def read_run(directory: str) -> Finished:
     """A finished run. Raises FileNotFoundError where it is not."""
     manifest = manifests.finished(directory, "train", TrainManifest, "train it first")
-    run = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode())
+    run = run_file.load(
+        storage.read_bytes(f"{directory}/run.yaml").decode(), source=f"{directory}/run.yaml", saved=True
+    )
     return Finished(directory, run, manifest, results.read(directory))
 
 

@@ -30,7 +30,11 @@ def load_reference(run: Run, spec: Reference) -> Towers:
     towers.refuse_resolution(spec.model, "reference.score_", spec.score_image_size, spec.score_patch_size)
     reference = towers.build(spec.model, seed=0)
     if spec.checkpoint is not None:
-        towers.load_weights(reference, checkpoints.read(run.path(spec.checkpoint)))
+        path = checkpoints.file_of(run.path(spec.checkpoint))
+        checkpoint = checkpoints.read(path)
+        towers.load_weights(reference, checkpoint, path)
+        if trained := checkpoint.get("jest", {}).get("open_clip_config"):
+            configurations.refuse_other_pixels(trained, reference.inputs, path, "reference.model.")
     reference.model.eval()
     return reference
 
@@ -64,8 +68,9 @@ class Embedder:
 
     def _columns(self, block: pa.Table) -> pa.Table:
         began, started = time.time(), time.perf_counter()
-        columns = {name: block[name] for name in ("uid", "row", "status")}
-        for name, value in self._embed(block).items():
+        columns = {name: block[name] for name in ("uid", "row")}
+        columns["status"], values = self._embed(block)
+        for name, value in values.items():
             columns[name] = blocks.pack(value) if value.ndim > 1 else value
         table = pa.table(columns).cast(
             tables.score_cache(configurations.width(self.reference.name), list(self.scorers))
@@ -74,8 +79,12 @@ class Embedder:
         report: EmbedReport = {**read, "embed": time.perf_counter() - started, "began": began}
         return blocks.append_constants(table, report)
 
-    def _embed(self, block: pa.Table) -> dict[str, NDArray[Any]]:
-        """Embeddings and scores of a block's rows; zeros where the image did not decode."""
+    def _embed(self, block: pa.Table) -> tuple[pa.Array, dict[str, NDArray[Any]]]:
+        """Status, and embeddings and scores of a block's rows: `damaged` and zeros where the image did not decode, or
+        the embeddings are not finite.
+
+        Raises ValueError where they are of no row.
+        """
         size = self.reference.view.image_size
         status = np.array(block["status"].to_pylist(), dtype=object)
         ok = np.flatnonzero(status == SlotStatus.OK.label)
@@ -97,10 +106,17 @@ class Embedder:
             captions = block["caption"].to_pylist()
             batch = Batch(pixels, [captions[i] for i in ok], embeddings.image, embeddings.text)
             values |= {name: scorer(batch) for name, scorer in self.scorers.items()}
+        sound = np.isfinite(values["image_embedding"]).all(1) & np.isfinite(values["text_embedding"]).all(1)
+        if len(ok) > 1 and not sound.any():
+            raise ValueError(
+                f"the reference {self.reference.name} gives embeddings that are NaN or infinite: check its weights, or "
+                f"choose a reference.precision with more range than {self.spec.precision}"
+            )
+        status[ok[~sound]] = SlotStatus.DAMAGED.label
         out = {name: np.zeros((len(block), *value.shape[1:]), value.dtype) for name, value in values.items()}
         for name, value in values.items():
-            out[name][ok] = value
-        return out
+            out[name][ok[sound]] = value[sound]
+        return pa.array(status, pa.string()), out
 
 
 def _resolved(run: Run, options: dict[str, Any]) -> dict[str, Any]:

@@ -82,14 +82,15 @@ def import_scores(run: Run, spec: Reference, catalogue: Catalogue) -> Manifest:
         "scorers": [],
     }
     directory = run.path(spec.scores)
-    if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
+    manifest = manifests.begin(directory, STAGE, config, Manifest)
+    todo = score_cache.missing(directory, catalogue)
+    if manifest is not None and score_cache.is_whole(directory, todo):
         progress.say(STAGE, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
     progress.say(STAGE, f"{len(sets):,} files of {spec.features.format} embeddings, {width} wide, matched by uid")
     cluster.connect()
     # on one machine no more tasks than cores: each is a process that imports PyTorch
     cluster.data_context(cluster.n_cores() if cluster.is_local() else None)
-    todo = score_cache.missing(directory, catalogue)
     index = ray.put(_index(catalogue))
     stage = ray.data.from_items(
         [{"files": files} for files in sets], override_num_blocks=min(len(sets), 1000)

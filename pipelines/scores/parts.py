@@ -2,7 +2,6 @@
 
 A fragment has the embedded rows of one block. When a shard's fragments are complete they become its part, which is
 written whole and describes itself in its metadata; the manifest and row_groups.parquet are made of these descriptions.
-Two processes that write one cache at the same time do each part twice at worst.
 """
 
 import json
@@ -20,10 +19,10 @@ from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, in_parallel, manifests, storage
+from ..base import blocks, cluster, in_parallel, manifests, owner, storage
 from ..data.catalogue import Catalogue, held_catalogue
 from ..data.rows import ReadReport
-from .score_cache import STAGE, Config, Manifest, n_bad, part_path, reasons
+from .score_cache import STAGE, Config, Manifest, damage_noted, n_bad, part_path, reasons, remove_note
 
 _AT_ONCE = 32  # parts that a cluster writes at the same time
 _DESCRIPTION = b"jest.scores"  # key of a part's Parquet metadata
@@ -161,7 +160,7 @@ class Parts:
     def __init__(self, run: Run, directory: str, config: Config) -> None:
         import ray
 
-        self._write: Any = ray.remote(num_cpus=1)(_write)
+        self._write: Any = ray.remote(num_cpus=1)(owner.carried(_write))
         self.run, self.directory, self.config = run, directory, config
         self.at_once = cluster.n_cores() if cluster.is_local() else _AT_ONCE
         self.under_way: list[Any] = []
@@ -191,6 +190,7 @@ def _write(run: Run, directory: str, shard: int, fragments: list[Fragment], conf
         # another process that writes this cache has finished it, and removed the fragments
         if not storage.exists(part_path(directory, shard)):
             raise
+    remove_note(part_path(directory, shard))
     for fragment in fragments:
         storage.remove(fragment.path)
 
@@ -234,5 +234,6 @@ def finish(directory: str, catalogue: Catalogue, config: Config, logit_bias: flo
 
 def _describe(part: str) -> Description:
     """The description of a part; reads only the file's footer."""
-    description: Description = json.loads(storage.open_parquet(part).schema_arrow.metadata[_DESCRIPTION])
+    with damage_noted(part):
+        description: Description = json.loads(storage.open_parquet(part).schema_arrow.metadata[_DESCRIPTION])
     return description

@@ -30,7 +30,7 @@ from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, manifests, progress
+from ..base import blocks, cluster, manifests, owner, progress
 from ..base.stage_table import STAGES
 from ..base.stopwatch import Stopwatch
 from ..data.catalogue import Catalogue, open_catalogue
@@ -74,6 +74,7 @@ def run_stage(run: Run, *, verify: bool = False) -> Manifest:
     return score(run, run.reference)
 
 
+@owner.until_return
 def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
     """The same by any model: `jest select` scores with the learner's checkpoint too. label: of its progress lines."""
     catalogue = open_catalogue(run.path(run.data.catalogue))
@@ -82,10 +83,11 @@ def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
     reference = load_reference(run, spec)
     config = _config(spec, catalogue, reference)
     directory = run.path(spec.scores)
-    if (manifest := manifests.begin(directory, STAGE, config, Manifest)) is not None:
+    manifest = manifests.begin(directory, STAGE, config, Manifest)
+    todo = score_cache.missing(directory, catalogue)
+    if manifest is not None and score_cache.is_whole(directory, todo):
         progress.say(label, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
-    todo = score_cache.missing(directory, catalogue)
     progress.say(
         label,
         f"{reference.name} embeds the kept pairs of {len(catalogue.shards):,} shards "

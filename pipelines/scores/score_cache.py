@@ -4,19 +4,23 @@
 This file reads it; `parts` writes it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..base import manifests, storage
+from ..base import blocks, manifests, storage
+from ..base.integrity import Damaged
 from ..data.catalogue import Catalogue
 from ..data.places import Place
 from ..data.shards import part_name
 
 STAGE = "reference-scores"
+_DAMAGED = ".damaged"  # ends the name of the note beside a damaged part
+_ROUNDING = 0.02  # of the square of a norm, in float16 or coarser
 
 
 class Config(TypedDict):
@@ -78,31 +82,74 @@ def scale_and_bias(manifest: Manifest) -> tuple[float, float]:
 
 
 def missing(directory: str, catalogue: Catalogue) -> NDArray[np.int64]:
-    """Numbers of the shards that have no part yet."""
-    done = set(storage.names(f"{directory}/parts", ".parquet"))
-    return np.array([i for i in range(len(catalogue.shards)) if part_name(i) not in done], dtype=np.int64)
+    """Numbers of the shards that have no part yet, or one that a reader has found damaged."""
+    there = set(storage.names(f"{directory}/parts"))
+    names = [part_name(i) for i in range(len(catalogue.shards))]
+    lacking = [i for i, name in enumerate(names) if name not in there or f"{name}{_DAMAGED}" in there]
+    return np.array(lacking, dtype=np.int64)
+
+
+def is_whole(directory: str, todo: NDArray[np.int64]) -> bool:
+    """Whether a finished cache needs nothing made again: todo, the parts; or the tables that are made of them."""
+    try:
+        for name in ("row_groups", "bad_rows"):
+            storage.open_parquet(f"{directory}/{name}.parquet").read()
+    except (Damaged, FileNotFoundError):
+        return False
+    return not len(todo)
+
+
+@contextmanager
+def damage_noted(part: str) -> Iterator[None]:
+    """Leave a note beside a part that turns out to be damaged, so that `jest reference-scores` makes it again."""
+    try:
+        yield
+    except Damaged as error:
+        remedy = f"run `jest reference-scores` again, which makes {part} again"
+        try:
+            storage.write_bytes(f"{part}{_DAMAGED}", f"{error}\n".encode())
+        except OSError:  # as where the cache may only be read
+            remedy = f"remove {part}, and {remedy}"
+        raise Damaged(f"{str(error).removesuffix('; replace it')}; {remedy}") from error
+
+
+def remove_note(part: str) -> None:
+    """Remove the note, once the part was made again."""
+    storage.remove(f"{part}{_DAMAGED}")
 
 
 @storage.retried
 def read(directory: str, place: Place, row_group: int, uids: list[str], columns: list[str]) -> pa.Table:
     """Columns of the cached rows of a row group. uids: of the row group's rows in the shard.
 
-    Raises ValueError where the part lacks the row group, or has other uids.
+    Raises Damaged where the part is, lacks the row group, or has embeddings that are none; ValueError where it has
+    other uids.
     """
     path = part_path(directory, place.number)
-    file = storage.open_parquet(path)
-    if row_group >= file.num_row_groups:
-        raise ValueError(
-            f"{path} ends before row group {row_group} of {place.path}: remove it and {manifests.path_of(directory)}, "
-            "and run `jest reference-scores` again, which does what is missing"
-        )
-    rows = file.read_row_group(row_group, columns=["uid", *columns])
+    with damage_noted(path):
+        file = storage.open_parquet(path)
+        if row_group >= file.num_row_groups:
+            raise Damaged(f"{path} ends before row group {row_group} of {place.path}")
+        rows = file.read_row_group(row_group, columns=["uid", *columns])
+        for name in ("image_embedding", "text_embedding"):
+            if name in columns:
+                _refuse_unsound(rows[name], f"{path}, row group {row_group}: {name}")
     if not rows["uid"].equals(pa.chunked_array([pa.array(uids, pa.string())])):
         raise ValueError(
             f"the score cache does not line up with {place.path}, row group {row_group}: score it again into a new "
             "directory"
         )
     return rows
+
+
+def _refuse_unsound(column: pa.ChunkedArray, what: str) -> None:
+    """Raises Damaged where an embedding is neither of unit norm, nor zero, as it is of a row that has none."""
+    embeddings = blocks.unpack(column).astype(np.float32)
+    norms = np.einsum("ij,ij->i", embeddings, embeddings)
+    unsound = np.flatnonzero(~((np.abs(norms - 1) < _ROUNDING) | (norms == 0)))
+    if len(unsound):
+        rows = ", ".join(map(str, unsound[:5].tolist())) + ", ..." * (len(unsound) > 5)
+        raise Damaged(f"{what} is NaN, infinite or not of unit norm in {len(unsound)} of {len(norms)} rows ({rows})")
 
 
 def good_slots(directory: str) -> NDArray[np.int64]:

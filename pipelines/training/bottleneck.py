@@ -8,15 +8,20 @@ from .metrics_line import MetricsLine, part_seconds
 REMEDIES = {
     "wait": "the data comes too slowly: more CPUs for the cluster's readers, faster storage, or data.decode late "
     "with a small selection.score_image_size",
-    "score": "a larger selection.score_patch_size or a smaller score_image_size (FlexiJEST), score_precision bf16, "
-    "training.compile",
+    "score": "a larger selection.score_patch_size or a smaller score_image_size (FlexiJEST)",
     "reference": "a score cache: `jest reference-scores`, and reference.online false",
-    "select": "selection.precision fast, or fewer selection.n_chunks",
+    "select": "fewer selection.n_chunks",
     "log": "a smaller training.n_refused_logged",
     "agreement": "a larger selection.agreement_every_steps",
     "exchange": "a faster network between the learners",
-    "train": "training.precision bf16, compile, or low_resolution; no other part is slower",
+    "train": "training.low_resolution; no other part is slower",
     "checkpoint": "a larger training.checkpoint_every_steps, or faster storage",
+}
+# On a GPU; most CPUs compute bf16 more slowly than fp32, and a short run ends before torch.compile has paid
+ON_A_GPU = {
+    "score": "selection.score_precision bf16 and training.compile",
+    "train": "training.precision bf16 and compile",
+    "select": "selection.precision fast",
 }
 
 
@@ -39,7 +44,11 @@ def note(lines: Sequence[MetricsLine]) -> str:
     )
 
 
-def limit(lines: Sequence[MetricsLine]) -> str:
-    """The part that takes most of the time after the first step, which also starts the readers; and its remedy."""
+def limit(lines: Sequence[MetricsLine], *, gpus: float) -> str:
+    """The part that takes most of the time after the first step, which also starts the readers; and its remedy.
+
+    gpus: of each learner.
+    """
     part, share = next(found for found in shares(lines[1:] or lines).items() if found[0] in REMEDIES)
-    return f"limited by {part}, {share:.0%} of the time; what shortens it: {REMEDIES[part]}"
+    on_a_gpu = f"{ON_A_GPU[part]}; " if gpus and part in ON_A_GPU else ""
+    return f"limited by {part}, {share:.0%} of the time; what shortens it: {on_a_gpu}{REMEDIES[part]}"

@@ -16,15 +16,17 @@ import torch.distributed as dist
 
 from jest_core.collectives import Learners
 from jest_core.examples.super_batch import Examples
-from jest_core.models import towers
+from jest_core.models import configurations, towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import Run
 from jest_core.selection.arguments import Diverged
 from jest_core.training import optim
-from jest_core.training.forward import TrainingPass
+from jest_core.training.bad_pictures import TooManyBad
+from jest_core.training.forward import TrainingPass, replicated
 from jest_core.training.step import Learner, StepResult, train_step
 
 from ..base import checkpoints, cluster, storage
+from ..base.integrity import Damaged
 from ..base.prefetch import prefetch
 from ..evaluation import evaluate, results
 from ..stream.source import Source, open_source
@@ -84,26 +86,28 @@ class _Loop:
         self.source = storage.retried(open_source)(run)
         self.reference = online_reference.load(run)
         self.learner = _create(run, self.source, place, self.group, self.reference)
-        state = checkpoints.resume(self.directory, self.learner.towers, self.learner.optimizer)
+        try:
+            state = checkpoints.resume(self.directory, self.learner.towers, self.learner.optimizer)
+        except Damaged as error:
+            board.fail(str(error))
+            raise
         self.step = state["step"]
         self.learners = Learners(self.group)
-        self._refuse_other_start(state)
+        sub_batches.refuse_disagreement(self.learners, self.directory, self.step)
+        self._refuse_other_reference(state)
         self.log = selection_log.SelectionLog(self.directory, state["log_parts"])
         self.journal: Journal | None = None
         if self.rank == 0:
+            for text in checkpoints.set_aside(self.directory, self.step):
+                board.tell(text)
             self.log.tidy()
             checkpoints.tidy(self.directory)
             results.remove_after(self.directory, self.step)
             self.journal = Journal(run, board, state)
         self.writer = checkpoints.Writer()
-        self._committed_at, self._saving_seconds = time.monotonic(), 0.0
+        self._committed_at, self._saving_seconds, self._checkpoint_step = time.monotonic(), 0.0, self.step
 
-    def _refuse_other_start(self, state: checkpoints.State) -> None:
-        if len(set(self.learners.counts(self.step))) > 1:
-            raise RuntimeError(
-                f"{self.directory}: the learners see different newest checkpoints, as its storage lists old files to "
-                "some of them; start the run again"
-            )
+    def _refuse_other_reference(self, state: checkpoints.State) -> None:
         try:
             online_reference.refuse_other(self.run, state, self.reference)
         except ValueError as error:
@@ -123,13 +127,18 @@ class _Loop:
         return sub_batches.stream(self.run, self.source, self.learner.towers, **place)
 
     def train(self, super_batch: Examples, wait_seconds: float) -> None:
-        """One step: select, update and log. Raises Diverged where the update is not sound."""
+        """One step: select, update and log. Raises Diverged where the update is not sound, TooManyBad where the data is
+        not."""
         began = time.perf_counter()
         try:
             result = _sound(self.run, train_step(self.learner, super_batch, self.step))
-        except Diverged as error:
+        except (Diverged, TooManyBad) as error:
             failed = f"{self.directory}/failed"
-            self.board.fail(f"step {self.step}: {error}; {failed} has the examples of its super-batch")
+            led_to_it = f"; the checkpoint after step {self.step} has the weights that led to it"
+            self.board.fail(
+                f"step {self.step}: {error}; {failed} has the examples of its super-batch"
+                + led_to_it * (0 < self.step == self._checkpoint_step)
+            )
             storage.write_table(f"{failed}/step-{self.step:08d}-{self.rank}.parquet", super_batch.identities())
             raise
         self.step += 1
@@ -152,32 +161,49 @@ class _Loop:
             content = checkpoints.content(self.step, self.learner.towers, self.learner.optimizer)
             copied = checkpoints.copied(content, keep=self.journal is not None)
             if self.journal is not None:
+                self._refuse_not_finite(copied)
                 self._checkpoint(copied, self.journal)
-            self._committed_at = time.monotonic()
+            self._committed_at, self._checkpoint_step = time.monotonic(), self.step
         self._saving_seconds = time.perf_counter() - began
         return stops
 
     def _checkpoint(self, copied: checkpoints.Checkpoint, journal: Journal) -> None:
         """Write the copied content while training goes on: log parts and metrics, then the checkpoint that commits
-        them; then remove the checkpoints that are not kept."""
+        them.
+
+        Checkpoints that are not kept are removed before: the newest then is one from which at least a step was sound,
+        and it stays until that is so of the next. At the end of the run there is no next.
+        """
         training, directory, step = self.run.training, self.directory, self.step
         steps_logged, metrics, seconds = self.log.take(), journal.text(), journal.seconds
+        config = configurations.open_clip_config(self.learner.towers.name, self.learner.towers.inputs)
 
         def write() -> None:
             parts = self.log.commit(steps_logged)
             journal.write(metrics)
             state: checkpoints.State = {"step": step, "seconds": seconds, "log_parts": parts}
+            state["open_clip_config"] = config
             if self.reference is not None:
                 state["reference"] = self.reference.record
             checkpoints.write(directory, step, copied | {"jest": state})
 
-        def write_and_prune() -> None:
-            storage.retried(write)()
-            storage.retried(checkpoints.prune)(
-                directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps
-            )
+        def prune() -> None:
+            checkpoints.prune(directory, training.keep_last_checkpoints, training.keep_checkpoint_every_steps)
 
-        self.writer.submit(write_and_prune)
+        def prune_and_write() -> None:
+            storage.retried(prune)()
+            storage.retried(write)()
+            if step == self.run.n_steps:
+                storage.retried(prune)()
+
+        self.writer.submit(prune_and_write)
+
+    def _refuse_not_finite(self, content: checkpoints.Checkpoint) -> None:
+        try:
+            checkpoints.refuse_not_finite(content["state_dict"])
+        except Diverged as error:
+            self.board.fail(f"step {self.step - 1}: {error}; no checkpoint is written of them")
+            raise
 
     def evaluate_if_missed(self, pulse: Pulse) -> None:
         """Evaluate the checkpoint from which the run goes on, where it ended before it came to that."""
@@ -237,18 +263,18 @@ def _create(
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
-    trained: torch.nn.Module = TrainingPass(pair, run, group)
-    if group is not None and not pair.sharded:  # no buffer of a tower changes: batch norm is refused
-        trained = torch.nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
+    trained = TrainingPass(pair, run, group)
+    alone = group is None or pair.sharded
     decoders = max(1, cluster.n_cores() // place.n_here)
     selector = sub_batches.selector(run, source, pair, group, ThreadPoolExecutor(decoders), reference)
-    return Learner(**vars(selector), optimizer=optimizer, wrapped=trained)
+    return Learner(**vars(selector), optimizer=optimizer, wrapped=trained if alone else replicated(trained))
 
 
 def start_from(run: Run, pair: Towers) -> None:
     """Load the initial checkpoint's weights, where the run directory has no checkpoint yet."""
     if run.training.initial_checkpoint is not None and not checkpoints.steps(run.path(run.run_dir)):
-        towers.load_weights(pair, checkpoints.read(run.path(run.training.initial_checkpoint)))
+        path = checkpoints.file_of(run.path(run.training.initial_checkpoint))
+        towers.load_weights(pair, checkpoints.read(path), path)
 
 
 def _whole(run: Run, pair: Towers, rank: int) -> Towers:

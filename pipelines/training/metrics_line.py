@@ -1,10 +1,11 @@
 """The keys, types and units of metrics.jsonl, a line for each step, in open_clip's names and jest's."""
 
-import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypedDict, cast
 
-from ..base import storage
+from ..base import checkpoints, storage
+from ..base.integrity import Damaged
 
 # A key is left out where nothing was computed. Evaluation adds open_clip's val/* keys, one for each score: they depend
 # on the run file, so that a type cannot name them.
@@ -52,8 +53,29 @@ MetricsLine = TypedDict(
 
 @storage.retried
 def read(run_dir: str) -> list[MetricsLine]:
-    """The lines of a run's metrics.jsonl, a line for each step from 1."""
-    return [json.loads(line) for line in storage.read_bytes(f"{run_dir}/metrics.jsonl").decode().splitlines()]
+    """The lines of a run's metrics.jsonl, a line for each step from 1. Raises Damaged where one is lost."""
+    path = path_of(run_dir)
+    lines = storage.read_lines(path)
+    reached = max([1, *checkpoints.steps(run_dir)[-1:]])  # the lines are written before the checkpoint
+    for step, line in enumerate([*lines, *[None] * (reached - len(lines))], 1):
+        if not isinstance(line, dict) or line.get("step") != step:
+            raise Damaged(f"{path} has no line of step {step} in its place: restore the file from a copy")
+    return lines
+
+
+def by_step(run_dir: str) -> dict[int, MetricsLine]:
+    """The lines that are whole, by their step; without those of a step that two lines name."""
+    lines = [
+        cast(MetricsLine, line)
+        for line in storage.read_lines(path_of(run_dir))
+        if isinstance(line, dict) and isinstance(line.get("step"), int)
+    ]
+    times = Counter(line["step"] for line in lines)
+    return {line["step"]: line for line in lines if times[line["step"]] == 1}
+
+
+def path_of(run_dir: str) -> str:
+    return f"{run_dir}/metrics.jsonl"
 
 
 def part_seconds(line: MetricsLine, part: str) -> float:

@@ -44,7 +44,9 @@ def refuse(run: Run) -> None:
     """Raises ValueError where the log's sub-batches have another size than the run's, or are fewer."""
     assert run.data.replay is not None
     directory = run.path(run.data.replay)
-    logged = run_file.load(storage.read_bytes(f"{directory}/run.yaml").decode(), source=f"{directory}/run.yaml")
+    logged = run_file.load(
+        storage.read_bytes(f"{directory}/run.yaml").decode(), source=f"{directory}/run.yaml", saved=True
+    )
     if logged.sub_batch_size != run.sub_batch_size:
         raise ValueError(
             f"data.replay {run.data.replay} selected {logged.sub_batch_size} a step, and training.sub_batch_size is "

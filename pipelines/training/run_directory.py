@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import checkpoints, manifests
+from ..base import checkpoints, manifests, owner
 
 _BUDGET = {"training.examples_trained", "training.cooldown_steps"}
 
@@ -41,6 +41,18 @@ def claim(run: Run, stage: str = "train") -> TrainManifest | None:
     Raises ValueError, naming the values that differ and what to do, where the directory belongs to another run.
     """
     return manifests.begin(run.path(run.run_dir), stage, run_file.identity(run), TrainManifest, **_changes(run, stage))
+
+
+def own(run: Run) -> TrainManifest | None:
+    """Become the owner of the run's directory; returns the manifest instead where the run is finished.
+
+    Raises as `refuse_other` does, and owner.Owned where another process trains there.
+    """
+    manifest = refuse_other(run)
+    if manifest is None or not manifest["complete"]:
+        owner.claim(run.path(run.run_dir))
+        manifest = refuse_other(run)  # another owner may have finished it meanwhile
+    return manifest if manifest is not None and manifest["complete"] else None
 
 
 def refuse_other(run: Run, stage: str = "train") -> TrainManifest | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from jest_core import run_file
 from jest_core.choices import LOSSES
+from jest_core.collectives import Learners
 from jest_core.examples.preprocess import normalise
 from jest_core.examples.super_batch import Examples
 from jest_core.models import configurations, outlines, towers
@@ -27,7 +28,7 @@ from jest_core.models.towers import Towers
 from jest_core.run_file import Run
 from jest_core.training.draw import Selector, draw
 
-from ..base import checkpoints, cluster, manifests, storage
+from ..base import checkpoints, cluster, manifests, progress, storage
 from ..base.prefetch import prefetch
 from ..evaluation import results
 from ..stream import super_batches
@@ -64,10 +65,13 @@ class SubBatches:
             storage.write_bytes(f"{self.directory}/run.yaml", run_file.dump(run).encode())
         state = checkpoints.resume(self.directory, self.pair, optimizer)
         self.step = state["step"]  # in the loop, the number of updates with the one that is being made
+        refuse_disagreement(Learners(self.group), self.directory, self.step)
         self._reference = online_reference.load(run)
         online_reference.refuse_other(run, state, self._reference)
         self._log = SelectionLog(self.directory, state["log_parts"])
         if self.rank == 0:
+            for text in checkpoints.set_aside(self.directory, self.step):
+                progress.warn("sub-batches", text)
             self._log.tidy()
             checkpoints.tidy(self.directory)
             results.remove_after(self.directory, self.step)
@@ -95,18 +99,29 @@ class SubBatches:
         Within the loop, after the update of the step. All processes may call it; the first writes.
         """
         if self.rank == 0:
+            content = checkpoints.content(self.step, self.pair, self.optimizer)
+            checkpoints.refuse_not_finite(content["state_dict"])
             state: checkpoints.State = {
                 "step": self.step,
                 "seconds": 0.0,
                 "log_parts": self._log.commit(self._log.take()),
+                "open_clip_config": configurations.open_clip_config(self.pair.name, self.pair.inputs),
             }
             if self._reference is not None:
                 state["reference"] = self._reference.record
-            content = checkpoints.content(self.step, self.pair, self.optimizer)
             checkpoints.write(self.directory, self.step, content | {"jest": state})
             if self.step == self.run.n_steps:
                 manifest = {"stage": "sub-batches", "complete": True, "config": run_file.identity(self.run)}
                 manifests.finish(self.directory, {**manifest, "steps": self.step})
+
+
+def refuse_disagreement(learners: Learners, directory: str, step: int) -> None:
+    """Raises RuntimeError, on all learners, unless all of them go on after the same step. Collective."""
+    if len(set(learners.counts(step))) > 1:
+        raise RuntimeError(
+            f"{directory}: the learners see different newest checkpoints, as its storage lists old files to some of "
+            "them, or gives one of them damaged bytes; start the run again"
+        )
 
 
 def stream(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, manifests, progress, storage
+from ..base import cluster, manifests, owner, progress, storage
+from ..base.owner import Owner, Token
 from ..stream.source import Source, open_source
 from . import bottleneck, metrics_line, run_directory
 from .heartbeat import Board, Progress, every, sigterm_noted
@@ -31,6 +32,7 @@ _PATIENCE = 30.0  # seconds within which Ray Train's controller has started, and
 _LOOK_SECONDS = 0.5  # between two looks at the learners' progress
 
 
+@owner.until_return
 def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None) -> TrainManifest:
     """Train to the run's budget, or go on from its newest checkpoint; returns the manifest.
 
@@ -50,7 +52,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
         from . import replay
 
         replay.refuse(run)
-    if (manifest := run_directory.refuse_other(run)) is not None and manifest["complete"]:
+    if (manifest := run_directory.own(run)) is not None:
         progress.say(
             label,
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
@@ -61,17 +63,14 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # after all checks: it marks a finished run that is made longer as not complete
-    _fit(run, directory, label, in_process=in_process)
+    _fit(run, owner.claim(directory), label, in_process=in_process)
     lines = metrics_line.read(directory)
-    seen, trained, seconds = (
-        run.n_steps * run.super_batch_size,
-        run.n_steps * run.sub_batch_size,
-        lines[-1]["jest/seconds"],
-    )
+    last = lines[-1]
+    seen, trained, seconds = last["jest/samples_seen"], last["jest/samples_trained"], last["jest/seconds"]
     begun = {"stage": "train", "complete": True, "config": run_file.identity(run)}
     results = {"steps": run.n_steps, "examples_seen": seen, "examples_trained": trained, "seconds": seconds, **costs}
     finished = manifests.finish(directory, begun | results)
-    progress.say(label, bottleneck.limit(lines))
+    progress.say(label, bottleneck.limit(lines, gpus=run.training.gpus_per_learner))
     progress.say(label, f"{trained:,} examples trained of {seen:,} seen, {seconds:.0f} s in steps")
     return cast(TrainManifest, finished)
 
@@ -87,12 +86,16 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     pair = towers.build(run.model, seed=0)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     outlines.refuse_resolutions(run)
+    outlines.refuse_hidden_state(run.model)
     loop.start_from(run, pair)  # a checkpoint that does not fit is refused here, not in every learner
     if run.training.activation_checkpointing:
         pair.checkpoint_activations()
     costs = step_costs(run)
     if note := _untrained_resolution(pair, run):
         progress.say(label, note)
+    for warning in (outlines.untrained_parameters(run.model), _unfinished_warmup(run)):
+        if warning:
+            progress.warn(label, warning)
     storage.write_bytes(f"{directory}/run.yaml", run_file.dump(run).encode())
     selects = f" selection by {run.selection.criterion}" * run.selection.selects
     reached = (checkpoints.steps(directory) or [0])[-1]
@@ -122,14 +125,29 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
     )
 
 
-def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
-    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail."""
+def _unfinished_warmup(run: Run) -> str | None:
+    """A warning where the run ends before its learning rate has reached its peak."""
+    warmup = run.training.warmup_steps
+    if warmup <= run.n_steps:
+        return None
+    return (
+        f"training.warmup_steps {warmup} is more than the {run.n_steps} steps of the run, whose learning rate ends at "
+        f"{run.n_steps / warmup:.2g} of training.learning_rate: lower the one, or train more examples"
+    )
+
+
+def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
+    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail, and ValueError
+    where they would fail again.
+
+    here: the owner of the run directory; the learners stop where that is another process now.
+    """
     from ..base import checkpoints
     from . import loop
 
-    board, failure = Board(in_process=in_process), []
+    directory, board, failure = here.directory, Board(in_process=in_process), []
     over = threading.Event()  # is_alive() may err: up to Python 3.12 a join that Ctrl-C ends marks the thread as ended
-    train = (lambda: loop.learn(run, board)) if in_process else _trainer(run, directory, board)
+    train = (lambda: loop.learn(run, board)) if in_process else _trainer(run, here.token, board)
 
     def fit() -> None:
         try:
@@ -146,7 +164,7 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
 
         def look() -> Progress:
             nonlocal shown, n_printed
-            if stopping.is_set():
+            if stopping.is_set() or here.lost:
                 board.stop()
             seen = board.get()
             if seen.step > shown:
@@ -169,18 +187,18 @@ def _fit(run: Run, directory: str, label: str, *, in_process: bool) -> None:
             finally:
                 _give_up(over)
             look()
+    if failure and isinstance(failure[0], storage.Lost):
+        raise failure[0]
     last = board.get()
     if last.failure:
-        raise RuntimeError(f"the run stopped: {last.failure}")
+        raise ValueError(f"the run stopped: {last.failure}")  # the same command would come to the same step
     if not failure and stopping.is_set() and last.step < run.n_steps:
         progress.say(
             label, f"SIGTERM: stopped with a checkpoint after step {last.step}; the same command goes on from it"
         )
         raise SystemExit(128 + signal.SIGTERM)
     if failure:
-        raise RuntimeError(
-            f"the learners failed; {directory} keeps what they finished, and the same command goes on from there"
-        ) from failure[0]
+        raise RuntimeError(f"the learners failed; {directory} keeps what they finished") from failure[0]
 
 
 def _give_up(over: threading.Event) -> None:
@@ -192,17 +210,17 @@ def _give_up(over: threading.Event) -> None:
         over.wait(0.2)
 
 
-def _trainer(run: Run, directory: str, board: Board) -> Callable[[], Any]:
+def _trainer(run: Run, token: Token, board: Board) -> Callable[[], Any]:
     """The call that runs Ray Train, with a worker for each learner, which it starts again where one fails."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = run.training.gpus_per_learner
-    fs, inner = storage.filesystem(f"{directory}/ray")
+    fs, inner = storage.filesystem(f"{token.directory}/ray")
     worker: Any = learn_as_worker  # Ray Train's type of it is a plain dictionary's
     trainer = TorchTrainer(
         worker,
-        train_loop_config=dict(WorkerSettings(run=run_file.dump(run), board=board)),
+        train_loop_config=dict(WorkerSettings(run=run_file.dump(run), board=board, owner=token)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.training.n_learners,
             use_gpu=bool(gpus),
@@ -224,10 +242,11 @@ class WorkerSettings(TypedDict):
 
     run: str  # the run file
     board: Board
+    owner: Token
 
 
 def learn_as_worker(settings: WorkerSettings) -> None:
-    """One of training.n_learners, in a worker of Ray Train."""
+    """One of training.n_learners, in a worker of Ray Train, which may outlive the command that started it."""
     import ray.train.torch
 
     cluster.import_large(f"{__package__}.loop")
@@ -240,7 +259,13 @@ def learn_as_worker(settings: WorkerSettings) -> None:
         context.get_local_world_size(),
         ray.train.torch.get_device(),
     )
-    loop.learn(run_file.load(settings["run"]), settings["board"], place)
+    try:
+        with owner.working_for(settings["owner"]):
+            settings["owner"].check()
+            loop.learn(run_file.load(settings["run"]), settings["board"], place)
+    except storage.Lost as error:
+        settings["board"].fail(str(error))  # a restart would fail there again
+        raise
 
 
 def _arrow(fs: Any) -> Any:

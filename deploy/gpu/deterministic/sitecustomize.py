@@ -19,7 +19,7 @@ class _Finder:
             load(module)
             module.use_deterministic_algorithms(True, warn_only=True)
 
-        spec.loader.exec_module = load_and_choose
+        spec.loader.exec_module = load_and_choose  # type: ignore[method-assign]
         return spec
 
 

@@ -3,11 +3,15 @@
 On the CPU the kernel runs in Triton's interpreter, which has no bfloat16.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from deploy.gpu.results import Results
-from jest_core.selection.learnability import ConditionalScores, Embeddings, signed_models
+from jest_core.selection import Embeddings
+from jest_core.selection.learnability import ConditionalScores, signed_models
 from tests import oracles
 from tests.synthetic import structured_models, uids
 
@@ -49,7 +53,8 @@ def _interpreter_error() -> str | None:
     from jest_core.selection import kernels
 
     try:
-        kernels.cross_losses(*torch.ones(4, 2, 2), 1.0, 0.0)
+        x = torch.ones(2, 2)
+        kernels.cross_losses(x, x, x, x, 1.0, 0.0)
     except InterpreterError as error:
         return str(error)
     return None
@@ -59,42 +64,44 @@ def _kernel(results: Results, what: str, n: int, n_taken: int, width: int, dtype
     from jest_core.selection import kernels
 
     rows, taken = structured_models(max(n, n_taken), width, device=results.device)
-    sides = [x.to(dtype) for x in (rows.image[:n], rows.text[:n], taken.image[:n_taken], taken.text[:n_taken])]
-    expected = _in_float64(*sides)
-    exact = _worst(kernels.cross_losses(*sides, 20.0, -8.0), expected)
+    image, text = rows.image[:n].to(dtype), rows.text[:n].to(dtype)
+    taken_image, taken_text = taken.image[:n_taken].to(dtype), taken.text[:n_taken].to(dtype)
+    expected = _in_float64(image, text, taken_image, taken_text)
+
+    def worst(fast: bool) -> float:
+        """Largest relative error of a sum."""
+        sums = kernels.cross_losses(image, text, taken_image, taken_text, 20.0, -8.0, fast=fast)
+        return float(((sums - expected).abs() / expected.abs().clamp_min(1e-12)).max())
+
+    exact = worst(False)
     if not results.cuda:
         results.check(what, exact <= RTOL, worst_relative_error=exact)
         return
-    fast = _worst(kernels.cross_losses(*sides, 20.0, -8.0, fast=True), expected)
+    fast = worst(True)
     passed = exact <= RTOL and fast <= FAST_RTOL
     results.check(what, passed, worst_relative_error=exact, worst_of_fast=fast)
 
 
-def _in_float64(
-    image: torch.Tensor, text: torch.Tensor, taken_image: torch.Tensor, taken_text: torch.Tensor
-) -> torch.Tensor:
+def _in_float64(image: Tensor, text: Tensor, taken_image: Tensor, taken_text: Tensor) -> Tensor:
     parts = []
     for start in range(0, len(image), 8192):
         part = slice(start, start + 8192)
         pairs = (image[part], taken_text), (text[part], taken_image)
-        parts.append(sum(F.softplus(20.0 * a.double() @ b.double().T - 8.0).sum(1) for a, b in pairs))
+        parts.append(torch.stack([F.softplus(20.0 * a.double() @ b.double().T - 8.0).sum(1) for a, b in pairs]).sum(0))
     return torch.cat(parts)
-
-
-def _worst(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(((found - expected).abs() / expected.abs().clamp_min(1e-12)).max())
 
 
 def _against_loops(results: Results) -> None:
     n, width, taken = 37, 40, torch.arange(0, 37, 2)
     models = structured_models(n, width)
     dense = [
-        oracles.sigmoid_pair_losses(m.image.tolist(), m.text.tolist(), m.logit_scale, m.logit_bias) for m in models
+        oracles.sigmoid_pair_losses(m.image.tolist(), m.text.tolist(), float(m.logit_scale), float(m.logit_bias))
+        for m in models
     ]
     scores = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(*dense, strict=True)]
     expected = torch.tensor(oracles.conditional_scores(scores, taken.tolist()), dtype=torch.float64)
-    moved = [_moved(m, results.device) for m in models]
-    signed = signed_models(*moved, "learnability")
+    learner, reference = (_moved(m, results.device) for m in models)
+    signed = signed_models(learner, reference, "learnability")
     conditional = ConditionalScores(signed)
     conditional.add([model[taken.to(results.device)] for _, model in signed])
     others = torch.ones(n, dtype=torch.bool)
@@ -109,9 +116,8 @@ def _against_the_cpu(results: Results, what: str, n: int, b: int, width: int) ->
     models = structured_models(n, width)
     for dtype in (torch.float32, torch.bfloat16):
         given = [Embeddings(m.image.to(dtype), m.text.to(dtype), m.logit_scale, m.logit_bias) for m in models]
-        options = {"sub_batch_size": b, "uids": uids(n), "seed": 0, "step": 0}
-        cpu = select(*given, **options)
-        device = select(*(_moved(m, results.device) for m in given), **options)
+        drawn = partial(select, sub_batch_size=b, uids=uids(n), seed=0, step=0)
+        cpu, device = drawn(*given), drawn(*(_moved(m, results.device) for m in given))
         same = len(set(cpu.indices.tolist()) & set(device.indices.tolist())) / b
         off = abs(device.sub_batch_score / cpu.sub_batch_score - 1)
         kind = str(dtype).removeprefix("torch.")

@@ -7,12 +7,15 @@ import torch
 from deploy.gpu import timing
 from deploy.gpu.results import Results
 from jest_core import flops
+from jest_core.choices import Precision
 from jest_core.selection import Embeddings, select
 from jest_core.selection.arguments import uid_words
 from tests.benchmarks.bench_flexi import run_of
 from tests.synthetic import structured_models, uids
 
 GOAL = 0.05  # of a step's time
+# rows, width, warps, stages
+TILES = [(128, 64, 8, 3), (128, 64, 4, 3), (128, 64, 8, 4), (64, 64, 4, 3), (256, 64, 8, 3), (128, 128, 8, 3)]
 
 
 def run(results: Results) -> None:
@@ -29,10 +32,11 @@ def run(results: Results) -> None:
     results.row(f"its matrix products alone, {sizes}", milliseconds=1e3 * floor)
     step = _least_step_seconds(rate, b)
     words = uid_words(uids(n)).to(results.device)
-    for precision in ("exact", "fast"):
+    precisions: tuple[Precision, ...] = ("exact", "fast")
+    for precision in precisions:
         with results.attempt(f"selection, {precision}, {sizes}"):
 
-            def draw(precision: str = precision) -> Any:
+            def draw(precision: Precision = precision) -> Any:
                 return select(*pair, sub_batch_size=b, uids=words, seed=0, step=0, precision=precision)
 
             taken = timing.seconds(draw, results.device, repeats=3)
@@ -45,6 +49,28 @@ def run(results: Results) -> None:
                 goal=f"under {GOAL:.0%}",
                 met=taken / (step + taken) < GOAL,
             )
+    if results.cuda:
+        _tiles(results, pair[0], b // 16)
+
+
+def _tiles(results: Results, model: Embeddings, chunk: int) -> None:
+    """The kernel's time with other tiles than its own, for one chunk; `tiles_of` gets the fastest ones."""
+    import triton
+
+    from jest_core.selection import kernels
+
+    own = kernels.tiles_of(model.image.dtype)
+    drawn = model[torch.arange(chunk, device=model.image.device)]
+    for rows, width, warps, stages in TILES:
+        tiles = triton.Config({"ROWS": rows, "WIDTH": width}, num_warps=warps, num_stages=stages)
+        what = f"kernel with tiles of {rows} rows, {width} of D at a time, {warps} warps, {stages} stages"
+        with results.attempt(what):
+
+            def sums(tiles: triton.Config = tiles) -> torch.Tensor:
+                return kernels.cross_losses(model.image, model.text, drawn.image, drawn.text, 20.0, -8.0, tiles=tiles)
+
+            taken = timing.seconds(sums, results.device, repeats=3)
+            results.row(what, milliseconds=1e3 * taken, are_its_own=tiles.all_kwargs() == own.all_kwargs())
 
 
 def _products(pair: list[Embeddings], chunk: int) -> None:

@@ -7,7 +7,7 @@ again while steps were timed.
 
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,6 +17,7 @@ from jest_core import flops
 from jest_core.run_file import Run
 from jest_core.training.step import Learner, train_step
 from pipelines.planning import calibrate, sizes
+from pipelines.training.metrics_line import MetricsLine
 from tests.benchmarks import bench_flexi
 
 NAMES = ("uniform", "JEST", "FlexiJEST")
@@ -133,6 +134,6 @@ def _report(
         values["peak_gb"] = last["peak"] / 1e9
     values["planned_gb_without_activations"] = (sizes.state_bytes(run) + sizes.embedding_bytes(run)) / 1e9
     if name == "FlexiJEST" and "JEST" in measured:
-        machine = calibrate.of_lines(runs["JEST"], measured["JEST"], 0.0)
+        machine = calibrate.of_lines(runs["JEST"], cast(list[MetricsLine], measured["JEST"]), 0.0)
         values["planned_milliseconds_by_jest"] = 1e3 * sum(calibrate.predict(run, machine).step_seconds.values())
     results.row(what, **values)

@@ -1,6 +1,11 @@
 import io
 import pickle
+import resource
+import struct
+import subprocess
+import sys
 import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -116,6 +121,99 @@ def test_a_decompression_bomb_is_refused_without_allocating_memory():
         View(16)(data)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_segment(jpeg: bytes, marker: int, data: bytes) -> bytes:
+    return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + jpeg[2:]
+
+
+def directory_of_overlapping_tags(n: int, size: int) -> bytes:
+    """A TIFF directory as in EXIF: n tags, of which each has the same `size` bytes."""
+    tags = b"".join(struct.pack("<HHII", 1000 + i, 1, size, 0) for i in range(n))
+    return (b"II*\0" + struct.pack("<IH", 8, n) + tags).ljust(65_000, b"\0")
+
+
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Small files that would take gigabytes or minutes -> the status that each gets."""
+    png, zeros = encode(picture(8, 8)), zlib.compress(bytes(20_000_000), 9)
+    gif, webp = bytearray(encode(picture(8, 8), "GIF")), io.BytesIO()
+    frame = gif.index(b"\x2c\0\0\0\0")
+    gif[frame + 5 : frame + 9] = struct.pack("<HH", 60_000, 60_000)  # larger than the picture's screen
+    picture(8, 8).save(webp, "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8))], lossless=True)
+    canvas = bytearray(webp.getvalue())
+    place = canvas.index(b"VP8X") + 12
+    canvas[place : place + 6] = struct.pack("<I", 16_382)[:3] * 2
+    bmp = bytearray(encode(picture(8, 8), "BMP"))
+    bmp[18:26] = struct.pack("<ii", 60_000, -60_000)
+    return {
+        "a row": (encode(Image.new("RGB", (65_500, 1)), "JPEG"), "too_large"),
+        "a column": (encode(Image.new("L", (1, 65_500)), "PNG"), "too_large"),
+        "a frame of a GIF": (bytes(gif), "too_large"),
+        "the canvas of a WebP": (bytes(canvas), "too_large"),
+        "a BMP of negative height": (bytes(bmp), "too_large"),
+        "text": (png[:33] + png_chunk(b"iTXt", b"k\0\1\0\0\0" + zeros) + png[33:], "damaged"),
+        "a colour profile": (png[:33] + png_chunk(b"iCCP", b"k\0\0" + zeros) + png[33:], "damaged"),
+        "many texts": (
+            png[:33] + png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**6))) * 99 + png[33:],
+            "damaged",
+        ),
+        "scans": (progressive(1_900), "too_large"),
+    }
+
+
+def progressive(n_scans: int) -> bytes:
+    """A JPEG of a million pixels whose last scan comes n_scans times."""
+    sink = io.BytesIO()
+    Image.new("L", (1_000, 1_000), 100).save(sink, "JPEG", progressive=True)
+    data = sink.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * n_scans + data[-2:]
+
+
+def test_a_small_file_takes_neither_gigabytes_nor_minutes():
+    files = bombs()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for kind, (data, status) in files.items():
+        assert len(data) < 500_000
+        for view in (View(256), View(512).smaller(256)):
+            assert status_labels(view.batch([data])[1]) == [status], kind
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_maxrss - before.ru_maxrss < 200_000 * (1 if sys.platform == "linux" else 1024)
+    assert after.ru_utime - before.ru_utime < 10
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger")
+def test_what_looks_like_a_bomb_and_is_none_decodes():
+    plain = encode(picture(), "JPEG")
+    for data in (
+        plain + b"\xff\xda" * 100_000,  # a film behind a picture, as telephones write them
+        with_segment(plain, 0xE1, b"Exif\0\0" + directory_of_overlapping_tags(5_000, 60_000)),
+    ):
+        assert (View(16)(data) == View(16)(plain)).all()
+    assert (View(16)(progressive(10)) == View(16)(progressive(1))).all()
+    assert View(256)(encode(Image.new("L", (1_300, 1)))).shape == (3, 256, 256)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space of a process")
+def test_a_picture_for_which_there_is_no_memory_has_a_status_and_the_next_one_decodes(tmp_path):
+    """In a process of its own, which may take 100 MB more than it has."""
+    (tmp_path / "large").write_bytes(encode(Image.new("L", (9_000, 9_000))))
+    (tmp_path / "small").write_bytes(encode(picture()))
+    code = """
+import resource, sys
+from pathlib import Path
+from jest_core.examples.decode import View
+view, folder = View(16), Path(sys.argv[1])
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 100_000_000,) * 2)
+print(*view.batch([(folder / name).read_bytes() for name in ("large", "small")])[1])
+"""
+    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert out.stdout.split() == [str(int(SlotStatus.TOO_LARGE)), str(int(SlotStatus.OK))], out.stderr
 
 
 def test_reduced_decoding_is_close_to_full_decoding():

@@ -1,5 +1,6 @@
 import json
 import pickle
+import time
 from pathlib import Path
 
 import open_clip
@@ -51,8 +52,53 @@ def test_any_text_is_tokenised_as_open_clip_does(captions: list[str]):
     assert ClipTokenizer()(captions).tolist() == OPEN_CLIP(captions).tolist()
 
 
+@given(
+    st.text("abcdefghijklmnopqrstuvwxyzé<", min_size=30, max_size=400),
+    st.sampled_from(["th", "er", "ing", "aa", "photo"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_long_word_is_tokenised_as_open_clip_does(word: str, often: str):
+    captions = [word, word.replace("e", often), often * (len(word) // 2), f"{often}{word} " * 3]
+    assert ClipTokenizer(400)(captions).tolist() == OPEN_CLIP(captions, context_length=400).tolist()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_a_short_context_is_cut_as_open_clip_does(tokens: int):
+    assert ClipTokenizer(tokens)(HARD).tolist() == OPEN_CLIP(HARD, context_length=tokens).tolist()
+
+
+LARGE = {
+    "a word": "zq" * 15_000,
+    "megabytes of a word": "photograph" * 1_000_000,
+    "megabytes of words": "a dog " * 1_000_000,
+    "four bytes a letter": "😀" * 30_000,
+    "repaired line by line": "Ã¶\n" * 1_000_000,
+    "a character of many digits": f"a &#{'9' * 5_000}; b",
+    "the same, twice escaped, in parts": f"&amp;#{'9' * 3_000}\x00{'9' * 3_000};",
+    "half a character": "a \ud800 b",
+}
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_caption_takes_a_second_at_most(kind: str, own: bool):
+    ours = ClipTokenizer() if own else OpenClipTokenizer("ViT-B-32", 77, "SimpleTokenizer")
+    tokenizer._cached_tokens("a")  # the vocabulary is read
+    before = time.process_time()
+    tokens = ours(["a dog", LARGE[kind]])
+    assert time.process_time() - before < 5  # 1 on a machine that has nothing else to do
+    assert tokens[0].tolist() == OPEN_CLIP("a dog")[0].tolist()
+    assert tokens[1, 0] == tokens[0, 0]
+    assert tokens[1, -1] in (0, 49_407)
+
+
+def test_what_follows_the_first_characters_of_a_caption_is_not_read():
+    padding = " " * (tokenizer.MAX_CHARACTERS - 5)
+    assert ClipTokenizer()([f"{padding}a dog and a cat"]).tolist() == OPEN_CLIP(["a dog"]).tolist()
+
+
 def test_the_vocabulary_equals_that_of_open_clip():
-    _, ranks, numbers = tokenizer._vocabulary()
+    _, ranks, numbers = tokenizer.vocabulary()
     assert numbers == OPEN_CLIP.encoder
     assert ranks == OPEN_CLIP.bpe_ranks
 

@@ -1,6 +1,12 @@
 """Errors of single values: field, value, remedy, each on a line."""
 
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
 
 from jest_core import run_file
 from jest_core.run_file.explain import first_sentence, parts_of
@@ -10,7 +16,8 @@ from tests.core.run_file.test_load import TEXT
 def lines(override: str) -> list[str]:
     with pytest.raises(ValueError, match=r"^run file:\n") as error:
         run_file.load(TEXT, [override])
-    return [line.removeprefix("  ") for line in str(error.value).splitlines()[1:]]
+    found = [line.removeprefix("  ") for line in str(error.value).splitlines()[1:]]
+    return [line for line in found if not line.startswith("all keys are in ")]
 
 
 @pytest.mark.parametrize(
@@ -79,12 +86,16 @@ def test_an_invalid_choice_lists_the_valid_ones(override: str, line: str):
             ".)",
         ),
         ("data.shards=7", "data.shards = 7: Input should be a valid string or a valid list (Image shards: ", ".)"),
-        ("data.shards=[x, 7]", "data.shards.1 = 7: Input should be a valid string (Image shards", ".)"),
-        ("data.columns={caption: 7}", "data.columns.caption = 7: Input should be a valid string (Names of", ".)"),
+        ("data.shards=[x, 7]", "data.shards.1 = 7: Input should be text: put it in quotes (Image shards", ".)"),
+        (
+            "data.columns={caption: 7}",
+            "data.columns.caption = 7: Input should be text: put it in quotes (Names of",
+            ".)",
+        ),
         ("model.image_mean=[1, 2]", "model.image_mean.2 is missing; a run file is complete: add it. Mean of", "0..1."),
         (
             "evaluation={sets: [{name: a, shards: x, tasks: [b], few_shot: {n_shots: 1}}]}",
-            "evaluation.sets.0.few_shot.pool is missing; a run file is complete: add it. ",
+            "evaluation.sets.0.few_shot.pool is missing; a run file is complete: add it, such as `pool: {shards: ",
             "Labelled pictures from which the shots are drawn.",
         ),
         ("data.rules=[{rule: score}]", "data.rules.0 = {'rule': 'score'}: the rule `score` needs one of ", "not both"),
@@ -94,6 +105,32 @@ def test_a_wrong_value_is_explained_by_the_fields_description(override: str, sta
     (line,) = lines(override)
     assert line.startswith(starts)
     assert line.endswith(ends)
+
+
+def test_each_missing_key_comes_with_a_value_to_start_from_and_these_make_a_run():
+    """Write what the message says, until nothing is missing."""
+    values: dict[str, Any] = {"data": {"shards": "shards/*.tar"}}
+    for _ in range(3):
+        with contextlib.suppress(ValueError):
+            assert run_file.load(yaml.safe_dump(values)).n_steps == 1000
+            return
+        with pytest.raises(ValueError, match=r"missing|no `reference` part") as error:
+            run_file.load(yaml.safe_dump(values))
+        for key, written in re.findall(r"(?:  (\S+) is missing.*?|), such as `(.*?)`", str(error.value)):
+            part = values["data"] if key.startswith("data.") else values
+            part |= yaml.safe_load(written)
+        if " is missing" in str(error.value):
+            complete = str(error.value).rpartition("a complete file is ")[2]
+            assert run_file.load(Path(complete).read_text())
+    pytest.fail(str(error.value))
+
+
+def test_of_many_wrong_values_the_first_are_shown():
+    text = TEXT + "".join(f"key{i}: 1\n" for i in range(1000))
+    with pytest.raises(ValueError, match="key0 is not a key") as error:
+        run_file.load(text)
+    assert len(str(error.value)) < 4000
+    assert str(error.value).endswith("\n  ... and 970 more")
 
 
 def test_a_long_value_is_truncated():

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 
@@ -55,7 +56,8 @@ def test_errors_name_field_value_and_remedy(override: str, message: str):
 def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match="training is missing"):
         run_file.load(
-            "\n".join(line for line in TEXT.splitlines() if not line.startswith(("training", "  "))) + "\ndata: {}"
+            "\n".join(line for line in TEXT.splitlines() if not line.startswith(("training", "data", "  ")))
+            + "\ndata: {}"
         )
 
 
@@ -111,3 +113,62 @@ def _differences(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
             yield from _differences(value, after[key], f"{prefix}{key}.")
         elif value != after[key]:
             yield prefix + key
+
+
+FLOATS = """
+data.max_bad_share selection.filter_ratio selection.gain training.gpus_per_learner training.learning_rate training.beta1
+training.beta2 training.eps training.weight_decay training.gradient_clip training.augmentation.colour
+training.low_resolution.share training.checkpoint_every_minutes training.hang_minutes training.max_loss
+reference.gpus_per_actor reference.logit_bias data.weights.0 model.image_mean.1
+"""
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999", "'nan'", "'Infinity'"])
+def test_no_number_of_a_run_file_is_infinite(value: str):
+    for key in FLOATS.split():
+        place, _, last = key.rpartition(".")
+        many = {"0": f"{place}=[{value}]", "1": f"{place}=[0, {value}, 0]"}
+        with pytest.raises(ValueError, match=rf"{key} = .*Input should be a finite number"):
+            run_file.load(TEXT, [many.get(last, f"{key}={value}")])
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=yes", "training.n_learners=true", "selection.gain=on", "data.window_rows=no"]
+)
+def test_a_truth_value_is_no_number(override: str):
+    with pytest.raises(ValueError, match=f"{override.split('=')[0]} = (True|False): Input should be a number"):
+        run_file.load(TEXT, [override])
+
+
+@pytest.mark.parametrize("key", ["run_dir", "data.catalogue", "reference.scores", "subset.directory"])
+@pytest.mark.parametrize(
+    ("root", "place"),
+    [("/data", place) for place in ("", ".", "/", "..", "a/..", "/data/", "../data", "file:///data")]
+    + [("s3://b/a", place) for place in ("", "s3://b", "s3://b/", "s3://b/a/", "..")],
+)
+def test_a_directory_that_is_written_is_below_or_beside_root(key: str, root: str, place: str):
+    with pytest.raises(ValueError, match=rf"{key} '{re.escape(place)}' is root .*: name one of its own"):
+        run_file.load(TEXT, [f"root={root}", f"{key}='{place}'"])
+
+
+@pytest.mark.parametrize("place", ["../../../x", "../database", "/x", "s3://b/runs", "a::b", "data", "..."])
+def test_a_directory_may_be_anywhere_else(place: str):
+    assert run_file.load(TEXT, [f"run_dir='{place}'"]).run_dir == place
+
+
+def test_two_commands_do_not_write_into_one_directory():
+    with pytest.raises(ValueError, match=r"run_dir 'scores/\.\./catalogue/' is data\.catalogue too: give each"):
+        run_file.load(TEXT, ["run_dir=scores/../catalogue/"])
+    with pytest.raises(ValueError, match=r"data\.catalogue '/data/scores' is reference\.scores too"):
+        run_file.load(TEXT, ["data.catalogue=/data/scores"])
+
+
+def test_the_file_that_a_run_saved_loads_though_it_would_be_refused_today():
+    saved = run_file.dump(run_file.load(TEXT)).replace("run_dir: joint", "run_dir: .")
+    assert run_file.load(saved, saved=True).run_dir == "."
+
+
+def test_a_seed_has_63_bits():
+    assert run_file.load(TEXT, [f"seed={2**63 - 1}"]).seed == 2**63 - 1
+    with pytest.raises(ValueError, match="more than 63 bits; use one of at most"):
+        run_file.load(TEXT, [f"seed={2**63}"])

@@ -66,22 +66,25 @@ def test_selection_on_the_gpu_uses_the_kernel_and_equals_the_cpu():
 
 COMPILE = """
 import json, sys
-import triton, triton.language as tl
+import torch, triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from jest_core.selection import kernels
 
 shared = []
 for capability, given, product in json.loads(sys.argv[1]):
-    short, product = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[given], getattr(tl, product)
-    constants = {
-        "PRODUCT": product, "ROWS": kernels._ROWS, "COLUMNS": kernels._COLUMNS, "SPAN": kernels._SPAN, "LOG2E": 1.4427,
-        "WIDTH": 32 if product == tl.float32 else 64,
-    }
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[given]
+    tiles = kernels.tiles_of(getattr(torch, product))
+    constants = {"PRODUCT": getattr(tl, product), "COLUMNS": kernels._COLUMNS, "SPAN": kernels._SPAN, "LOG2E": 1.4427}
+    constants |= tiles.kwargs
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
     signature = dict.fromkeys(("image", "text", "drawn_image", "drawn_text"), "*" + short)
     signature |= {"out": "*fp32", "scale": "fp32", "bias": "fp32", "n_rows": "i32", "n_drawn": "i32", "width": "i32"}
-    source = ASTSource(kernels._cross_losses, signature | dict.fromkeys(constants, "constexpr"), constants)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    signature |= dict.fromkeys(constants, "constexpr")
+    # as at the paper's sizes: addresses and sizes are multiples of 16, and loads run ahead of products in shared memory
+    multiples = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] in "*i"}
+    source = ASTSource(kernels._cross_losses, signature, constants, multiples)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert made.asm["cubin"]
     shared.append(made.metadata.shared)
 print(json.dumps(shared))

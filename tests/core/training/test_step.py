@@ -14,7 +14,7 @@ from jest_core.examples.preprocess import resize
 from jest_core.examples.super_batch import Examples
 from jest_core.models import sharding, towers
 from jest_core.training import optim
-from jest_core.training.forward import TrainingPass
+from jest_core.training.forward import TrainingPass, replicated
 from jest_core.training.step import Learner, train_step
 from tests.conftest import RUN
 from tests.processes import run_learners
@@ -75,7 +75,7 @@ def make_learner(overrides: list[str], group=None, name: str = "jest-tiny") -> L
         lambda table: prepare(table, pair),
         group,
         optimizer=optimizer,
-        wrapped=trained if alone else torch.nn.parallel.DistributedDataParallel(trained),
+        wrapped=trained if alone else replicated(trained),
     )
 
 
@@ -106,7 +106,9 @@ def test_several_learners_match_a_single_learner_at_two_resolutions(method: str,
 
 def first_half_bad(rank: int, size: int, group, more: list[str]):
     """Loss and number of trained examples of a step whose first 32 slots are bad, all those of learner 0 of two."""
-    learner = make_learner(["selection.method=uniform", "training.micro_batch_size=8", *more], group)
+    learner = make_learner(
+        ["selection.method=uniform", "training.micro_batch_size=8", "data.max_bad_share=1", *more], group
+    )
     batch = with_column(super_batch(learner.towers), "status", np.where(np.arange(B) < 32, 4, 0))
     result = train_step(learner, batch[torch.arange(rank * B // size, (rank + 1) * B // size)], 0)
     return result.optimisation["loss"], result.summary["n_selected"]

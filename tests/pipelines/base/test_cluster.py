@@ -1,9 +1,12 @@
 import gc
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import ray
 
@@ -138,3 +141,25 @@ def test_a_failed_large_import_turns_the_garbage_collector_on_again():
     with pytest.raises(ModuleNotFoundError):
         cluster.import_large("pipelines.no_such_module")
     assert gc.isenabled()
+
+
+def test_a_worker_that_outlived_its_command_ends_with_the_folder_of_its_logs(tmp_path):
+    """An actor that hangs when its Ray is gone would stay for good: nothing is its parent."""
+    folders = tmp_path / "jest-ray-1", tmp_path / "jest-ray-12"
+    workers = []
+    for folder in folders:
+        folder.mkdir()
+        with (folder / "worker.out").open("w") as out:
+            workers.append(subprocess.Popen(["bash", "-c", "exec -a ray::Left sleep 60"], stdout=out))
+    for worker in workers:
+        while not psutil.Process(worker.pid).cmdline()[0].startswith("ray::"):
+            time.sleep(0.01)
+    cluster._remove(folders[0])
+    try:
+        assert workers[0].wait(10) == -signal.SIGKILL
+        assert workers[1].poll() is None
+        assert not folders[0].exists()
+        assert folders[1].exists()
+    finally:
+        workers[1].kill()
+        workers[1].wait()

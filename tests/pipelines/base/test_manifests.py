@@ -35,6 +35,15 @@ def test_a_manifest_is_written_with_its_fingerprint_last(tmp_path):
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"stage": ')
+    folder, path = str(tmp_path), tmp_path / "manifest.json"
+    path.write_text('{"stage": ')
     with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
-        manifests.read(str(tmp_path))
+        manifests.read(folder)
+    manifests.finish(folder, finished({"scale": 10}))
+    for written, damaged in (("10", "90"), ("true", "false"), ("fingerprint", "fingerprinz"), ("config", "c0nfig")):
+        whole = path.read_text()
+        path.write_text(whole.replace(written, damaged))
+        with pytest.raises(ValueError, match=r"manifest\.json is not as it was written: restore it"):
+            manifests.finished(folder, "stage", AnyManifest, "do it")
+        path.write_text(whole)
+    manifests.finished(folder, "stage", AnyManifest, "do it")

@@ -104,6 +104,47 @@ def test_only_the_first_of_duplicates_across_shards_is_kept(make_run, shards, tm
     assert catalogue.run_stage(by_caption).manifest["counts"].get("duplicate", 0) == expected
 
 
+def test_rows_with_one_uid_but_other_content_are_no_duplicates(make_run, tmp_path, capsys):
+    rows = [("a", "u1"), ("a", "u1"), ("a", "u2"), ("b", "u1"), ("", ""), (None, None)]
+    table = {"uid": ["0" * 32] * 6, "caption": [c for c, _ in rows], "url": [u for _, u in rows]}
+    for i in range(2):
+        (tmp_path / "s").mkdir(exist_ok=True)
+        pq.write_table(pa.table(table), tmp_path / "s" / f"{i}.parquet")
+    run = make_run("x", "data.rules=[{rule: duplicate}]", source=str(tmp_path / "s"))
+    listing = catalogue.run_stage(run)
+    first = [None, "duplicate", None, None, None, "duplicate"]
+    assert parts(listing)["dropped_by"].to_pylist() == [*first, *["duplicate"] * 6]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 rows have the uid of another row, but another caption or URL, such as row" in said
+    run = make_run("x", "data.rules=[{rule: duplicate, by: [url]}]", "data.catalogue=c2", source=str(tmp_path / "s"))
+    assert catalogue.run_stage(run).manifest["counts"] == {"duplicate": 9, "kept": 3}
+
+
+def test_rules_that_keep_nothing_are_an_error_and_claim_nothing(make_run, shards, tmp_path):
+    source, other = (copies(shards, tmp_path / name, {0: list(range(5))}) for name in "ab")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"keep no row \(kept 0 of 5 rows; dropped by caption 5\): correct"):
+            catalogue.run_stage(make_run("x", "data.rules=[{rule: caption, min_words: 999}]", source=source))
+    assert catalogue.run_stage(make_run("x", "data.rules=[]", source=other)).manifest["counts"] == {"kept": 5}
+
+
+def test_a_catalogue_is_of_its_lists_as_they_were(make_run, shards, tmp_path):
+    source = copies(shards, tmp_path / "s", {0: list(range(5))})
+    uids = pq.read_table(f"{source}/00000.parquet")["uid"].to_pylist()
+    run = make_run("x", f"data.rules=[{{rule: deny, file: {tmp_path}/deny.txt}}]", source=source)
+    with pytest.raises(FileNotFoundError, match=r"the rule deny names .*deny\.txt, and .* is no file: correct it"):
+        catalogue.run_stage(run)
+    (tmp_path / "deny.txt").write_text(uids[0])
+    listing = catalogue.run_stage(run)
+    assert listing.manifest["counts"]["deny"] == 1
+    (tmp_path / "deny.txt").write_text("\n".join(uids[:2]))
+    with pytest.raises(ValueError, match=r"another configuration \(lists: there"):
+        catalogue.run_stage(run)
+    config = {name: value for name, value in listing.manifest["config"].items() if name != "lists"}
+    storage.write_json(f"{listing.directory}/manifest.json", {**listing.manifest, "config": config})
+    assert catalogue.run_stage(run).manifest["counts"]["deny"] == 1  # one of an earlier version, which did not say
+
+
 def test_an_interrupted_search_for_duplicates_gives_the_same_catalogue(make_run, shards, tmp_path):
     source = copies(shards, tmp_path / "d", {0: list(range(20)), 1: list(range(10, 30))})
     run = make_run("x", "data.rules=[{rule: duplicate}]", source=source)

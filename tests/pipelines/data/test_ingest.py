@@ -1,7 +1,9 @@
 """Ingest of LAION's metadata, with pictures from a local web server that also fails in many ways."""
 
+import datetime
 import hashlib
 import io
+import tarfile
 import time
 import urllib.request
 from collections import Counter
@@ -78,6 +80,9 @@ def metadata(folder: str, address: str) -> list[dict]:
                 "LICENSE": "?",
                 "NSFW": "NSFW" if i == 0 else "UNLIKELY",
                 "similarity": 0.1 if i == 1 else 0.31,
+                "CRAWLED": datetime.datetime(2024, 2, 29, tzinfo=datetime.UTC),
+                "THUMBNAIL": b"\xff\xd8",
+                "aesthetic": float("nan"),
             }
         )
     rows.append(rows[5] | {"SAMPLE_ID": 1, "URL": "file:///etc/hostname"})
@@ -129,6 +134,7 @@ def test_lists_of_urls_become_shards(
     assert kept["counts"]["kept"] == 31
     table = storage.open_parquet(f"{directory}/00000.parquet").read().to_pylist()
     assert {"SAMPLE_ID", "NSFW", "similarity", "LICENSE", "uid", "sha256", "error_message"} <= table[0].keys()
+    assert (table[0]["CRAWLED"], table[0]["aesthetic"]) == ("2024-02-29 00:00:00.000000", None)
 
     # a second run requests nothing; an unfinished shard is the only one repeated
     requests = site.requests.total()
@@ -205,6 +211,53 @@ def test_invalid_ingest_settings_are_refused(make_run, tmp_path, site: Website):
         make_run("joint", f"ingest={SETTINGS}")
     with pytest.raises(ValueError, match="`duplicate` is one of a catalogue"):
         make_run("joint", "ingest={urls: x, shards: fetched, rules: [{rule: duplicate}]}", "data.shards=fetched")
+
+
+def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp_path, site: Website, capsys):
+    rows = [{"URL": f"{site.address}/ok/{i}", "TEXT": f"picture {i}"} for i in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
+
+    def run(settings: str = "") -> run_file.Run:
+        part = f"ingest={{urls: urls.parquet, shards: fetched, n_tasks: 1{settings}}}"
+        return make_run("joint", part, "data.shards=fetched/*.tar")
+
+    directory = tmp_path / "fetched"
+    directory.mkdir()
+    (directory / "00000_stats.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"another download \(00000_stats\.json, 1 in all\)"):
+        ingest.run_stage(run())
+    (directory / "00000_stats.json").unlink()
+    strict = run(", rules: [{rule: caption, min_words: 9}]")
+    for _ in range(2):  # what failed claims nothing
+        with pytest.raises(ValueError, match=r"keep no row .* \(dropped by caption 3\)"):
+            ingest.run_stage(strict)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"0 of 3 .* \(3 address of a private network\): .*ingest\.private_addresses"
+        ):
+            ingest.run_stage(run())
+    assert not site.requests
+    assert not ingest.manifests.is_finished(str(directory))
+    manifest = ingest.run_stage(run(", private_addresses: [127.0.0.0/8]"), retry_failed=True)
+    assert [each["reasons"] for each in manifest["passes"]] == [{"address of a private network": 3}, {"success": 3}]
+    assert "3 of 3 pictures fetched" in capsys.readouterr().out
+
+
+def test_a_picture_counts_that_is_in_the_shard(tmp_path):
+    """img2dataset counts what it fetched, also where it could not write it."""
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("1.jpg", "1.txt", "2.jpg", "2.json", "3.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    pq.write_table(pa.table({"jpg": [b"a", None, b"b"], "key": ["1", "2", "3"]}), tmp_path / "1.parquet")
+    assert ingest._n_stored(f"{tmp_path}/0", _spec()) == 2
+    assert ingest._n_stored(f"{tmp_path}/1", _spec(output_format="parquet")) == 2
+    stats = ingest.Stats(count=5, successes=4, status_dict={"success": 4, "hash mismatch": 1})
+    assert ingest.corrected(stats, 4) == stats
+    assert ingest.corrected(stats, 1) == {
+        "count": 5,
+        "successes": 1,
+        "status_dict": {"success": 1, "fetched, but not stored": 3, "hash mismatch": 1},
+    }
 
 
 def _spec(**settings) -> run_file.Ingest:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import webdataset
 
 from jest_core import run_file
@@ -62,6 +63,32 @@ def test_only_what_changed_is_evaluated_again(pictures, tmp_path, monkeypatch):
     evaluate.run_stage(squashed)
     after = results.read(one.path("run"))
     assert [line["protocol"] for line in after] != [line["protocol"] for line in before]
+
+
+def test_results_are_those_of_what_the_checkpoint_holds_not_of_its_name(pictures, tmp_path):
+    run = run_of(pictures, [SETS[1]], str(tmp_path / "run"))
+    directory = run.path(run.run_dir)
+    path, lines = checkpoints.path_of(directory, 2), tmp_path / "run" / results.FILE
+    weights = (pictures / "run/checkpoints/step_00000002.pt").read_bytes()
+    storage.write_bytes(path, weights)
+    (before,) = evaluate.run_stage(run)
+    storage.write_bytes(path, weights)  # a copy is the same
+    assert not evaluate.is_missing(run, 2)
+    model = towers.create("jest-tiny", seed=4).model
+    for content in (  # trained anew with another seed; the same weights at another step; in the format before zip files
+        {"epoch": 2, "state_dict": model.state_dict(), "jest": {"step": 2}},
+        {"epoch": 1, "state_dict": towers.create("jest-tiny", seed=3).model.state_dict()},
+    ):
+        checkpoints.write(directory, 2, content)
+        assert evaluate.is_missing(run, 2)
+    torch.save({"epoch": 2, "state_dict": model.state_dict()}, path, _use_new_zipfile_serialization=False)
+    assert evaluate.is_missing(run, 2)
+    (after,) = evaluate.run_stage(run)
+    assert after["metrics"] != before["metrics"]
+    assert not evaluate.is_missing(run, 2)
+    # a line of an earlier version does not say what it was made from, and counts as it did there
+    lines.write_text(json.dumps({key: value for key, value in after.items() if key != "checkpoint"}) + "\n")
+    assert not evaluate.is_missing(run, 2)
 
 
 def test_watching_continues_until_the_run_has_finished(pictures, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """eval_results.jsonl and the result files for other tools have each step and task once."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.base import storage
 from pipelines.evaluation import results
@@ -32,6 +33,14 @@ def test_new_results_replace_only_those_of_the_same_step(make_run):
     lines = results.read(run.path("joint"))
     assert [(line["step"], line["metrics"]["acc1"]) for line in lines] == [(2, 0.2), (2, 0.2), (4, 0.3), (4, 0.3)]
     assert files_of(run.path("joint"))["open_clip"] == [2, 4]
+
+
+def test_writers_at_the_same_time_lose_no_results(make_run):
+    run = make_run("joint")
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda step: results.replace(run, lines_of(step, 0.1)), range(1, 7)))
+    assert files_of(run.path("joint"))["jest"] == [step for step in range(1, 7) for _ in range(2)]
+    assert files_of(run.path("joint"))["open_clip"] == list(range(1, 7))
 
 
 def test_results_of_repeated_steps_are_removed_from_every_file(make_run):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from jest_core.models import towers
 from pipelines.base import blocks, checkpoints, cluster, storage
+from pipelines.base.owner import Owned
 from pipelines.data import catalogue
 from pipelines.scores import calibration, reference_scores, score_cache
 from pipelines.stream import super_batches
@@ -213,13 +214,14 @@ def test_a_softmax_reference_gets_a_calibrated_logit_bias(make_run, capsys):
     assert reference_scores.run_stage(given)["logit_bias"] == -7
 
 
-def test_two_concurrent_writers_make_one_valid_cache(make_run):
+def test_the_second_of_two_writers_is_refused_and_the_first_makes_a_valid_cache(make_run):
     run = make_run("joint")
     make_reference(run)
     catalogue.run_stage(run)
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(reference_scores.run_stage, [run, run])
-    assert first == second
-    assert first["counts"]["ok"] == 599
+        writers = [pool.submit(reference_scores.run_stage, run) for _ in range(2)]
+    (refused,) = (error for error in (writer.exception() for writer in writers) if error)
+    assert isinstance(refused, Owned)
+    assert reference_scores.run_stage(run)["counts"]["ok"] == 599
     assert not storage.exists(f"{run.path('scores')}/fragments")
     reference_scores.verify_cache(run)

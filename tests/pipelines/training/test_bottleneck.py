@@ -26,16 +26,26 @@ def test_each_part_has_its_share_of_the_time_and_the_rest_is_other():
 @pytest.mark.parametrize("part", list(bottleneck.REMEDIES))
 def test_the_slowest_part_is_named_with_its_remedy(part: str):
     starting = line(1, wait=100.0)  # the first step, which includes starting the readers, is left out
-    limit = bottleneck.limit([starting, line(2, **{**dict.fromkeys(bottleneck.REMEDIES, 0.1), part: 2.0})])
-    assert limit.startswith(f"limited by {part}, ")
-    assert limit.endswith(bottleneck.REMEDIES[part])
+    lines = [starting, line(2, **{**dict.fromkeys(bottleneck.REMEDIES, 0.1), part: 2.0})]
+    on_cpus, on_gpus = (bottleneck.limit(lines, gpus=gpus) for gpus in (0, 1))
+    assert on_cpus.startswith(f"limited by {part}, ")
+    for limit in (on_cpus, on_gpus):
+        assert limit.endswith(bottleneck.REMEDIES[part])
+    assert "bf16" not in on_cpus
+    assert "compile" not in on_cpus
+    assert bottleneck.ON_A_GPU.get(part, "") in on_gpus
 
 
 def test_a_remedy_names_settings_that_exist():
     from jest_core.run_file import Run
 
     schema = str(Run.model_json_schema())
-    text = " ".join(bottleneck.REMEDIES.values()).replace(",", " ").replace(";", " ").replace("`", " ")
+    text = (
+        " ".join([*bottleneck.REMEDIES.values(), *bottleneck.ON_A_GPU.values()])
+        .replace(",", " ")
+        .replace(";", " ")
+        .replace("`", " ")
+    )
     named = [word.split(".")[-1] for word in text.split() if "." in word or "_" in word]
     assert len(named) >= 10
     for name in named:

@@ -54,7 +54,7 @@ def test_a_resume_with_another_reference_is_refused_until_the_first_is_restored(
     for name in (checkpoints.path_of(directory, 6), f"{directory}/manifest.json"):
         storage.remove(name)
     newer = write_reference(run, 2, seed=6)
-    with pytest.raises(RuntimeError, match=r"step_00000001\.pt .*with other weights .*training\.initial_checkpoint"):
+    with pytest.raises(ValueError, match=r"step_00000001\.pt .*with other weights .*training\.initial_checkpoint"):
         train.run_stage(run, in_process=True)
     assert checkpoints.steps(directory) == [2, 4]
     storage.remove(newer)

@@ -6,6 +6,7 @@ import pytest
 from jest_core import tables
 from jest_core.training.step_log import StepLog
 from pipelines.base import checkpoints, commits, storage
+from pipelines.base.integrity import Damaged
 from pipelines.training import selection_log
 from pipelines.training.selection_log import SelectionLog
 
@@ -159,3 +160,41 @@ def test_commits_of_an_older_checkpoint_are_not_used_for_the_newest(tmp_path):
     checkpoint(resumed(run_dir), range(2, 4))
     storage.write_bytes(commits.path_of(run_dir), before)
     assert logged(run_dir) == list(range(4))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-20],  # torn
+        lambda data: data.replace(b'"step": 4', b'"step": 6'),
+        lambda data: data.replace(b"00000002-", b"00000003-"),
+        lambda data: b"\xff\x00" + data[2:],
+        lambda data: b"[1]\n" + data,
+        lambda data: b"".join(data.splitlines(keepends=True)[1:]),
+        lambda data: b'{"step": 2, "part": "cut"}\n' + data,
+        lambda data: b"",
+    ],
+)
+def test_damaged_commits_are_made_again_of_the_checkpoint(damage, tmp_path):
+    run_dir = str(tmp_path)
+    log = SelectionLog(run_dir, [])
+    for stop in (2, 4):
+        checkpoint(log, range(stop - 2, stop))
+    whole = storage.read_bytes(commits.path_of(run_dir))
+    assert damage(whole) != whole
+    storage.write_bytes(commits.path_of(run_dir), damage(whole))
+    assert logged(run_dir) == list(range(4))
+    resumed(run_dir)
+    assert storage.read_bytes(commits.path_of(run_dir)) == whole
+
+
+def test_a_damaged_part_of_the_log_is_named(tmp_path):
+    run_dir = str(tmp_path)
+    checkpoint(SelectionLog(run_dir, []), range(2))
+    for name, read in (("", selection_log.read), ("steps-", selection_log.read_steps)):
+        path = f"{run_dir}/selection/{name}00000000-00000001.parquet"
+        data = bytearray(storage.read_bytes(path))
+        data[8 + len(data) // 8] ^= 1  # in the pages, which come first
+        storage.write_bytes(path, bytes(data))
+        with pytest.raises(Damaged, match=path):
+            read(run_dir)

@@ -35,7 +35,7 @@ def other_dir(run, name: str, *overrides: str):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(prepared):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(prepared, capsys):
     run = prepared
     manifest = train.run_stage(run)
     directory = run.path("joint")
@@ -63,7 +63,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(prepared):
     model = open_clip.create_model("jest-tiny", pretrained=checkpoints.path_of(directory, 6))
     final = towers.weights_hash(model)
 
-    # as after a crash past step 4, with a part of the log that no checkpoint has committed
+    # as after a crash past step 4, with a part of the log that no checkpoint has committed; and with a bit flipped in
+    # the newest checkpoint, and lines of metrics.jsonl lost
     resumed = other_dir(run, "resumed")
     again = resumed.path("resumed")
     for name in ("run.yaml", *[f"checkpoints/{n}" for n in storage.names(f"{directory}/checkpoints")[:2]]):
@@ -72,8 +73,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(prepared):
         copy(f"{directory}/selection/{name}", f"{again}/selection/{name}")
     storage.write_bytes(f"{again}/selection/00000004-00000005.parquet", b"cut short")
     storage.write_bytes(f"{again}/selection/00000004-00000004.parquet", b"of a checkpoint by time that was not written")
-    copy(f"{directory}/metrics.jsonl", f"{again}/metrics.jsonl")
+    damaged = bytearray(storage.read_bytes(checkpoints.path_of(directory, 6)))
+    damaged[len(damaged) // 3] ^= 1
+    storage.write_bytes(checkpoints.path_of(again, 6), bytes(damaged))
+    lines = storage.read_bytes(f"{directory}/metrics.jsonl").splitlines(keepends=True)
+    storage.write_bytes(f"{again}/metrics.jsonl", b"".join([lines[0], b"torn\n", *lines[2:5]]))
+    capsys.readouterr()
     train.run_stage(resumed)
+    said = capsys.readouterr().out
+    assert "the run goes on from the checkpoint after step 4" in said
+    assert "metrics.jsonl has lost the lines of 1 of 4 steps (the first is step 2)" in said
+    assert storage.names(f"{again}/checkpoints", ".damaged") == ["step_00000006.pt.damaged"]
     assert storage.names(f"{again}/selection") == storage.names(f"{directory}/selection")
     assert selection_log.read(again).equals(picks)
     assert selection_log.read_steps(again).equals(steps)
@@ -186,16 +196,35 @@ def test_flexijest_on_two_learners_equals_flexijest_on_one(one_and_two, name: st
 )
 def test_a_run_that_diverges_stops_and_names_the_examples(prepared, more: list[str], why: str, in_process: bool):
     run = other_dir(prepared, "diverged", "training.checkpoint_every_steps=1", *more)
-    with pytest.raises(RuntimeError, match=why) as raised:
+    with pytest.raises(ValueError, match=why) as raised:
         train.run_stage(run, in_process=in_process)
     directory = run.path("diverged")
     (name,) = storage.names(f"{directory}/failed")
     step = int(name.split("-")[1])
     assert f"step {step}: " in str(raised.value)
     assert checkpoints.steps(directory) == list(range(1, step + 1))  # no checkpoint includes the failed step
+    led_to_it = f"the checkpoint after step {step} has the weights that led to it"
+    assert (led_to_it in str(raised.value)) == (step > 0)
     saved = pq.read_table(f"{directory}/failed/{name}")
     batches = super_batches.stream(run, open_source(run), 32, rank=0, n_learners=1, first_step=step)
     assert saved["uid"].to_pylist() == next(batches).identities()["uid"].to_pylist()
+
+
+@pytest.mark.slow
+def test_a_diverged_step_never_replaces_the_last_sound_checkpoint(prepared):
+    """Weights that a step has made turn out to be unsound at the next step, when their checkpoint is there already."""
+    settings = ["selection.method=uniform", "training.checkpoint_every_steps=1", "training.keep_last_checkpoints=1"]
+    sound = other_dir(prepared, "sound", *settings, "training.examples_trained=96")
+    train.run_stage(sound, in_process=True)
+    assert checkpoints.steps(sound.path("sound")) == [3]  # at the end no more are kept than asked for
+    too_fast = ["training.learning_rate=10", "training.warmup_steps=100", "training.max_loss=12"]
+    run = other_dir(prepared, "diverged", *settings, *too_fast)
+    with pytest.raises(
+        RuntimeError, match=r"loss \S+ is above training\.max_loss 12;.* has the weights that led to it"
+    ):
+        train.run_stage(run, in_process=True)
+    *sound_before, led_to_it = checkpoints.steps(run.path("diverged"))
+    assert sound_before == [led_to_it - 1]
 
 
 def test_a_run_without_its_inputs_says_what_to_run_first(make_run):
@@ -238,7 +267,7 @@ def test_a_full_disk_ends_the_run_without_partial_files(prepared, monkeypatch):
             train.run_stage(full, in_process=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "the same command goes on from there" in str(raised.value)
+    assert f"{directory} keeps what they finished" in str(raised.value)
     assert "File too large" in str(raised.value.__cause__)
     assert not checkpoints.steps(directory)
     assert not [name for name in storage.names(f"{directory}/checkpoints") if name.endswith(".tmp")]

@@ -1,0 +1,119 @@
+"""Whether a file is as it was written: digests in the Parquet files that jest writes, checksums in PyTorch's zips.
+
+A page of a Parquet file may have a checksum, its footer has none: a sealed file has the footer's digest right before
+it, where no reader of Parquet looks. Files of users and of earlier versions are not sealed, and are read as they are.
+"""
+
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_TAIL = 1 << 16  # bytes read at the end of a Parquet file, which mostly hold its footer
+_END = 8  # bytes after the footer: its length, and PAR1
+_SEAL = b"jest footer SHA-256 "  # then the digest
+_SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
+_IS_FOLDER = 0x10  # attribute of a zip's record: PyTorch then reads nothing, and takes what is in memory for its values
+
+
+class Damaged(ValueError):
+    """A file lacks bytes, or has others than were written to it; the message names it."""
+
+
+def seal(file: io.BytesIO) -> None:
+    """Put the digest of its footer into a whole Parquet file."""
+    data = file.getbuffer()
+    start = len(data) - _footer_bytes(data)
+    footer = bytes(data[start:])
+    data.release()  # a BytesIO with a view of it cannot grow
+    file.seek(start)
+    file.write(_SEAL + hashlib.sha256(footer).digest() + footer)
+
+
+class ParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
+    """A Parquet file of which damage is a Damaged with its path, and errors of the storage stay as they are.
+
+    Of a sealed file every byte that is used is verified. Reads fetch only the bytes of the columns and row groups asked
+    for, close ranges in one.
+    """
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self.path = path
+        with _named(path):
+            tail, is_sealed = _tail(file)
+            super().__init__(
+                file,
+                metadata=pq.read_metadata(pa.BufferReader(tail)),
+                pre_buffer=True,
+                page_checksum_verification=is_sealed,
+            )
+
+    def read(self, *args: Any, **options: Any) -> pa.Table:
+        with _named(self.path):
+            return super().read(*args, **options)
+
+    def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
+        with _named(f"{self.path}, row group {i},"):
+            return super().read_row_group(i, *args, **options)
+
+
+def _tail(file: BinaryIO) -> tuple[bytes, bool]:
+    """The end of a Parquet file with its footer, and whether it is sealed. Raises ArrowInvalid where they differ."""
+    size = file.seek(0, io.SEEK_END)
+    tail = _last(file, min(size, _TAIL))
+    wanted = _footer_bytes(tail) + _SEAL_BYTES
+    if len(tail) < wanted <= size:
+        tail = _last(file, wanted)
+    seal, footer = tail[-wanted : _SEAL_BYTES - wanted], tail[_SEAL_BYTES - wanted :]
+    is_sealed = len(tail) >= wanted and seal.startswith(_SEAL)
+    if is_sealed and seal != _SEAL + hashlib.sha256(footer).digest():
+        raise pa.ArrowInvalid("its footer is not the one that was written")
+    return tail, is_sealed
+
+
+def _last(file: BinaryIO, n: int) -> bytes:
+    file.seek(-n, io.SEEK_END)
+    return file.read(n)
+
+
+def _footer_bytes(data: bytes | memoryview) -> int:
+    """Size of the footer that ends the data, with what follows it."""
+    return int.from_bytes(data[-_END : -_END // 2], "little") + _END
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        raise Damaged(f"{what} is damaged, or is not Parquet: {error}; replace it") from error
+    except OSError as error:
+        if error.errno is not None or type(error) is not OSError:  # of the storage
+            raise
+        raise Damaged(f"{what} is damaged: {error}; replace it") from error
+
+
+def refuse_damaged_zip(path: str, data: bytes) -> None:
+    """Raises Damaged where the content of a zip, as PyTorch writes it, is not the one that its checksums were made of.
+
+    PyTorch writes these checksums, and ignores them. Data that is no zip, such as PyTorch's format before 1.6, passes.
+    """
+    if not data.startswith(b"PK"):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            damaged = file.testzip()
+            folders = [record.filename for record in file.infolist() if record.external_attr & _IS_FOLDER]
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+        raise Damaged(f"{path} is damaged, or cut off: {error}") from error
+    if damaged or folders:
+        raise Damaged(
+            f"{path} is damaged: {damaged or folders[0]} is not what was written; restore it, or save it again where "
+            "PyTorch wrote it without checksums (torch.serialization.set_crc32_options)"
+        )

@@ -1,0 +1,85 @@
+"""Folders of models, as open_clip and Hugging Face have them: what is read of them, and how they are wrong."""
+
+import json
+
+import pytest
+
+from jest_core import run_file
+from jest_core.models import configurations, folders, outlines, towers
+from tests.conftest import RUN
+
+COLOURS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+
+
+def folder_of(path, preprocessing: dict | None = None, **model) -> str:
+    """A folder as open_clip's push_to_hf_hub writes it, without weights; the model's name."""
+    path.mkdir(exist_ok=True)
+    config = {"model_cfg": configurations.configuration("jest-tiny") | model}
+    if preprocessing is not None:
+        config["preprocess_cfg"] = preprocessing
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{path}"
+
+
+def test_a_folder_says_how_a_model_sees_pictures(tmp_path):
+    name = folder_of(tmp_path / "model", {"size": 32, "interpolation": "bilinear", "resize_mode": "squash", **COLOURS})
+    inputs = configurations.inputs(name)
+    assert (inputs.mean, inputs.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (inputs.view.image_size, inputs.view.interpolation, inputs.view.resize_mode) == (32, "bilinear", "squash")
+    assert configurations.inputs(name, mean=(0.5, 0.5, 0.5)).mean == (0.5, 0.5, 0.5)
+    assert configurations.inputs(folder_of(tmp_path / "plain")).mean == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
+    seeds = [towers.weights_hash(towers.create(each, seed=1).model) for each in (name, "jest-tiny")]
+    assert seeds[0] == seeds[1]  # fresh weights: a checkpoint may name the folder too
+
+
+def test_a_folder_is_below_the_root_of_a_run_file(tmp_path):
+    overrides = ["model.name=local-dir:weights/a", "reference.model.name=local-dir:/elsewhere/b"]
+    run = run_file.load(RUN.format(root=tmp_path, name="x", shards="x"), overrides)
+    assert run.model.name == f"local-dir:{tmp_path}/weights/a"
+    assert run.reference is not None
+    assert run.reference.model.name == "local-dir:/elsewhere/b"
+    assert run_file.load(run_file.dump(run)).model.name == run.model.name
+
+
+def test_cached_facts_follow_a_folder_that_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name = folder_of(tmp_path / "model")
+    assert outlines.width(name) == 32
+    folder_of(tmp_path / "model", embed_dim=48)
+    outlines.width.cache_clear()  # as in a new process
+    assert outlines.width(name) == 48
+
+
+def test_what_is_wrong_with_a_folder_is_named(tmp_path):
+    wrong = {
+        "there is no .*missing/open_clip_config.json. Name a folder that `jest export` wrote": None,
+        "open_clip_config.json is not JSON": "{",
+        "has no model_cfg with embed_dim, vision_cfg, text_cfg": '{"architectures": ["CLIPModel"]}',
+        "no model_cfg": "[]",
+        "asks to run code": json.dumps(
+            {
+                "model_cfg": {
+                    "embed_dim": 1,
+                    "vision_cfg": {},
+                    "text_cfg": {"tokenizer_kwargs": {"trust_remote_code": 1}},
+                }
+            }
+        ),
+    }
+    for message, text in wrong.items():
+        folder = tmp_path / "missing"
+        if text is not None:
+            folder = tmp_path / "there"
+            folder.mkdir(exist_ok=True)
+            (folder / folders.FILE).write_text(text)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            configurations.configuration(f"local-dir:{folder}")
+    with pytest.raises(ValueError, match="is not on a disk: copy the folder"):
+        configurations.configuration("local-dir:s3://bucket/model")
+    with pytest.raises(ValueError, match="hf download timm/vit --local-dir FOLDER"):
+        configurations.configuration("hf-hub:timm/vit")
+
+
+def test_an_image_tower_that_timm_lacks_is_one_of_jest():
+    assert configurations.needs_jest("jest-drawings")
+    assert not any(configurations.needs_jest(name) for name in ("jest-tiny", "jest-b-16-256", "ViTamin-S"))
