@@ -4,6 +4,7 @@ addresses        which addresses a picture may be fetched from
 fetch            limits on fetching pictures: bytes, time, pixels, requests per host, addresses
 plain_columns    columns of any Parquet type -> columns that JSON can hold
 url_lists        metadata of URLs -> the rows that the rules keep, one list for each shard that will be fetched
+outcomes         what became of the URLs of a shard, by reason
 ingest           the stage: lists of URLs -> image shards, by img2dataset
 shards           a shard, whatever its layout: captions, images, uids; names and types of columns
 parquet          shards that are Parquet files

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..base import cluster, progress, storage
+from ..base import cluster, owner, progress, storage
 from . import catalogue_parts
 from .catalogue_parts import Description
 from .shards import part_name
@@ -52,7 +52,7 @@ def drop(directory: str, shards: Iterable[int]) -> dict[int, Description]:
     )
     repeats = keys.groupby("bucket", num_partitions=n_buckets).map_groups(_repeats, batch_format="pyarrow")
     changed = repeats.groupby("shard", num_partitions=n_buckets).map_groups(
-        partial(_drop, directory=directory), batch_format="pyarrow"
+        partial(owner.carried(_drop), directory=directory), batch_format="pyarrow"
     )
     descriptions, others = {}, []
     for row in changed.iter_rows():

@@ -7,7 +7,6 @@ NNNNN_stats.json, which marks a shard as done. urls/ has the list of each shard,
 import importlib.util
 import json
 import os
-import re
 import tempfile
 from collections import Counter, defaultdict
 from functools import partial
@@ -20,11 +19,11 @@ from jest_core import run_file
 from jest_core.run_file import Run
 
 from ..base import cluster, in_parallel, manifests, owner, progress, shard_paths, storage
-from . import addresses, fetch, rules, url_lists
+from . import fetch, outcomes, rules, url_lists
 from .layouts import open_shard
+from .outcomes import Stats
 
 STAGE = "ingest"
-NOT_STORED = "fetched, but not stored"  # a reason among img2dataset's own
 _ENOUGH = 10_000  # URLs of which one at least is fetched, unless something is wrong that more of them would not mend
 _FEW = 0.1  # share of URLs fetched below which the end of the stage warns
 
@@ -49,17 +48,6 @@ class Manifest(manifests.Manifest[manifests.Config]):
     rows: dict[str, int]
     shards: int
     passes: list[Pass]
-
-
-class Stats(TypedDict):
-    """NNNNN_stats.json, as img2dataset writes it: what became of the URLs of a shard; it has more keys than these.
-
-    count: URLs. successes: pictures. status_dict: URLs by `success` or error message.
-    """
-
-    count: int
-    successes: int
-    status_dict: dict[str, int]
 
 
 @owner.until_return
@@ -97,9 +85,9 @@ def run_stage(run: Run, *, retry_failed: bool = False) -> Manifest:
         _fetch_shards(run, directory, _missing(directory))
     manifest = _manifest(directory, config)
     reasons = sum((Counter(each["reasons"]) for each in manifest["passes"]), Counter[str]())
-    _refuse_nothing_fetched(reasons, manifest["rows"]["kept"])
+    outcomes.refuse_nothing_fetched(reasons, manifest["rows"]["kept"])
     manifest = manifests.finish(directory, manifest)
-    few = _fetched(manifest) < _FEW * manifest["rows"]["kept"] or reasons[NOT_STORED]
+    few = _fetched(manifest) < _FEW * manifest["rows"]["kept"] or reasons[outcomes.NOT_STORED]
     (progress.warn if few else progress.say)(STAGE, summary(manifest))
     for reason, n in manifest["passes"][-1]["reasons"].items():
         progress.say(STAGE, f"{n:,} {reason}")
@@ -137,22 +125,10 @@ def _refuse_no_rows(directory: str) -> None:
     """Raises ValueError with what dropped the rows, and leaves nothing that the next try would take for its own."""
     rows = url_lists.read_audit(directory)
     storage.remove_tree(f"{directory}/urls")
-    dropped = ", ".join(f"{name} {n:,}" for name, n in rows.items() if n) or "there are none"
+    dropped = ", ".join(f"{name} {n:,}" for name, n in rows.items() if n) or "nothing: there is none"
     raise ValueError(
         f"ingest.rules keep no row of the files that ingest.urls names (dropped by {dropped}): correct ingest.urls, "
         "ingest.columns or ingest.rules"
-    )
-
-
-def _refuse_nothing_fetched(reasons: Counter[str], asked: int) -> None:
-    """Raises ValueError, with the most frequent reasons, where no picture was fetched."""
-    if reasons["success"]:
-        return
-    most = "; ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
-    private = any(addresses.PRIVATE in reason for reason in reasons)
-    remedy = "allow these hosts in ingest.private_addresses" if private else "correct what the reasons name"
-    raise ValueError(
-        f"0 of {asked:,} pictures fetched ({most}): {remedy}, and run `jest ingest RUN.yaml --retry-failed`"
     )
 
 
@@ -191,10 +167,10 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
     jobs = [(text, directory, number, name, n_tasks) for number, name in todo]
     with progress.bar(STAGE, len(todo), "shards") as advance:
         for stats in in_parallel.ray_tasks(start.remote, jobs, n_tasks):
-            reasons.update(_reasons(stats))
+            reasons.update(outcomes.reasons_of(stats))
             advance(1, note=f"{reasons['success']:,} of {reasons.total():,} URLs fetched")
             if reasons.total() >= _ENOUGH:
-                _refuse_nothing_fetched(reasons, reasons.total())
+                outcomes.refuse_nothing_fetched(reasons, reasons.total())
 
 
 def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: int) -> Stats:
@@ -245,7 +221,7 @@ def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: 
                 storage.retried(storage.upload)(local, f"{directory}/{number:05d}{suffix}")
         with open(f"{folder}/{number:05d}_stats.json") as file:
             stats: Stats = json.load(file)
-        stats = corrected(stats, _n_stored(f"{folder}/{number:05d}", spec))
+        stats = outcomes.corrected(stats, _n_stored(f"{folder}/{number:05d}", spec))
         storage.retried(storage.write_json)(f"{directory}/{number:05d}_stats.json", stats)
         return stats
 
@@ -257,20 +233,12 @@ def _n_stored(shard: str, spec: run_file.Ingest) -> int:
     return sum(len(each) - int(each.null_count) for each in images)
 
 
-def corrected(stats: Stats, n_stored: int) -> Stats:
-    """img2dataset's statistics, where a picture counts that is in the shard; it counts those that it fetched."""
-    if (lost := stats["successes"] - n_stored) == 0:
-        return stats
-    outcomes = {**stats["status_dict"], "success": n_stored, NOT_STORED: lost}
-    return {**stats, "successes": n_stored, "status_dict": outcomes}
-
-
 def _manifest(directory: str, config: manifests.Config) -> Manifest:
     """The manifest of all lists and shards, which are read for it."""
     lists = url_lists.names(directory)
     reasons: dict[int, Counter[str]] = defaultdict(Counter)
     for name, stats in zip(lists, in_parallel.read_each(partial(_stats, directory), range(len(lists))), strict=True):
-        reasons[url_lists.pass_of(name)].update(_reasons(stats))
+        reasons[url_lists.pass_of(name)].update(outcomes.reasons_of(stats))
     return {
         "stage": STAGE,
         "complete": True,
@@ -284,18 +252,3 @@ def _manifest(directory: str, config: manifests.Config) -> Manifest:
 def _stats(directory: str, number: int) -> Stats:
     stats: Stats = storage.read_json(f"{directory}/{number:05d}_stats.json")
     return stats
-
-
-def _reasons(stats: Stats) -> Counter[str]:
-    reasons: Counter[str] = Counter()
-    for message, n in stats["status_dict"].items():
-        reasons[_reason(message)] += n
-    return reasons
-
-
-def _reason(message: str) -> str:
-    """img2dataset's message on a picture, without what differs between pictures, so that equal ones can be counted."""
-    text = re.sub(r"<urlopen error (.*)>", r"\1", message)
-    text = re.sub(r"OpenCV.*CV_IO_MAX_IMAGE_PIXELS.*", "more pixels than ingest.max_pixels", text, flags=re.DOTALL)
-    text = re.sub(r"(control characters\.) .*|(?<=in position )\d+(-\d+)?| ?\(?_ssl\.c:\d+[):]", r"\1", text)
-    return re.sub(r"<(\S+) object at 0x[0-9a-f]+>", r"\1", text).strip()[:80]

@@ -81,7 +81,10 @@ class Shard(ABC):
                 f"{self.path} has no column {' or '.join(wanted)}; it has {self.listed()}: "
                 f"name the right one in data.columns, as {{{name}: ...}}"
             )
-        return self.table(row_group, [actual])[actual]
+        table = self.table(row_group, [actual])
+        if table.num_columns > 1:
+            raise ValueError(f"{self.path} has {table.num_columns} columns {actual}, for {name}: leave one of them")
+        return table[actual]
 
     def numbers(self, row_group: int, name: str) -> NDArray[np.float64]:
         """A column as float64, whatever type it has in this file; NaN where a value is missing or no number.

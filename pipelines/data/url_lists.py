@@ -20,11 +20,11 @@ import ray
 from jest_core import run_file
 from jest_core.run_file import Ingest, Run
 
-from ..base import cluster, in_parallel, progress, storage
+from ..base import cluster, in_parallel, owner, progress, storage
 from . import rules
 from .layouts import open_shard
 from .plain_columns import plain
-from .shards import ALIASES, Shard
+from .shards import ALIASES, Shard, clean
 
 HASH = "sha256"  # the column that ingest.verify_hash compares
 _OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # in img2dataset's words
@@ -59,7 +59,7 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     text, lists = run_file.dump(run), rules.load_lists(with_own_rules(run))
     there = ray.put(lists)
     jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", there) for i in todo]
-    start, left_out, named, n_rows = ray.remote(num_cpus=1)(write_file), set[str](), Counter[str](), 0
+    start, left_out, named, n_rows = ray.remote(num_cpus=1)(owner.carried(write_file)), set[str](), Counter[str](), 0
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
         for written in in_parallel.ray_tasks(start.remote, jobs, cluster.n_workers(0)):
             left_out |= written.left_out
@@ -133,8 +133,17 @@ def _rows(shard: Shard, row_group: int, others: list[str], spec: Ingest) -> pa.T
     }
     refuse_columns(shard, spec)
     if spec.verify_hash:
-        columns[HASH] = shard.strings(row_group, HASH)
+        hashes = plain(shard.table(row_group, [HASH]))  # in hex, where they are bytes of a fixed size
+        values = hashes[HASH].to_pylist() if hashes.column_names else shard.strings(row_group, HASH)
+        columns[HASH] = [clean(value).lower() for value in values]
     rest = plain(shard.table(row_group, others)) if others else pa.table({})
+    if spec.blur_boxes:
+        kind = rest[spec.blur_boxes].type if spec.blur_boxes in rest.column_names else pa.binary()
+        if not pa.types.is_nested(kind):
+            raise ValueError(
+                f"{shard.path}, column {spec.blur_boxes}: {kind} where lists of four numbers are needed: correct "
+                "ingest.blur_boxes"
+            )
     return pa.table({**columns, **{name: rest[name] for name in rest.column_names}})
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 from cryptography import x509
@@ -22,6 +23,7 @@ from PIL import Image
 
 from jest_core import run_file
 from pipelines.data import fetch
+from tests.websites import Website
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -206,6 +208,48 @@ def test_the_name_of_a_host_is_what_tls_is_asked_for(tmp_path: Path, monkeypatch
         assert len(body(f"https://localhost:{port}/")) == 100_000
         assert "certificate" in failure(f"https://127.0.0.1:{port}/")[0]
     assert asked[0] == "localhost"
+
+    def tunnel(connection: socket.socket) -> None:
+        asked.append(connection.recv(1 << 16).split(b"\r\n")[0].decode())
+        connection.sendall(OK + b"\r\n")
+        answer(connection)
+
+    monkeypatch.delenv("no_proxy")
+    with served(tunnel) as port:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        with fetch.bounded(spec(private_addresses=False), 1):
+            assert len(body("https://localhost/")) == 100_000
+    assert [str(each).split(" HTTP")[0] for each in asked[-2:]] == ["CONNECT localhost:443", "localhost"]
+
+
+@pytest.fixture
+def site() -> Iterator[Website]:
+    website = Website([b"a picture"] * 4)
+    yield website
+    website.close()
+
+
+def test_private_addresses_and_file_urls_are_not_requested(site: Website, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "x.internal")
+    with fetch.bounded(spec(private_addresses=False), 1):
+        for url in (f"{site.address}/ok/0", f"http://localhost:{site.server.server_port}/ok/0"):
+            with pytest.raises(URLError, match="private network"):
+                urllib.request.urlopen(url, timeout=1)
+        with pytest.raises(URLError, match="unknown url type: file"):
+            urllib.request.urlopen("file:///etc/hostname", timeout=1)
+    assert not site.requests
+    with urllib.request.urlopen(f"{site.address}/ok/0", timeout=5) as answer:  # the restriction ends with the context
+        assert answer.read() == site.pictures[0]
+
+
+def test_the_request_rate_per_host_is_limited(site: Website):
+    with fetch.bounded(spec(requests_per_host_per_second=20), 2):  # each of two tasks may send ten requests a second
+        started = time.monotonic()
+        for i in range(4):
+            urllib.request.urlopen(f"{site.address}/ok/{i}", timeout=5).close()
+        assert time.monotonic() - started > 0.3
 
 
 def picture(kind: str, width: int, height: int) -> io.BytesIO:

@@ -4,11 +4,8 @@ import datetime
 import hashlib
 import io
 import tarfile
-import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from urllib.error import URLError
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +14,7 @@ from PIL import Image
 
 from jest_core import run_file
 from pipelines.base import storage
-from pipelines.data import catalogue, fetch, ingest
+from pipelines.data import catalogue, ingest, outcomes
 from pipelines.data.layouts import open_shard
 from pipelines.data.shards import derive_uid
 from tests import layouts
@@ -213,13 +210,15 @@ def test_invalid_ingest_settings_are_refused(make_run, tmp_path, site: Website):
         make_run("joint", "ingest={urls: x, shards: fetched, rules: [{rule: duplicate}]}", "data.shards=fetched")
 
 
-def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp_path, site: Website, capsys):
+def test_an_ingest_that_fetches_nothing_is_no_success(
+    ray_session, make_run, tmp_path, site: Website, capsys, monkeypatch
+):
     rows = [{"URL": f"{site.address}/ok/{i}", "TEXT": f"picture {i}"} for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
 
-    def run(settings: str = "") -> run_file.Run:
-        part = f"ingest={{urls: urls.parquet, shards: fetched, n_tasks: 1{settings}}}"
-        return make_run("joint", part, "data.shards=fetched/*.tar")
+    def run(settings: str = "", shards: str = "fetched") -> run_file.Run:
+        part = f"ingest={{urls: urls.parquet, n_tasks: 1, shards: {shards}{settings}}}"
+        return make_run("joint", part, f"data.shards={shards}/*.tar")
 
     directory = tmp_path / "fetched"
     directory.mkdir()
@@ -240,6 +239,10 @@ def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp
             ingest.run_stage(run())
     assert not site.requests
     assert not ingest.manifests.is_finished(str(directory))
+    monkeypatch.setattr(ingest, "_ENOUGH", 2)
+    with pytest.raises(ValueError, match="0 of 2 pictures fetched"):  # the third is not tried
+        ingest.run_stage(run(", rows_per_shard: 1", shards="other"))
+    monkeypatch.undo()
     manifest = ingest.run_stage(run(", private_addresses: [127.0.0.0/8]"), retry_failed=True)
     assert [each["reasons"] for each in manifest["passes"]] == [{"address of a private network": 3}, {"success": 3}]
     assert "3 of 3 pictures fetched" in capsys.readouterr().out
@@ -267,7 +270,7 @@ def test_an_ingest_that_fetches_nothing_is_no_success(ray_session, make_run, tmp
     ],
 )
 def test_reasons_are_without_what_differs_between_pictures(message: str, reason: str):
-    assert ingest._reason(message) == reason
+    assert outcomes._reason(message) == reason
 
 
 def test_a_picture_counts_that_is_in_the_shard(tmp_path):
@@ -276,40 +279,13 @@ def test_a_picture_counts_that_is_in_the_shard(tmp_path):
         for name in ("1.jpg", "1.txt", "2.jpg", "2.json", "3.txt"):
             tar.addfile(tarfile.TarInfo(name))
     pq.write_table(pa.table({"jpg": [b"a", None, b"b"], "key": ["1", "2", "3"]}), tmp_path / "1.parquet")
-    assert ingest._n_stored(f"{tmp_path}/0", _spec()) == 2
-    assert ingest._n_stored(f"{tmp_path}/1", _spec(output_format="parquet")) == 2
-    stats = ingest.Stats(count=5, successes=4, status_dict={"success": 4, "hash mismatch": 1})
-    assert ingest.corrected(stats, 4) == stats
-    assert ingest.corrected(stats, 1) == {
+    tars, parquet = (run_file.Ingest(urls="x", shards="y", output_format=kind) for kind in ("webdataset", "parquet"))
+    assert ingest._n_stored(f"{tmp_path}/0", tars) == 2
+    assert ingest._n_stored(f"{tmp_path}/1", parquet) == 2
+    stats = outcomes.Stats(count=5, successes=4, status_dict={"success": 4, "hash mismatch": 1})
+    assert outcomes.corrected(stats, 4) == stats
+    assert outcomes.corrected(stats, 1) == {
         "count": 5,
         "successes": 1,
         "status_dict": {"success": 1, "fetched, but not stored": 3, "hash mismatch": 1},
     }
-
-
-def _spec(**settings) -> run_file.Ingest:
-    return run_file.Ingest(urls="x", shards="y", **settings)
-
-
-def test_private_addresses_and_file_urls_are_not_requested(site: Website, monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "x.internal")
-    with fetch.bounded(_spec(), 1):
-        for url in (f"{site.address}/ok/0", f"http://localhost:{site.server.server_port}/ok/0"):
-            with pytest.raises(URLError, match="private network"):
-                urllib.request.urlopen(url, timeout=1)
-        with pytest.raises(URLError, match="unknown url type: file"):
-            urllib.request.urlopen("file:///etc/hostname", timeout=1)
-    assert not site.requests
-    with urllib.request.urlopen(f"{site.address}/ok/0", timeout=5) as answer:  # the restriction ends with the context
-        assert answer.read() == site.pictures[0]
-
-
-def test_the_request_rate_per_host_is_limited(site: Website):
-    spec = _spec(private_addresses=True, requests_per_host_per_second=20)
-    with fetch.bounded(spec, 2):  # each of two tasks may send ten requests a second
-        started = time.monotonic()
-        for i in range(4):
-            urllib.request.urlopen(f"{site.address}/ok/{i}", timeout=5).close()
-        assert time.monotonic() - started > 0.3

@@ -95,6 +95,27 @@ def test_urls_and_captions_of_all_kinds(tmp_path: Path):
     }
 
 
+def test_hashes_and_boxes_are_in_a_form_that_img2dataset_compares(tmp_path: Path):
+    table = pa.table({"url": ["http://x"], "text": ["a"], "sha256": pa.array([b"\xab" * 32], pa.binary(32))})
+    rows, *_ = listed(tmp_path, table, "verify_hash: true")
+    assert rows["sha256"].to_pylist() == ["ab" * 32]
+    rows, *_ = listed(tmp_path, table.set_column(2, "sha256", [["AB" * 32]]), "verify_hash: true")
+    assert rows["sha256"].to_pylist() == ["ab" * 32]
+    for boxes in ("[[0, 0, 1, 1]]", [{"left": 0.0}], b"\x00"):
+        with pytest.raises(
+            ValueError, match=r"column boxes: (string|binary) where lists .* correct ingest\.blur_boxes"
+        ):
+            listed(tmp_path, table.append_column("boxes", [[boxes]]), "blur_boxes: boxes")
+
+
+def test_two_columns_of_one_name(tmp_path: Path):
+    columns = [pa.array(["http://x"]), pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    rows, *_ = listed(tmp_path, pa.Table.from_arrays(columns, names=["url", "text", "note", "note"]))
+    assert rows["note"].to_pylist() == ["b"]
+    with pytest.raises(ValueError, match=r"m\.parquet has 2 columns url, for url: leave one of them"):
+        listed(tmp_path, pa.Table.from_arrays(columns, names=["url", "text", "url", "note"]))
+
+
 def test_columns_that_differ_between_files_become_text():
     tables = [pa.table({"x": [1, None], "y": [1, 2], "z": ["a", "b"]}), pa.table({"x": ["one"], "y": [0.5]})]
     assert url_lists._joined(tables).to_pylist() == [
