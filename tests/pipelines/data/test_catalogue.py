@@ -187,6 +187,8 @@ def test_the_same_command_makes_damaged_files_of_a_catalogue_again(make_run, sha
         whole.place(1).rows(0)
     storage.remove(whole.place(2).part_path)
     storage.write_bytes(f"{whole.directory}/row_groups.parquet", b"torn")
+    with pytest.raises(Damaged, match=r"row_groups\.parquet is damaged.*run `jest catalogue` again, which makes it"):
+        _ = Catalogue(whole.directory, whole.manifest).row_groups
     assert catalogue.run_stage(run).manifest == whole.manifest
     assert parts(whole).equals(before)
     assert whole.place(1).rows(0)[0] == uids
