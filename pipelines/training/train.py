@@ -125,10 +125,8 @@ def _untrained_resolution(pair: Towers, run: Run) -> str | None:
 
 
 def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
-    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail.
-
-    here: the owner of the run directory; the learners stop where that is another process now.
-    """
+    """Run the learners as long as this process owns the run directory, and show their progress meanwhile. Raises
+    RuntimeError where they fail."""
     from ..base import checkpoints
     from . import loop
 
@@ -174,8 +172,6 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
             finally:
                 _give_up(over)
             look()
-    if failure and isinstance(failure[0], storage.Lost):
-        raise failure[0]
     last = board.get()
     if last.failure:
         raise RuntimeError(f"the run stopped: {last.failure}")
