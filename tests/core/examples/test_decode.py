@@ -198,6 +198,16 @@ def test_what_looks_like_a_bomb_and_is_none_decodes():
     assert View(256)(encode(Image.new("L", (1_300, 1)))).shape == (3, 256, 256)
 
 
+def test_large_pictures_are_decoded_one_at_a_time():
+    large, small = encode(Image.new("L", (5_000, 5_000))), encode(picture())
+    with ThreadPoolExecutor(1) as pool, decode._alone:  # as if another one were being decoded
+        waiting = pool.submit(View(16), large)
+        assert View(16)(small).any()
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+    assert waiting.result().shape == (3, 16, 16)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space of a process")
 def test_a_picture_for_which_there_is_no_memory_has_a_status_and_the_next_one_decodes(tmp_path):
     """In a process of its own, which may take 100 MB more than it has."""
