@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.base import storage
+from pipelines.base import manifests, storage
 from pipelines.base.integrity import Damaged
 from pipelines.data import catalogue
 from pipelines.data.catalogue import Catalogue
@@ -111,7 +111,8 @@ def test_a_catalogue_is_of_its_lists_as_they_were(make_run, shards, tmp_path, ca
     with pytest.raises(ValueError, match=r"another configuration \(lists: there"):
         catalogue.run_stage(run)
     config = {name: value for name, value in listing.manifest["config"].items() if name != "lists"}
-    storage.write_json(f"{listing.directory}/manifest.json", {**listing.manifest, "config": config})
+    earlier = {name: value for name, value in listing.manifest.items() if name != "fingerprint"} | {"config": config}
+    manifests.finish(listing.directory, earlier)
     assert catalogue.run_stage(run).manifest["counts"]["deny"] == 1  # one of an earlier version, which did not say
 
 
