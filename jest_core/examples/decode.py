@@ -19,7 +19,8 @@ from PIL import Image, UnidentifiedImageError
 
 from jest_core.tables import SlotStatus
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow opens: some of the others run programs
+# Not all that Pillow opens: some of the others run programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 89_478_485  # Pillow's limit for a decompression bomb, which is an error here; before and after the resize
 MAX_PASSES = 20  # a progressive JPEG has about 10 scans, and each goes over all pixels: 120 bytes can take 0.1 s
 _LARGE = (

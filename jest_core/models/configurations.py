@@ -171,7 +171,7 @@ def refuse_other_pixels(trained: OpenClipConfig, inputs: Inputs, source: str, pa
     """
     here: dict[str, Any] = dict(_preprocess_cfg(inputs))
     keys = {"mean": "image_mean", "std": "image_std", "interpolation": "interpolation", "resize_mode": "resize_mode"}
-    there: dict[str, Any] = dict(trained["preprocess_cfg"])
+    there: dict[str, Any] = dict(trained.get("preprocess_cfg") or {})
     for key, field in keys.items():
         if there.get(key, here[key]) != here[key]:
             raise ValueError(

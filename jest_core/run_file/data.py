@@ -43,8 +43,9 @@ class Data(Part):
     """Shuffle buffer: number of rows of a stream that are read and shuffled together. Memory grows with it."""
 
     max_bad_share: Circumstance[float] = Field(default=0.01, ge=0, le=1)
-    """Largest share of a shard's rows, of an evaluation set's pictures, or of the pictures of 100 steps of training,
-    that may fail to decode. Above it the command ends with an error."""
+    """Largest share of a shard's rows, of an evaluation set's pictures, or of the pictures of 100 steps of training
+    (in a shorter run of its steps, at least of 1,000), that may fail to decode. Above it the command ends with an
+    error."""
 
     max_empty_captions: Circumstance[float] = Field(default=0.5, ge=0, le=1)
     """Largest share of a shard's rows, and of all rows, that `jest catalogue` may keep without a caption. Above it the

@@ -84,7 +84,7 @@ def _line(place: Location, errors: list[Any]) -> str:
     match error["type"]:
         case "extra_forbidden":
             known = [name for part in parts for name in part.model_fields]
-            near = _near(error["loc"][-1], known)
+            near = _near(error["loc"][-1], known) or _elsewhere(error["loc"][-1])
             return f"  {key} is not a key of a run file; " + (near or "remove it, or correct its spelling")
         case "missing":
             value = start(field) if field and place[-1] in error["loc"][-1:] and isinstance(place[-1], str) else None
@@ -127,6 +127,13 @@ def _not_among(place: str, value: Any, choices: list[str]) -> str:
 def _near(word: Any, known: Iterable[str]) -> str:
     near = get_close_matches(str(word), list(known), n=1)
     return f"did you mean {near[0]}?" if near else ""
+
+
+def _elsewhere(key: Any) -> str:
+    """Where a key is that stands in another part."""
+    parts = {name: part for name, field in Run.model_fields.items() for part in parts_of(field.annotation)[:1]}
+    places = [f"{name}.{key}" for name, part in parts.items() if key in part.model_fields]
+    return f"did you mean {' or '.join(places)}?" if places else ""
 
 
 def _written(error: Any, values: Mapping[str, Any]) -> Location:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from jest_core.run_file import Run
 
 WINDOW = 100  # steps
+FEWEST = 1000  # pictures of which a share means something: one of the 64 of a trial run is more than a hundredth
 
 
 class TooManyBad(ValueError):
@@ -20,25 +21,26 @@ class BadPictures:
 
     steps: deque[Counter[str]] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def add(self, bad_rows: pa.Table, run: Run) -> None:
-        """The bad rows of a step, the same on every learner.
+    def add(self, bad_rows: pa.Table, n_slots: int, run: Run) -> None:
+        """The bad rows of a step's n_slots, the same on every learner.
 
-        Raises TooManyBad where they are all of the step's, or where those of the last 100 steps (in a shorter run, of
-        its steps) are more than data.max_bad_share of the pictures of so many steps.
+        Raises TooManyBad where they are all of the step's, or where those of the last 100 steps are more than
+        data.max_bad_share of the pictures of 100 steps (in a shorter run, of its steps; at least of 1,000).
         """
         self.steps.append(Counter(bad_rows["reason"].to_pylist()))
         share, size = run.data.max_bad_share, run.super_batch_size
-        window = min(WINDOW, run.n_steps)
+        n_pictures = max(FEWEST, min(WINDOW, run.n_steps) * size)
         reasons = Counter[str]()
         for step in self.steps:
             reasons += step
-        if len(bad_rows) == size:
-            raise TooManyBad(f"none of the {size:,} pictures of the step decodes ({_counts(self.steps[-1])}){_REMEDY}")
-        if (n := reasons.total()) > share * window * size:
+        if len(bad_rows) == n_slots:
+            raise TooManyBad(
+                f"none of the {n_slots:,} pictures of the step decodes ({_counts(self.steps[-1])}){_REMEDY}"
+            )
+        if (n := reasons.total()) > share * n_pictures:
             raise TooManyBad(
                 f"{n:,} pictures of {len(self.steps):,} step(s) do not decode ({_counts(reasons)}), more than "
-                f"data.max_bad_share {share:g} of {window * size:,}, the pictures of {window:,} steps{_REMEDY}, or "
-                "raise data.max_bad_share"
+                f"data.max_bad_share {share:g} of {n_pictures:,}{_REMEDY}, or raise data.max_bad_share"
             )
 
 

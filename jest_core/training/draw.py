@@ -78,7 +78,7 @@ def draw(selector: Selector, super_batch: Examples, step: int) -> Drawn:
     if mask != "none":
         super_batch = mask_duplicates(super_batch, mask, learners)
     bad_rows = step_log.bad_rows(super_batch, step, learners)
-    selector.bad_pictures.add(bad_rows, selector.run)
+    selector.bad_pictures.add(bad_rows, sum(learners.counts(len(super_batch))), selector.run)
     agrees = Agreement()
     if not selector.run.selection.selects:
         groups = _whole(selector, super_batch, step, learners)

@@ -164,7 +164,7 @@ def set_aside(run_dir: str, step: int) -> list[str]:
     """Rename the checkpoints after `step`, from which a run resumed: they are damaged. Returns what to say of each."""
     later = [path_of(run_dir, number) for number in steps(run_dir) if number > step]
     for path in later:
-        storage.move(path, f"{path}.damaged")
+        storage.retried(storage.move)(path, f"{path}.damaged")
     return [
         f"{path} is damaged, and is {path}.damaged now: the run goes on from the checkpoint after step {step:,}"
         for path in later

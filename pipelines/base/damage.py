@@ -15,8 +15,10 @@ _SUFFIX = ".damaged"
 
 @contextmanager
 def noted(part: str, stage: str) -> Iterator[None]:
-    """Leave a note beside the part where it turns out to be damaged. Raises Damaged, with the remedy; stage: its name
-    on the command line."""
+    """Leave a note beside the part where it turns out to be damaged. Raises Damaged, with the remedy.
+
+    stage: the name on the command line of the one that made it.
+    """
     try:
         yield
     except Damaged as error:
@@ -26,6 +28,17 @@ def noted(part: str, stage: str) -> Iterator[None]:
         except OSError:  # as where the directory may only be read
             remedy = f"remove {part}, and {remedy}"
         raise Damaged(f"{str(error).removesuffix('; replace it')}; {remedy}") from error
+
+
+@contextmanager
+def made_again_by(stage: str) -> Iterator[None]:
+    """Raises Damaged, with the remedy, for a file that needs no note: the stage looks at it whenever it runs."""
+    try:
+        yield
+    except Damaged as error:
+        raise Damaged(
+            f"{str(error).removesuffix('; replace it')}; run `jest {stage}` again, which makes it again"
+        ) from error
 
 
 def whole(directory: str) -> set[str]:

@@ -91,7 +91,7 @@ def _footer_bytes(data: bytes | memoryview) -> int:
 def _named(what: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, UnicodeDecodeError) as error:
         raise Damaged(f"{what} is damaged, or is not Parquet: {error}; replace it") from error
     except OSError as error:
         if error.errno is not None or type(error) is not OSError:  # of the storage

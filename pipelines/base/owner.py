@@ -143,10 +143,11 @@ class Owner:
         self._over.set()
         _owners.discard(self._record["id"])
         with contextlib.suppress(Exception):  # of storage that fails now: whoever comes next looks for a lease
-            self.token.check()
-            with self._lock:
-                self._record["released"] = True
-                self._write()
+            if self._generation:
+                self.token.check()
+                with self._lock:
+                    self._record["released"] = True
+                    self._write()
 
     def _limit(self) -> float:
         return self._record["lease"] * (1 - 1 / _BEATS)
@@ -176,14 +177,13 @@ def owned(directory: str, *, wait: bool = False, lease: float | None = None) -> 
     wait: until another owner has released it, in place of Owned. lease: LEASE, if not given.
     """
     owner = Owner(directory, lease or LEASE)
-    owner.take(wait=wait)
-    threading.Thread(target=owner.keep_beating, daemon=True, name="owner").start()
-    storage.owned[directory] = owner.check
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(owner.release)
+        owner.take(wait=wait)
+        threading.Thread(target=owner.keep_beating, daemon=True, name="owner").start()
+        storage.owned[directory] = owner.check
+        stack.callback(storage.owned.pop, directory, None)
         yield owner
-    finally:
-        storage.owned.pop(directory, None)
-        owner.release()
 
 
 @contextlib.contextmanager

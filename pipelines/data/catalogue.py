@@ -75,12 +75,14 @@ class Catalogue:
     @cached_property
     def shards(self) -> pa.Table:
         """A row per shard (columns: tables.SHARDS)."""
-        return storage.open_parquet(f"{self.directory}/shards.parquet").read()
+        with damage.made_again_by(STAGE):
+            return storage.open_parquet(f"{self.directory}/shards.parquet").read()
 
     @cached_property
     def row_groups(self) -> pa.Table:
         """A row per row group of every shard (columns: tables.ROW_GROUPS)."""
-        return storage.open_parquet(f"{self.directory}/row_groups.parquet").read()
+        with damage.made_again_by(STAGE):
+            return storage.open_parquet(f"{self.directory}/row_groups.parquet").read()
 
     def row_group_sizes(self, shard: int) -> list[int]:
         """Number of rows of each row group of a shard."""

@@ -30,11 +30,12 @@ def check(run: Run, by_source: Sequence[Sequence[str]]) -> None:
     shards = [shard for paths in by_source if (shard := _first(run, paths)) is not None]
     refuse_columns(run.data.columns, shards)
     for shard in shards:
-        uids = shard.uids(0)
-        if shard.actual("image") is not None:
-            shard.captions(0)
-        for rule in run.data.rules:
-            _try(run, rule, shard, uids)
+        try:
+            _read(run, shard)
+        except ValueError:
+            if not is_tar(shard.path):
+                raise
+            _read(run, open_shard(shard.path, run.data.columns))  # a key that few samples have may come later
     for paths in by_source:
         _refuse_restarting_ids(run, paths)
 
@@ -64,8 +65,16 @@ def refuse_columns(columns: Mapping[str, str], shards: Sequence[Shard]) -> None:
             )
 
 
-def _try(run: Run, rule: Rule, shard: Shard, uids: list[str]) -> None:
-    """Read what a rule reads of the first row group. Raises ValueError where the shard lacks it."""
+def _read(run: Run, shard: Shard) -> None:
+    """Read what the catalogue and training need of the first row group. Raises ValueError where the shard lacks it."""
+    uids = shard.uids(0)
+    if shard.actual("image") is not None:
+        shard.captions(0)
+    for rule in run.data.rules:
+        _read_for(rule, shard, uids)
+
+
+def _read_for(rule: Rule, shard: Shard, uids: list[str]) -> None:
     match rule:
         case DenyRule():
             if rule.by != "uid":

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from jest_core import run_file, tables
-from jest_core.models import configurations, scorers, towers
+from jest_core.models import configurations, folders, scorers, towers
 from jest_core.models.flexible import Resolution
 from jest_core.models.scorers import Batch
 from jest_core.models.towers import Towers
@@ -17,7 +17,7 @@ from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, checkpoints
+from ..base import blocks, checkpoints, storage
 from ..data.rows import ReadReport
 from .parts import EmbedReport
 
@@ -33,7 +33,11 @@ def load_reference(run: Run, spec: Reference) -> Towers:
         path = checkpoints.file_of(run.path(spec.checkpoint))
         checkpoint = checkpoints.read(path)
         towers.load_weights(reference, checkpoint, path)
-        if trained := checkpoint.get("jest", {}).get("open_clip_config"):
+        beside = f"{path.rpartition('/')[0]}/{folders.FILE}"
+        trained = checkpoint.get("jest", {}).get("open_clip_config")
+        if trained is None and storage.exists(beside):
+            trained = storage.read_json(beside)
+        if trained is not None:
             configurations.refuse_other_pixels(trained, reference.inputs, path, "reference.model.")
     reference.model.eval()
     return reference

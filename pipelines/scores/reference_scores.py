@@ -189,20 +189,21 @@ def _embed_shards(
     parts = Parts(run, directory, config)
     for shard in np.setdiff1d(todo, units.shard).tolist():
         parts.write(shard, [])
-    n_actors = _n_actors(spec)
+    inputs = configurations.inputs_of(spec.model)
+    rows_a_block = spec.batch_size * max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2 * spec.batch_size))
+    # no actor without a block to embed: it would load the model for nothing, and Ray warns of it
+    n_actors = min(_n_actors(spec), int(np.ceil(units.slots / rows_a_block).sum()))
     # on one machine no more tasks than cores: each keeps one busy
     cluster.data_context(n_actors + cluster.n_cores() if cluster.is_local() else None)
     rates = Stopwatch(
         ("read", "decode", "embed", "write"), "embed", n_actors or cluster.n_cores(), shared=not spec.gpus_per_actor
     )
     if len(units.shard):
-        inputs = configurations.inputs_of(spec.model)
-        batch_bytes = 3 * inputs.view.image_size**2 * spec.batch_size
         to_read = ray.put(np.stack([units.shard, units.row_group, units.first_row], 1))
         decoded = ray.data.range(len(units.shard), override_num_blocks=min(len(units.shard), _MOST_TASKS)).map_batches(
             of_row_group,  # type: ignore[arg-type]
             batch_size=1,
-            fn_args=(to_read, run_file.dump(run), inputs, spec.batch_size * max(1, _BLOCK_BYTES // batch_bytes)),
+            fn_args=(to_read, run_file.dump(run), inputs, rows_a_block),
         )
         embed = partial(_embed_by_actors, n_actors) if n_actors else _embed_here
         session = f"{directory}/fragments/{uuid.uuid4().hex}"  # another process may write the same cache

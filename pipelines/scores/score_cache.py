@@ -131,7 +131,8 @@ def _refuse_unsound(column: pa.ChunkedArray, what: str) -> None:
 
 def good_slots(directory: str) -> NDArray[np.int64]:
     """For each row group of the catalogue, the slots (sum of multiplicities) of its rows that have embeddings."""
-    slots: NDArray[np.int64] = storage.open_parquet(f"{directory}/row_groups.parquet").read()["slots"].to_numpy()
+    with damage.made_again_by(STAGE):
+        slots: NDArray[np.int64] = storage.open_parquet(f"{directory}/row_groups.parquet").read()["slots"].to_numpy()
     return slots
 
 

@@ -137,11 +137,8 @@ def _unfinished_warmup(run: Run) -> str | None:
 
 
 def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
-    """Run the learners, and show their progress meanwhile. Raises RuntimeError where they fail, and ValueError
-    where they would fail again.
-
-    here: the owner of the run directory; the learners stop where that is another process now.
-    """
+    """Run the learners as long as this process owns the run directory, and show their progress meanwhile. Raises
+    RuntimeError where they fail, and ValueError where they would fail again."""
     from ..base import checkpoints
     from . import loop
 
@@ -187,8 +184,6 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
             finally:
                 _give_up(over)
             look()
-    if failure and isinstance(failure[0], storage.Lost):
-        raise failure[0]
     last = board.get()
     if last.failure:
         raise ValueError(f"the run stopped: {last.failure}")  # the same command would come to the same step

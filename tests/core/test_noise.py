@@ -88,4 +88,11 @@ def test_purposes_keep_the_numbers_of_earlier_versions():
         "AUGMENTATION": 0x617567,
         "LOW_RESOLUTION": 0x6C6F77,
         "REFUSED": 0x726566,
+        "FORWARD": 0x666F72,
     }
+
+
+def test_seeds_of_forward_passes_are_stable_across_versions():
+    """A run that another version began goes on with the masks of an undisturbed one."""
+    assert noise.seed(0, 3, noise.Purpose.FORWARD, 0, 0) == 4186541904089367455
+    assert len({noise.seed(0, step, noise.Purpose.FORWARD, rank, 0) for step in range(50) for rank in range(8)}) == 400

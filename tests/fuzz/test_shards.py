@@ -88,7 +88,7 @@ def odd_values(rng: Generator, depth: int = 0) -> pa.Array:
         pa.array(times, one_of([pa.timestamp("ns"), pa.timestamp("us", "UTC"), pa.date32(), pa.date64()], rng)),
         pa.array([1] * n).cast(one_of([pa.duration("s"), pa.time64("us")], rng)),
         pa.array([rng.bytes(4) for _ in range(n)], one_of([pa.binary(), pa.large_binary(), pa.binary(4)], rng)),
-        pa.array(texts, one_of([pa.string(), pa.large_string(), pa.string_view()], rng)),
+        pa.array(texts, one_of([pa.string(), pa.large_string(), *[pa.string_view()] * (depth == 0)], rng)),
         pa.array(texts).dictionary_encode(),
         pa.nulls(n),
         pa.array([[("a", 1)]] * n, pa.map_(pa.string(), pa.int64())),

@@ -82,7 +82,7 @@ def test_a_view_can_be_pickled():
     assert pickle.loads(pickle.dumps(View(32).smaller(16))) == View(16, reduced=True)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF"])
 def test_formats_and_modes_decode(kind: str):
     for mode in ("RGB", "L", "P"):
         data = encode(picture().convert(mode).convert("RGB" if kind == "JPEG" else mode), kind)
@@ -98,7 +98,7 @@ def test_bad_images_get_a_status_instead_of_an_exception(monkeypatch: pytest.Mon
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n": "no_image",  # Pillow would run Ghostscript
         good[: len(good) // 2]: "damaged",
         b"\xff\xd8\xff" + bytes(50): "no_image",
-        encode(picture(), "TIFF"): "no_image",
+        encode(picture(), "PPM"): "no_image",
     }
     with ThreadPoolExecutor(2) as pool:
         for pixels, status in (View(16).batch([good, *cases]), View(16).batch([good, *cases], pool)):
@@ -196,6 +196,16 @@ def test_what_looks_like_a_bomb_and_is_none_decodes():
         assert (View(16)(data) == View(16)(plain)).all()
     assert (View(16)(progressive(10)) == View(16)(progressive(1))).all()
     assert View(256)(encode(Image.new("L", (1_300, 1)))).shape == (3, 256, 256)
+
+
+def test_large_pictures_are_decoded_one_at_a_time():
+    large, small = encode(Image.new("L", (5_000, 5_000))), encode(picture())
+    with ThreadPoolExecutor(1) as pool, decode._alone:  # as if another one were being decoded
+        waiting = pool.submit(View(16), large)
+        assert View(16)(small).any()
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+    assert waiting.result().shape == (3, 16, 16)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space of a process")

@@ -25,6 +25,13 @@ def lines(override: str) -> list[str]:
     [
         ("selection.n_chunk=8", "selection.n_chunk is not a key of a run file; did you mean n_chunks?"),
         ("evaluaton={}", "evaluaton is not a key of a run file; did you mean evaluation?"),
+        ("n_chunks=8", "n_chunks is not a key of a run file; did you mean selection.n_chunks?"),
+        ("training.loss_type=x", "training.loss_type is not a key of a run file; did you mean loss_tile?"),
+        (
+            "data.score_image_size=32",
+            "data.score_image_size is not a key of a run file; did you mean reference.score_image_size or "
+            "selection.score_image_size?",
+        ),
         (
             "aws_secret_access_key=x",
             "aws_secret_access_key is not a key of a run file; remove it, or correct its spelling",

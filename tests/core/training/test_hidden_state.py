@@ -40,8 +40,12 @@ def features(learner: Learner, step: int, rank: int = 0) -> torch.Tensor:
     return trained([Group(super_batch(learner.towers), learner.towers.resolution())], step).image.detach()
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(name, tmp_path):
-    one, other = (make_learner(["training.augmentation={}"], name=name) for _ in range(2))
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)], ids=["eager", "compiled"])
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(name, compiled, tmp_path):
+    one, other = (make_learner(["training.augmentation={}", "selection.method=uniform"], name=name) for _ in range(2))
+    if compiled:
+        one.towers.compile()
+        other.towers.compile()
     batch = super_batch(one.towers)
     for step in range(4):
         train_step(one, batch, step)

@@ -71,7 +71,7 @@ def test_a_run_resumes_from_the_last_whole_checkpoint_and_says_so(tmp_path):
     assert checkpoints.resume(run_dir, pair, optimizer)["step"] == 4  # a copy of another step is not that step
     for step in (2, 4, 6):
         storage.write_bytes(checkpoints.path_of(run_dir, step), b"")
-    with pytest.raises(Damaged, match=r"step_00000006\.pt is damaged.*no checkpoint before it is whole: restore one"):
+    with pytest.raises(Damaged, match=r"step_00000006\.pt is empty.*no checkpoint before it is whole: restore one"):
         checkpoints.resume(run_dir, pair, optimizer)
 
 

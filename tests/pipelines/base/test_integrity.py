@@ -161,3 +161,11 @@ def test_checkpoints_without_checksums_are_read_or_refused_with_the_reason(tmp_p
         torch.serialization.set_crc32_options(before)
     with pytest.raises(Damaged, match="save it again where PyTorch wrote it without checksums"):
         checkpoints.read(path)
+
+
+def test_a_column_name_that_is_not_text_is_damage_with_the_files_name(tmp_path):
+    path = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"caption": ["a"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"caption", b"\xfaaption"))
+    with pytest.raises(Damaged, match=r"shard\.parquet is damaged, or is not Parquet"):
+        storage.open_parquet(str(path))

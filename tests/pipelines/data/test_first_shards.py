@@ -69,9 +69,12 @@ def test_columns_of_one_source_or_of_few_samples_are_there(make_run, tmp_path):
     tar_of(tmp_path / "c.tar", samples(list(fields)))
     by_source = [[f"{tmp_path}/a/a.parquet"], [f"{tmp_path}/b/a.parquet"], [f"{tmp_path}/c.tar"]]
     columns = "data.columns={caption: my_text, url: link, similarity: blur, uid: none}"
-    run = make_run("x", "data.rules=[]", columns)
+    run = make_run("x", "data.rules=[{rule: similarity, at_least: 0}]", columns)
     first_shards.refuse_columns(run.data.columns, [open_shard(path[0], run.data.columns) for path in by_source])
-    first_shards.check(run, by_source)
+    with pytest.raises(ValueError, match=r"a/a\.parquet has no column blur"):
+        first_shards.check(run, by_source)
+    first_shards.check(run, by_source[2:])
+    first_shards.check(make_run("x", "data.rules=[]", columns), by_source)
 
 
 @pytest.mark.parametrize(

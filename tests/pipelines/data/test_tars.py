@@ -97,11 +97,11 @@ def test_rules_match_what_is_beside_an_unusual_value(tmp_path, make_run):
     ]
     fields[3] |= {"NSFW": float("nan"), "url": 12}
     shard = open_shard(tar_of(tmp_path / "a.tar", samples(list(fields))))
-    storage.write_bytes(str(tmp_path / "deny.txt"), b"http://a/0\nhttp://a/7\n12\n")
+    storage.write_bytes(str(tmp_path / "deny.txt"), b"http://a/0\nhttp://a/7\n")
     run: Run = make_run("x", f"data.rules=[{{rule: deny, file: {tmp_path}/deny.txt, by: url}}, {{rule: nsfw}}]")
     lists = rules.load_lists(run)
     kept = [rules.apply(rule, shard, 0, shard.uids(0), lists).sum() for rule in run.data.rules]
-    assert kept == [37, 20]
+    assert kept == [38, 20]
 
 
 CAPTIONS: dict[str, tuple[str, bytes]] = {
@@ -190,8 +190,7 @@ def test_pictures_of_every_kind_are_found(kind, tmp_path):
     members = [(f"a.{kind}", picture(1, kind)), ("a.txt", b"cat"), (f"b.{kind.lower()[:3]}", picture(2, kind))]
     images = indexed(tar_of(tmp_path / "a.TAR", members)).images(0).to_pylist()
     assert images == [picture(1, kind), None if kind in ("WEBP", "AVIF") else picture(2, kind)]
-    if kind not in ("TIFF", "AVIF"):
-        View(8)(images[0])
+    View(8)(images[0])
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, "old GNU"])

@@ -54,3 +54,21 @@ def test_results_of_repeated_steps_are_removed_from_every_file(make_run):
     before = storage.read_bytes(f"{directory}/{results.FILE}")
     results.remove_after(directory, 4)
     assert storage.read_bytes(f"{directory}/{results.FILE}") == before
+
+
+def test_damaged_lines_are_left_out_and_said(make_run, capsys):
+    run = make_run("joint")
+    path = f"{run.path('joint')}/eval_results.jsonl"
+    for step in (2, 4):
+        results.replace(run, lines_of(step, 0.5))
+    whole, data = results.read(run.path("joint")), storage.read_bytes(path)
+    for damaged in (data[:-9], data + b"\xff\xfe\n", b"[]\n" + data, data.replace(b'"step": 4', b'"step: 4', 1)):
+        storage.write_bytes(path, damaged)
+        capsys.readouterr()
+        left = results.read(run.path("joint"))
+        assert [line for line in whole if line in left] == left
+        assert len(left) >= len(whole) - 1
+        said = f"eval_results.jsonl: 1 of {len(damaged.splitlines())} lines are damaged, and left out"
+        assert said in capsys.readouterr().out
+    results.replace(run, lines_of(4, 0.5))  # as evaluating the step again
+    assert results.read(run.path("joint")) == whole

@@ -108,4 +108,12 @@ def test_a_reference_is_refused_that_would_see_other_pictures_than_in_its_traini
     assert load_reference(same, same.reference).inputs == pair.inputs
 
 
+def test_so_is_one_whose_folder_says_that_it_was_trained_on_other_pictures(trained, tmp_path, make_run):
+    run, _ = trained
+    export.export(run, "model", str(tmp_path / "out"))
+    other = make_run("b", "reference.checkpoint=out", "reference.model.context_length=12")
+    with pytest.raises(ValueError, match=r"open_clip_model\.safetensors was trained on pictures with mean \[0\.3"):
+        load_reference(other, other.reference)
+
+
 FIELDS = ["model.image_mean", "model.image_std", "model.interpolation", "model.resize_mode"]
