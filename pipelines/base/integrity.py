@@ -45,7 +45,7 @@ class ParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.path = path
-        with _named(path):
+        with naming(path):
             tail = _tail(file)
             super().__init__(
                 file,
@@ -55,11 +55,11 @@ class ParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
             )
 
     def read(self, *args: Any, **options: Any) -> pa.Table:
-        with _named(self.path):
+        with naming(self.path):
             return super().read(*args, **options)
 
     def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
-        with _named(f"{self.path}, row group {i},"):
+        with naming(f"{self.path}, row group {i},"):
             return super().read_row_group(i, *args, **options)
 
 
@@ -88,7 +88,8 @@ def _footer_bytes(data: bytes | memoryview) -> int:
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
+def naming(what: str) -> Iterator[None]:
+    """Errors of damaged Parquet as Damaged with the name of what is read; errors of the storage stay as they are."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, UnicodeDecodeError) as error:

@@ -167,6 +167,7 @@ def run_stage(run: Run) -> Catalogue:
     if (manifest := _begin(directory, config)) is not None and _is_whole(directory, len(paths)):
         progress.say(STAGE, f"already at {directory}: {audit(manifest['counts'])}")
         return Catalogue(directory, manifest)
+    owner.claim(directory)  # of a finished one too, of which damaged parts are made again
     if parent and parent.manifest["config"]["shards_hash"] != config["shards_hash"]:
         raise ValueError(
             f"data.refines {run.data.refines} is a catalogue of other shards than data.shards: name the shards that it"

@@ -2,7 +2,6 @@
 WebLI has them."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..base import storage
+from ..base.integrity import naming
 from .shards import WHOLE_BYTES, Shard
 
 _BATCH_BYTES = 16 << 20  # of pictures that are decoded at once, of a row group that is read in order
@@ -23,16 +23,14 @@ class ParquetShard(Shard):
 
     def __init__(self, path: str, columns: Mapping[str, str]) -> None:
         super().__init__(path, columns)
-        with _damage(path):
-            self.file = storage.open_parquet(path)
+        self.file = storage.open_parquet(path)
         self.names = set(self.file.schema_arrow.names)
         self.row_group_sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self._whole: tuple[int, pa.Array] | None = None  # the row group that was last read whole, and its pictures
         self._reader: _Reader | None = None
 
     def table(self, row_group: int, columns: list[str]) -> pa.Table:
-        with _damage(f"{self.path}, row group {row_group},"):
-            return self.file.read_row_group(row_group, columns=columns)
+        return self.file.read_row_group(row_group, columns=columns)
 
     def images(self, row_group: int, rows: NDArray[np.int64] | None = None) -> pa.Array:
         """A row group of more than WHOLE_BYTES of pictures is read in order, and only the rows asked for are kept; the
@@ -54,7 +52,7 @@ class ParquetShard(Shard):
         if reader is None or reader.row_group != row_group or reader.first > wanted[0]:
             reader = _Reader(row_group, self._batches(row_group, max(1, n * _BATCH_BYTES // size)))
         kept = []
-        with _damage(f"{self.path}, row group {row_group},"):
+        with naming(f"{self.path}, row group {row_group},"):
             while True:
                 last = reader.first + len(reader.images)
                 inside = wanted[(wanted >= reader.first) & (wanted < last)]
@@ -106,16 +104,3 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self.images: pa.Array = pa.array([], pa.large_binary())
-
-
-@contextmanager
-def _damage(what: str) -> Iterator[None]:
-    """Turn errors of damaged Parquet into a ValueError; errors of the storage stay as they are, and are retried."""
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
-        raise ValueError(f"{what} is damaged, or is not Parquet: {error}; replace it") from error
-    except OSError as error:
-        if error.errno is not None or type(error) is not OSError:
-            raise
-        raise ValueError(f"{what} is damaged: {error}; replace it") from error

@@ -24,7 +24,7 @@ from jest_core.selection import Embeddings
 from jest_core.selection.learnability import matched_losses
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, manifests, progress, storage
+from ..base import blocks, cluster, manifests, owner, progress, storage
 from ..data.catalogue import Catalogue, held_catalogue
 from ..data.shards import clean
 from . import calibration, score_cache
@@ -62,6 +62,7 @@ class _Written(TypedDict):
     last: int
 
 
+@owner.until_return
 def import_scores(run: Run, spec: Reference, catalogue: Catalogue) -> Manifest:
     """Write the score cache of the run's catalogue from spec.features; returns the manifest."""
     assert spec.features is not None
@@ -87,6 +88,7 @@ def import_scores(run: Run, spec: Reference, catalogue: Catalogue) -> Manifest:
     if manifest is not None and score_cache.is_whole(directory, todo):
         progress.say(STAGE, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
+    owner.claim(directory)  # of a finished one too, of which damaged parts are made again
     progress.say(STAGE, f"{len(sets):,} files of {spec.features.format} embeddings, {width} wide, matched by uid")
     cluster.connect()
     # on one machine no more tasks than cores: each is a process that imports PyTorch

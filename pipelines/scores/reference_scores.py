@@ -88,6 +88,7 @@ def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
     if manifest is not None and score_cache.is_whole(directory, todo):
         progress.say(label, f"already at {directory}: {score_cache.summary(manifest)}")
         return manifest
+    owner.claim(directory)  # of a finished one too, of which damaged parts are made again
     progress.say(
         label,
         f"{reference.name} embeds the kept pairs of {len(catalogue.shards):,} shards "
