@@ -110,3 +110,12 @@ def test_the_errors_quoted_in_troubleshooting_exist_in_the_code():
     for message in quoted:
         for fragment in fragments(message):
             assert fragment in code, message
+
+
+def test_the_tests_that_show_what_is_promised_exist():
+    document = (ROOT / "deploy" / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", document)
+    assert len(named) > 40
+    for path, test in named:
+        source = (ROOT / "tests" / path).read_text()
+        assert not test or f"def {test}(" in source, f"{path}::{test}"
