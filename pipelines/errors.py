@@ -39,7 +39,7 @@ def report(error: Exception) -> int:
         lines = [f"unexpected {type(error).__name__}: {error}"]
     elif _is_rays(raised):
         lines = [re.sub(r"^(ValueError|\w*\.?OSError|RuntimeError|FileNotFoundError): ", "", _reason(error))]
-    elif cause is None or raised is not error:  # else its cause is the stack of a worker
+    elif cause is None or raised is not error or str(cause) in str(error):  # else its cause is the stack of a worker
         lines = [str(raised)]
     else:
         lines, foreseen = [str(error), _reason(cause)], _is_expected(cause)

@@ -98,38 +98,50 @@ def _word_tokens(word: str) -> tuple[int, ...]:
 
 
 def parts_of(word: str) -> list[str]:
-    """Byte-pair encoding of a word: the pair of the lowest rank is merged everywhere, until no pair has a rank.
+    """Byte-pair encoding of a word: the pair of the lowest rank is merged everywhere, until no pair has a rank."""
+    return _Parts(word).merged()
 
-    In n log n steps for n letters: pairs wait by their rank, and a merge makes at most two new ones.
-    """
-    ranks = vocabulary().ranks
-    parts = [*word[:-1], word[-1] + "</w>"]  # a part that was merged into the one before it is ""
-    before, after = [*range(-1, len(parts) - 1)], [*range(1, len(parts) + 1)]  # the neighbours of each part
-    waiting, places = list[int](), defaultdict[int, list[int]](list)  # ranks, and where the pairs of each begin
 
-    def rank_at(i: int) -> int | None:
-        return ranks.get((parts[i], parts[after[i]])) if i >= 0 and after[i] < len(parts) else None
+class _Parts:
+    """The parts of a word while pairs of them are merged, in n log n steps for n letters: pairs wait by their rank, and
+    a merge makes at most two new ones."""
 
-    def wait(i: int) -> None:
-        if (rank := rank_at(i)) is not None:
-            if rank not in places:
-                heappush(waiting, rank)
-            places[rank].append(i)
+    def __init__(self, word: str) -> None:
+        self.ranks = vocabulary().ranks
+        self.parts = [*word[:-1], word[-1] + "</w>"]  # one that was merged into the one before it is ""
+        self.before, self.after = [*range(-1, len(word) - 1)], [*range(1, len(word) + 1)]  # neighbours of each
+        self.waiting, self.places = list[int](), defaultdict[int, list[int]](list)  # ranks; where pairs of each begin
+        for i in range(len(word)):
+            self.wait(i)
 
-    for i in range(len(parts)):
-        wait(i)
-    while waiting:
-        rank = heappop(waiting)
-        for i in sorted(places.pop(rank)):
-            if rank_at(i) != rank:  # one of its parts was merged since
-                continue
-            taken = after[i]
-            parts[i], parts[taken], after[i] = parts[i] + parts[taken], "", after[taken]
-            if after[i] < len(parts):
-                before[after[i]] = i
-            wait(before[i])
-            wait(i)
-    return [part for part in parts if part]
+    def rank_at(self, i: int) -> int | None:
+        """The rank of the pair that begins with part i."""
+        if i < 0 or self.after[i] >= len(self.parts):
+            return None
+        return self.ranks.get((self.parts[i], self.parts[self.after[i]]))
+
+    def wait(self, i: int) -> None:
+        """Let the pair that begins with part i wait, if it has a rank."""
+        if (rank := self.rank_at(i)) is not None:
+            if rank not in self.places:
+                heappush(self.waiting, rank)
+            self.places[rank].append(i)
+
+    def merged(self) -> list[str]:
+        """The parts once no pair has a rank."""
+        parts, before, after = self.parts, self.before, self.after
+        while self.waiting:
+            rank = heappop(self.waiting)
+            for i in sorted(self.places.pop(rank)):
+                if self.rank_at(i) != rank:  # one of its parts was merged since
+                    continue
+                taken = after[i]
+                parts[i], parts[taken], after[i] = parts[i] + parts[taken], "", after[taken]
+                if after[i] < len(parts):
+                    before[after[i]] = i
+                self.wait(before[i])
+                self.wait(i)
+        return [part for part in parts if part]
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ class Trial(TypedDict):
     """What a training pass does beside computing embeddings."""
 
     untrained: list[str]  # parameters that the contrastive loss does not depend on
-    hidden: list[str]  # sentences: state that changes in the pass, or that it draws random numbers from
+    hidden: list[str]  # sentences: state that changes in the pass, or a generator of random numbers in a module
 
 
 def training_pass(model: Any) -> Trial:
@@ -26,15 +26,12 @@ def training_pass(model: Any) -> Trial:
     height, width = size if isinstance(size, tuple | list) else (size, size)
     length = getattr(model, "context_length", None) or model.text.context_length
     versions = {name: buffer._version for name, buffer in model.named_buffers()}
-    drawn_before = _states()
     image = model.encode_image(torch.zeros(2, 3, height, width, device="meta"), normalize=True)
     text = model.encode_text(torch.zeros(2, length, dtype=torch.int64, device="meta"), normalize=True)
     logits = model.logit_scale.exp() * image @ text.T
     (logits if model.logit_bias is None else logits + model.logit_bias).sum().backward()
     hidden = [f"{name} draws from {kind}" for name, kind in _own_generators(model)]
     hidden += [f"its buffer {name} changes" for name, b in model.named_buffers() if b._version != versions.get(name)]
-    if _states() != drawn_before:
-        hidden.append("it draws from the generator of Python or NumPy")
     return {"untrained": [name for name, p in model.named_parameters() if p.grad is None], "hidden": hidden}
 
 
@@ -42,8 +39,3 @@ def _own_generators(model: nn.Module) -> list[tuple[str, str]]:
     """Modules with a generator of their own, and what it is."""
     kinds = [(name, type(value)) for name, module in model.named_modules() for value in vars(module).values()]
     return [(name, f"a {kind.__name__} of its own") for name, kind in kinds if issubclass(kind, _GENERATORS)]
-
-
-def _states() -> tuple[Any, ...]:
-    numpy: Any = np.random.get_state()
-    return random.getstate(), numpy[1].tobytes(), numpy[2]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -168,10 +169,12 @@ def test_the_traceback_is_shown_with_the_environment_variable(monkeypatch, tmp_p
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_error_in_a_ray_data_task_is_shown_without_rays_wrapper(run_file, tmp_path):
-    """Ray wraps our error in one of its own, whose message does not name the cause."""
-    (tmp_path / "broken.parquet").write_bytes(b"no Parquet file at all")
-    out = jest("catalogue", run_file, "--set", f"data.shards={tmp_path}/broken.parquet")
+def test_an_error_in_a_ray_data_task_is_shown_without_rays_wrapper(run_file, shards, tmp_path):
+    """Ray wraps our error in one of its own, whose message does not name the cause. The first shard is read before."""
+    (tmp_path / "both").mkdir()
+    shutil.copy(f"{shards}/00000.parquet", tmp_path / "both" / "00000.parquet")
+    (tmp_path / "both" / "broken.parquet").write_bytes(b"no Parquet file at all")
+    out = jest("catalogue", run_file, "--set", f"data.shards={tmp_path}/both")
     assert out.returncode == 2
     assert re.fullmatch(r"jest: \S+broken.parquet is damaged, or is not Parquet: .*\n", out.stderr)
 

@@ -77,7 +77,7 @@ def test_a_second_writer_is_refused_with_who_and_since_when(tmp_path):
 
 
 def test_one_of_twenty_that_start_at_once_becomes_the_owner(folder):
-    starters = [Owner(folder, 100.0) for _ in range(20)]
+    starters = [Owner(folder, 6.0) for _ in range(20)]
     together = threading.Barrier(20)
 
     def start(one: Owner) -> bool:
