@@ -11,12 +11,15 @@ AGAIN, IN_VAIN = 1, 2  # exit statuses: the same command may be tried again, or 
 # A setting, a file, a permission or a package, which is the same when the command comes again; the last are botocore's
 _WRONG = {"ValueError", "ImportError", "FileNotFoundError", "FileExistsError", "PermissionError"}
 _WRONG |= {
+    "Damaged",  # ours, as text: what a worker raised has no base classes there
+    "Diverged",
     "IsADirectoryError",
     "NotADirectoryError",
     "NoCredentialsError",
     "PartialCredentialsError",
     "ProfileNotFound",
 }
+_OURS = r"(?:jest_)?(?:pipelines|core)\.[\w.]+"  # names of our own classes of errors
 # What a learner raises when another one has failed, and its collective finds nobody
 _LOST_ANOTHER = re.compile(r"(?i)gloo|nccl|DistBackendError|connection (closed|reset)|broken pipe")
 # What Ray says, in many lines, of a process that ended without an error of its own
@@ -38,7 +41,7 @@ def report(error: Exception) -> int:
     if not foreseen:
         lines = [f"unexpected {type(error).__name__}: {error}"]
     elif _is_rays(raised):
-        lines = [re.sub(r"^(ValueError|\w*\.?OSError|RuntimeError|FileNotFoundError): ", "", _reason(error))]
+        lines = [re.sub(rf"^({_OURS}|ValueError|\w*\.?OSError|RuntimeError|FileNotFoundError): ", "", _reason(error))]
     elif cause is None or raised is not error or str(cause) in str(error):  # else its cause is the stack of a worker
         lines = [str(raised)]
     else:
@@ -100,7 +103,7 @@ def _reason(error: BaseException) -> str:
 def _last_error(trace: str) -> str:
     """The last line that names an error which is not one of Ray's, as those are raised from it; else what Ray says."""
     lines = [line.strip() for line in trace.splitlines() if line.strip()] or ["no message"]
-    named = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
+    named = [line for line in lines if re.match(rf"(?!ray\.)({_OURS}|[\w.]*(Error|Exception)): ", line)]
     if not named and _KILLED.search(trace):
         return "a process was killed: the system had no memory left for it, or its machine went away"
     return named[-1] if named else lines[-1]

@@ -75,7 +75,8 @@ class ParquetShard(Shard):
         """Bytes of the pictures of a row group before compression, by the file's footer."""
         name, metadata = self.actual("image"), self.file.metadata.row_group(row_group)
         chunks = (metadata.column(i) for i in range(metadata.num_columns))
-        return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == name)
+        with naming(self.path):  # a damaged footer may have a column whose name is not text
+            return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == name)
 
     def _pictures(self, column: pa.Array | pa.ChunkedArray) -> pa.Array:
         """A column as large_binary. Raises ValueError where it does not hold bytes."""
