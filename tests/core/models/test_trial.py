@@ -73,6 +73,25 @@ class Numpy(nn.Module):
         return x * float(np.random.rand())
 
 
+class Once(nn.Module):
+    """Draws in the first pass alone, as another thread may."""
+
+    drawn = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.drawn:
+            self.drawn = True
+            random.random()
+            np.random.rand()
+        return x
+
+
+def test_numbers_that_another_thread_draws_meanwhile_are_not_the_models():
+    model = towers.without_weights("jest-tiny")
+    model.visual.ln_post = nn.Sequential(model.visual.ln_post, Once())
+    assert trial.training_pass(model) == {"untrained": [], "hidden": []}
+
+
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
