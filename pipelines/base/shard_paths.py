@@ -140,6 +140,11 @@ def _of_listing(listing: Listing, where: str) -> list[str]:
         raise FileNotFoundError(
             f"no shard at {where}: correct the path, or root; there are {_kinds(files)}, and {_FORMATS}"
         )
+    if not shards and listing:
+        raise FileNotFoundError(
+            f"no shard at {where}, but folders (such as {_name(min(listing))}): name those that have shards, or their "
+            "files by a glob such as */*.tar"
+        )
     stems = {_stem(path) for path in shards}
     if others := [path for path in visible if _stem(path) not in stems]:
         progress.warn("shards", f"{where}: {_kinds(others)} are not read; {_FORMATS}, and beside tars only those are")

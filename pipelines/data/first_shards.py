@@ -18,6 +18,7 @@ from .tars import TarShard
 _MEMBERS = 1000  # of a tar that are looked at
 _N_COMPARED = 8  # shards whose first rows are compared, at most
 _OPTIONAL = ("uid", "id", "url")  # an absent column of these is a way to derive uids from something else
+_NONE = "none"  # how messages call an absent column, which no similar name makes a mistake
 
 
 @storage.retried
@@ -44,7 +45,8 @@ def _first(run: Run, paths: Sequence[str]) -> Shard | None:
     """The first shard of a source that has rows, among its first few; of a tar only what comes first."""
     for path in islice(paths, 4):
         shard = TarShard(path, run.data.columns, None, _MEMBERS) if is_tar(path) else open_shard(path, run.data.columns)
-        if is_tar(path) and not set(run.data.columns.values()) <= shard.names:
+        needed = {column for name, column in run.data.columns.items() if name not in _OPTIONAL}
+        if is_tar(path) and not needed <= shard.names:
             shard = open_shard(path, run.data.columns)  # a key that few samples have may come later
         if sum(shard.row_group_sizes):
             return shard
@@ -54,7 +56,7 @@ def _first(run: Run, paths: Sequence[str]) -> Shard | None:
 def refuse_columns(columns: Mapping[str, str], shards: Sequence[Shard]) -> None:
     """Raises ValueError where no shard has a column that data.columns names."""
     for name, column in columns.items():
-        if not shards or any(column in shard.names for shard in shards):
+        if not shards or any(column in shard.names for shard in shards) or (name in _OPTIONAL and column == _NONE):
             continue
         near = get_close_matches(column, sorted(set().union(*(shard.names for shard in shards))), n=1)
         if near or name not in _OPTIONAL:

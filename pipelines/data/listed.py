@@ -142,9 +142,11 @@ def _named(names: Sequence[str], by: str) -> int | None:
 
 
 def _best(rows: Rows, by: str) -> list[str]:
-    """The first of the columns whose values have the form of what is listed most often."""
+    """The first of the columns whose values have the form of what is listed most often; of hashes the longest such, as
+    a row's number looks like one too."""
     sample = rows[:_SAMPLE]
     width = max((len(row) for row in sample), default=0)
     fits = [sum(_has_form(key(row[i], by), by) for row in sample if i < len(row)) for i in range(width)]
-    best = fits.index(max(fits)) if fits else 0
+    lengths = [sum(len(row[i]) for row in sample if i < len(row)) * (by == "hash") for i in range(width)]
+    best = max(range(width), key=lambda i: (fits[i], lengths[i]), default=0)
     return [row[best] for row in rows if best < len(row)]

@@ -49,7 +49,7 @@ class Place:
         uids, multiplicity = self.rows(row_group)
         if row_group >= len(shard.row_group_sizes) or shard.uids(row_group) != uids:
             raise ValueError(
-                f"{self.path}, row group {row_group}, changed since it was catalogued: run `jest catalogue` into a new "
-                "directory"
+                f"{self.path}, row group {row_group}, changed since it was catalogued, or an earlier version of jest "
+                "named rows without a URL, or read captions, otherwise: run `jest catalogue` into a new directory"
             )
         return uids, multiplicity

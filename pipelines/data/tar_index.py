@@ -63,6 +63,7 @@ class _Member(NamedTuple):
     offset: int
     size: int
     text: str | None
+    digest: str | None  # of a picture, until a uid or a URL names the samples of the tar
 
     @property
     def stem(self) -> str:
@@ -109,25 +110,32 @@ def scan(path: str, n_members: int | None = None) -> list[Sample]:
     with fs.open(inner, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
-                members = list(islice(_members(tar), n_members))
+                members = list(islice(_members(tar, file), n_members))
                 if n_members is None:
                     _refuse_more(file, tar.offset)
         except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:
             raise ValueError(f"{path} is no tar, or is cut off or damaged: {error}; replace it") from error
+        digests = {member.offset: member.digest for member in members if member.digest}
         samples = [sample for group in _joined(_groups(members)) for sample in _samples(group)]
         for sample in samples:
             if "member" in sample and not _is_named(fields(sample.get("json"))):
-                sample["digest"] = _digest(file, sample["offset"], sample["size"])
+                known = digests.get(sample["offset"])
+                sample["digest"] = known or _digest(file, sample["offset"], sample["size"])
     return samples
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
+def _members(tar: tarfile.TarFile, file: BinaryIO) -> Iterator[_Member]:
+    """Pictures are digested where they are passed: a second way through the tar would fetch all of it again."""
+    named = False
     for member in tar:
         split = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", member.name, re.DOTALL)  # as webdataset splits it
         if split and member.isreg() and not member.issparse():
             name, kind = member.name.encode("utf-8", "surrogateescape"), split[2].lower()
-            text = _text(tar, member, kind.rpartition(".")[2])
-            yield _Member(split[1], kind, name, member.offset_data, member.size, text)
+            suffix = kind.rpartition(".")[2]
+            text = _text(tar, member, suffix)
+            named = named or (suffix == "json" and _is_named(fields(text)))
+            digest = None if named or suffix not in IMAGES else _digest(file, member.offset_data, member.size)
+            yield _Member(split[1], kind, name, member.offset_data, member.size, text, digest)
         tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
 
 

@@ -135,3 +135,13 @@ def test_a_folder_named_like_a_file_stands_for_its_files(tmp_path):
     (tmp_path / "link.parquet").symlink_to(part)
     assert expand(["link"], str(tmp_path)) == [f"{tmp_path}/link/part-0.snappy.parquet"]
     assert expand(["link.parquet"], str(tmp_path)) == [f"{tmp_path}/link.parquet"]
+
+
+def test_a_glob_or_folder_that_has_folders_alone_says_so(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        (tmp_path / "parts" / name / "0.tar").touch()
+    for pattern in ("parts", "parts/*"):
+        with pytest.raises(FileNotFoundError, match=r"but folders \(such as a\)"):
+            shard_paths.expand([pattern], str(tmp_path))
+    assert len(shard_paths.expand(["parts/*/*.tar"], str(tmp_path))) == 2

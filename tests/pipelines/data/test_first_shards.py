@@ -77,6 +77,13 @@ def test_columns_of_one_source_or_of_few_samples_are_there(make_run, tmp_path):
     first_shards.check(make_run("x", "data.rules=[]", columns), by_source)
 
 
+def test_none_is_an_absent_column_for_which_no_tar_is_read_whole(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_shards, "open_shard", None)
+    path = tar_of(tmp_path / "a.tar", samples([{"caption": "a", "name": "b", "nose": 1}] * 5))
+    for column in ("uid", "id", "url"):
+        first_shards.check(make_run("x", "data.rules=[]", f"data.columns={{{column}: none}}"), [[path]])
+
+
 @pytest.mark.parametrize(
     ("rule", "match"),
     [

@@ -140,3 +140,8 @@ def test_entries_of_another_form_are_said(tmp_path: Path, capsys):
     assert "1 of 4 entries are no uid (32 hex digits), such as 'fourth'" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "list.txt").write_text("\n\n")
     assert listed.entries(f"{tmp_path}/list.txt", "uid") == []
+
+
+def test_of_columns_that_look_like_hashes_the_longest_counts(tmp_path):
+    (tmp_path / "l.csv").write_text("row,md5sum\n" + "\n".join(f"{i},{md5}" for i, md5 in enumerate(MD5)))
+    assert listed.entries(str(tmp_path / "l.csv"), "hash")[1:] == MD5

@@ -234,6 +234,19 @@ def test_urls_and_uids_name_samples_as_before_and_their_pictures_are_not_hashed(
     assert uids[2] == derive_uid(f"0002\x1f{digests[2]}", "c")
 
 
+def test_pictures_are_hashed_on_the_one_way_through_a_tar(tmp_path, monkeypatch):
+    """On S3 a second one would fetch all of it again."""
+    back, digest = [], tar_index._digest
+    monkeypatch.setattr(
+        tar_index,
+        "_digest",
+        lambda file, offset, size: (back.append(file.tell() > offset), digest(file, offset, size))[1],
+    )
+    index, _ = tar_index.index_of(tar_of(tmp_path / "a.tar", samples([{"caption": "a"}] * 5)))
+    assert back == [False] * 5
+    assert len(set(index["digest"].to_pylist()) - {None}) == 5
+
+
 def test_an_index_of_an_earlier_version_names_samples_as_that_did(tmp_path):
     path = tar_of(tmp_path / "a.tar", samples([{"caption": "c"}] * 3))
     index = f"{path}.index"
