@@ -5,8 +5,10 @@ from typing import Any
 
 import yaml
 
-MOST_CHARACTERS = 4 << 20  # of a run file; PyYAML reads a million in some seconds
-_MOST_VALUES = 100_000  # with those that an alias repeats
+MOST_CHARACTERS = (
+    32 << 20
+)  # of a run file, with LAION-5B's 231,350 shards written out; PyYAML reads a million in seconds
+_MOST_VALUES = 100_000  # with those that an alias repeats; more where the text has as many characters
 _GLOBS = "name many shards by a glob or a brace range"
 _INTEGER, _DATE = "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp"
 
@@ -45,9 +47,10 @@ def read(text: str, source: str) -> Any:
         raise ValueError(f"{source} has brackets within brackets, hundreds deep: remove them") from None
     except Exception as error:  # of many types: a number that Python does not read, `!!bool x`, `!!timestamp x`
         raise ValueError(f"{source} is not YAML: {str(error).replace('<unicode string>', source)}") from error
-    if _count(value, {}) > _MOST_VALUES:
+    most = max(_MOST_VALUES, len(text))
+    if _count(value, {}) > most:
         raise ValueError(
-            f"{source} has more than {_MOST_VALUES:,} values, with those that an alias such as *name repeats: {_GLOBS}"
+            f"{source} has more than {most:,} values, with those that an alias such as *name repeats: {_GLOBS}"
         )
     return value
 
@@ -57,7 +60,7 @@ def _count(value: Any, counted: dict[int, int]) -> int:
     if not isinstance(value, (dict, list, tuple, set)):
         return 1
     if id(value) not in counted:
-        counted[id(value)] = _MOST_VALUES + 1  # should it contain itself
+        counted[id(value)] = MOST_CHARACTERS + 1  # should it contain itself
         inside = [*value, *value.values()] if isinstance(value, dict) else value
         counted[id(value)] = 1 + sum(_count(each, counted) for each in inside)
     return counted[id(value)]

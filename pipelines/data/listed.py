@@ -68,8 +68,8 @@ def entries(path: str, by: str) -> list[str]:
             column = _of_text(data, path, by)
     values = [value for text in column if (value := key(text, by))]
     odd = [value for value in values if not _has_form(value, by)]
-    if odd and len(odd) == len(values):
-        other = next((f", or set `by: {kind}`" for kind in _FORMS if kind != by and _has_form(odd[0], kind)), "")
+    other = next((f", or set `by: {kind}`" for kind in _FORMS if kind != by and odd and _has_form(odd[0], kind)), "")
+    if odd and len(odd) == len(values) and (other or by != "url"):  # data.columns may name another column for the URL
         raise ValueError(
             f"{path}: none of its {len(values):,} entries is a {_FORMS[by][1]}, such as {odd[0][:80]!r}, so it matches "
             f"nothing: correct the list{other}"

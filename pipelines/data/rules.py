@@ -60,7 +60,8 @@ def _version(rule: DenyRule | SubsetRule, run: Run) -> str:
     path = run.path(rule.file)
     fs, inner = storage.filesystem(path)
     if fs.isfile(inner):
-        return hashlib.sha256(storage.read_bytes(path)).hexdigest()
+        with fs.open(inner, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(rule, DenyRule) or not fs.exists(inner):
         raise FileNotFoundError(f"the rule {rule.rule} names {rule.file}, and {path} is no file: correct it")
     return storage.fingerprint(manifests.read(path))
