@@ -14,7 +14,7 @@ mount -t proc -o hidepid=2 proc /proc || exit 77
 setpriv --reuid 65534 --regid 65534 --clear-groups "$0" -c '
 from pipelines.base import owner_files
 record = owner_files.of_this_process(45)
-print([owner_files.state_of({**record, "pid": pid, "started": "1"}, set()) for pid in (1, 1 << 20)])'
+print([owner_files.state_of({**record, "pid": pid, "started": "1"}, set()) for pid in (1, 1 << 20)])' || exit 2
 """
 
 
