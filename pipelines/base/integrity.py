@@ -68,8 +68,8 @@ def _tail(file: BinaryIO) -> bytes:
     size = file.seek(0, io.SEEK_END)
     tail = _last(file, min(size, _TAIL))
     wanted = _footer_bytes(tail) + _SEAL_BYTES
-    if len(tail) < wanted <= size:
-        tail = _last(file, wanted)
+    if len(tail) < wanted and _footer_bytes(tail) <= size:
+        tail = _last(file, min(wanted, size))
     seal, footer = tail[-wanted : _SEAL_BYTES - wanted], tail[_SEAL_BYTES - wanted :]
     is_sealed = len(tail) >= wanted and seal.startswith(_SEAL)
     if is_sealed and seal != _SEAL + hashlib.sha256(footer).digest():

@@ -143,7 +143,7 @@ class Owner:
         self._over.set()
         _owners.discard(self._record["id"])
         with contextlib.suppress(Exception):  # of storage that fails now: whoever comes next looks for a lease
-            if self._generation:
+            if self._generation and os.getpid() == self._record["pid"]:  # not a fork of the owner, which ends
                 self.token.check()
                 with self._lock:
                     self._record["released"] = True

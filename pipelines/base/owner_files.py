@@ -138,7 +138,8 @@ def _place() -> list[str]:
 
 
 def _process_state(pid: int) -> tuple[str, str]:
-    """When a process started, in a form that no change of the clock changes, and its state; empty where it is gone."""
+    """When a process started, in a form that no change of the clock changes, and its state; empty where it is gone. Of
+    a process that the system does not show to this user, only that: `hidden`."""
     try:
         if _BOOT_ID.exists():
             values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -148,7 +149,18 @@ def _process_state(pid: int) -> tuple[str, str]:
         gone = status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
         return ("", "") if gone else (str(process.create_time()), "T" if status == psutil.STATUS_STOPPED else "")
     except (OSError, psutil.Error):
-        return "", ""
+        return "", "hidden" if _is_anothers(pid) else ""
+
+
+def _is_anothers(pid: int) -> bool:
+    """Whether another user's process has this id: with /proc mounted as hidepid, only a signal finds out."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def state_of(record: Record, own: set[str]) -> str:
@@ -158,6 +170,8 @@ def state_of(record: Record, own: set[str]) -> str:
     if record["place"] != _place():
         return "unknown"
     started, state = _process_state(record["pid"])
+    if state == "hidden":
+        return "unknown"
     if started != record["started"] or (record["pid"] == os.getpid() and record["id"] not in own):
         return "gone"
     return "unknown" if state in ("T", "t") else "runs"

@@ -78,7 +78,10 @@ def _todo(run: Run, directory: str) -> list[int]:
         if not wanted <= {(line["key"], line.get("protocol", "")) for line in there}:
             return False
         weights = {line["checkpoint"] for line in there if "checkpoint" in line}
-        return not weights or weights == {digest(checkpoints.path_of(directory, step))}
+        try:
+            return not weights or weights == {digest(checkpoints.path_of(directory, step))}
+        except FileNotFoundError:  # the run has removed it since it was listed
+            return True
 
     return [step for step in checkpoints.steps(directory) if not is_done(step)]
 
@@ -170,10 +173,11 @@ def _of_checkpoint(run: Run, step: int) -> list[Line]:
 def _is_of_the_run(directory: str, step: int, version: str) -> bool:
     """Whether the run has not gone back before a checkpoint since it was read in this version. A file that is gone was
     one of its older ones, where later ones are there."""
-    steps = checkpoints.steps(directory)
-    if step in steps:
+    newest = (checkpoints.steps(directory) or [0])[-1]
+    try:
         return storage.version(checkpoints.path_of(directory, step)) == version
-    return step < (steps or [0])[-1]
+    except FileNotFoundError:
+        return step < newest
 
 
 def _evaluate(run: Run, pair: Towers, step: int, weights: str) -> list[Line]:

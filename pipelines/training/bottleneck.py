@@ -49,6 +49,9 @@ def limit(lines: Sequence[MetricsLine], *, gpus: float) -> str:
 
     gpus: of each learner.
     """
-    part, share = next(found for found in shares(lines[1:] or lines).items() if found[0] in REMEDIES)
+    found = [(part, share) for part, share in shares(lines[1:] or lines).items() if part in REMEDIES]
+    if not found:
+        return "the lines of metrics.jsonl do not say how long its steps took"  # lost, and made again from the log
+    part, share = found[0]
     on_a_gpu = f"{ON_A_GPU[part]}; " if gpus and part in ON_A_GPU else ""
     return f"limited by {part}, {share:.0%} of the time; what shortens it: {on_a_gpu}{REMEDIES[part]}"

@@ -55,8 +55,9 @@ MetricsLine = TypedDict(
 def read(run_dir: str) -> list[MetricsLine]:
     """The lines of a run's metrics.jsonl, a line for each step from 1. Raises Damaged where one is lost."""
     path = path_of(run_dir)
+    # first, of a run that trains: the lines are written before the checkpoint
+    reached = max([1, *checkpoints.steps(run_dir)[-1:]])
     lines = storage.read_lines(path)
-    reached = max([1, *checkpoints.steps(run_dir)[-1:]])  # the lines are written before the checkpoint
     for step, line in enumerate([*lines, *[None] * (reached - len(lines))], 1):
         if not isinstance(line, dict) or line.get("step") != step:
             raise Damaged(f"{path} has no line of step {step} in its place: restore the file from a copy")

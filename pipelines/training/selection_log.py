@@ -60,8 +60,9 @@ class SelectionLog:
             storage.write_table(f"{self.directory}/steps-{name}", summaries)
             if len(bad := pa.concat_tables(step.bad_rows for step in steps)):
                 storage.write_table(f"{self.directory}/bad-{name}", bad)
-            self.committed = [*(part for part in self.committed if part != name), name]  # a try that failed is repeated
-            commits.write(self.run_dir, self.committed)
+            committed = [*(part for part in self.committed if part != name), name]  # a try that failed is repeated
+            commits.write(self.run_dir, committed)
+            self.committed = committed
         return self.committed
 
 

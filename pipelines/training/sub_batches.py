@@ -101,15 +101,17 @@ class SubBatches:
         if self.rank == 0:
             content = checkpoints.content(self.step, self.pair, self.optimizer)
             checkpoints.refuse_not_finite(content["state_dict"])
+            parts = storage.retried(self._log.commit)(self._log.steps)
+            self._log.take()  # only now: a loop that goes on after an error here has them in its next checkpoint
             state: checkpoints.State = {
                 "step": self.step,
                 "seconds": 0.0,
-                "log_parts": self._log.commit(self._log.take()),
+                "log_parts": parts,
                 "open_clip_config": configurations.open_clip_config(self.pair.name, self.pair.inputs),
             }
             if self._reference is not None:
                 state["reference"] = self._reference.record
-            checkpoints.write(self.directory, self.step, content | {"jest": state})
+            storage.retried(checkpoints.write)(self.directory, self.step, content | {"jest": state})
             if self.step == self.run.n_steps:
                 manifest = {"stage": "sub-batches", "complete": True, "config": run_file.identity(self.run)}
                 manifests.finish(self.directory, {**manifest, "steps": self.step})

@@ -87,6 +87,12 @@ def test_a_sealed_table_is_plain_parquet_and_one_without_a_seal_is_read(table, t
     assert storage.open_parquet(f"{tmp_path}/plain.parquet").read().equals(table)
 
 
+def test_a_file_that_is_little_but_its_footer_is_whole(tmp_path):
+    names = [f"column {i}" for i in range(1500)]
+    pq.ParquetWriter(f"{tmp_path}/plain.parquet", pa.schema(dict.fromkeys(names, pa.string()))).close()
+    assert storage.open_parquet(f"{tmp_path}/plain.parquet").read().column_names == names
+
+
 def test_footers_of_any_size_are_verified(tmp_path):
     wide = pa.table({f"column {i}": [i] for i in range(1500)})  # a footer that is longer than what is read at first
     for table, groups in ((wide, [1]), (pa.table({"a": pa.array([], pa.int64())}), []), (pa.table({}), None)):

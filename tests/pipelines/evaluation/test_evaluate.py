@@ -115,6 +115,29 @@ def test_watching_continues_until_the_run_has_finished(pictures, tmp_path, monke
     assert seen == [line["step"] for line in lines] == [1, 2]
 
 
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_not_evaluated(pictures, tmp_path, monkeypatch):
+    run = run_of(pictures, [SETS[1]], str(tmp_path / "pruned"))
+    directory = run.path(run.run_dir)
+    (spec,), listed, lines = evaluate._sets(run), checkpoints.steps, []
+    for step in (1, 2):
+        path = checkpoints.path_of(directory, step)
+        storage.write_bytes(path, b"weights")
+        facts = {"step": step, "protocol": evaluate.protocol(run, spec), "checkpoint": evaluate.digest(path)}
+        lines += [{"key": f"{spec.name}/{task}", **facts} for task in spec.tasks]
+    storage.write_bytes(f"{directory}/{results.FILE}", "\n".join(map(json.dumps, lines)).encode())
+    version = storage.version(checkpoints.path_of(directory, 1))
+
+    def steps(directory: str) -> list[int]:
+        there = listed(directory)
+        storage.remove(checkpoints.path_of(directory, 1))  # the run keeps the last one, and removes it just then
+        return there
+
+    monkeypatch.setattr(checkpoints, "steps", steps)
+    assert evaluate._todo(run, directory) == []
+    storage.write_bytes(checkpoints.path_of(directory, 1), b"weights")
+    assert evaluate._is_of_the_run(directory, 1, version)
+
+
 def test_a_changed_class_file_is_evaluated_again_and_other_sets_are_kept(pictures, tmp_path):
     (tmp_path / "classes.json").write_text((SMALL / "classes.json").read_text())
     run = run_of(pictures, SETS[:1], str(tmp_path / "run"))

@@ -36,6 +36,10 @@ def test_the_slowest_part_is_named_with_its_remedy(part: str):
     assert bottleneck.ON_A_GPU.get(part, "") in on_gpus
 
 
+def test_lines_without_times_are_said_to_have_none():
+    assert bottleneck.limit([{"step": 1}, {"step": 2}], gpus=0).endswith("do not say how long its steps took")
+
+
 def test_a_remedy_names_settings_that_exist():
     from jest_core.run_file import Run
 

@@ -115,3 +115,15 @@ def test_whole_lines_are_kept_as_they_are_and_later_ones_removed(run):
     opened(run, 0)
     assert not storage.exists(path)
     assert json.loads(before.splitlines()[0])["step"] == 1
+
+
+def test_lines_and_a_checkpoint_that_are_written_while_they_are_read_are_no_loss(run, monkeypatch):
+    directory, read_lines = run.path("joint"), storage.read_lines
+
+    def then_a_checkpoint(path: str) -> list:
+        lines = read_lines(path)
+        checkpoints.write(directory, STEPS + 1, {})
+        return lines
+
+    monkeypatch.setattr(storage, "read_lines", then_a_checkpoint)
+    assert [line["step"] for line in metrics_line.read(directory)] == list(range(1, STEPS + 1))

@@ -56,6 +56,18 @@ def test_readers_see_what_a_checkpoint_commits_and_each_step_once(tmp_path):
     assert again.commit(again.take()) == parts  # a checkpoint without a new step
 
 
+def test_steps_whose_part_could_not_be_committed_are_in_the_next_one(tmp_path, monkeypatch):
+    log = SelectionLog(str(tmp_path), [])
+    for number in range(4):
+        log.add(step(number))
+        if number == 1:
+            with monkeypatch.context() as failing:
+                failing.setattr(commits, "write", lambda *_: (_ for _ in ()).throw(OSError("storage that fails now")))
+                with pytest.raises(OSError, match="storage"):
+                    log.commit(log.steps)
+    assert log.commit(log.take()) == ["00000000-00000003.parquet"]
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
