@@ -82,7 +82,7 @@ class Owner:
         before: tuple[int, bytes] | None = None
         still, looked = 0.0, time.monotonic()  # for how long the other owner's file has not changed
         while True:
-            number = owner_files.latest(self.directory)
+            number = storage.retried(owner_files.latest)(self.directory)
             content = owner_files.content(self.directory, number)
             other = owner_files.parsed(content)
             lease = other["lease"] if other else lease
@@ -157,7 +157,8 @@ class Owner:
         began, mine = _clock(), {**self._record, "released": False}
         owner_files.create_only(owner_files.path_of(self.directory, number), json.dumps(mine).encode())
         there = owner_files.parsed(owner_files.content(self.directory, number))
-        if there is None or there["id"] != self._record["id"] or owner_files.latest(self.directory) != number:
+        latest = storage.retried(owner_files.latest)(self.directory)
+        if there is None or there["id"] != self._record["id"] or latest != number:
             return False
         self._generation, self._beaten = number, began
         for name in storage.names(f"{self.directory}/{owner_files.FOLDER}"):
@@ -249,7 +250,7 @@ def claim(directory: str) -> Owner:
     there = scope.owners.get(directory)
     if there is not None and there is _process.owners.get(directory):
         try:
-            there.check()
+            storage.retried(there.check)()
         except Lost:  # removed, or made by another process, since a notebook began there
             there = None
     if there is None:

@@ -53,9 +53,8 @@ def path_of(directory: str, number: int) -> str:
     return f"{directory}/{FOLDER}/{name_of(number)}"
 
 
-@storage.retried
 def latest(directory: str) -> int:
-    """The number of the latest owner; 0 where there was none."""
+    """The number of the latest owner; 0 where there was none. Not tried again: a write that asks is tried again."""
     return max(map(number_of, storage.names(f"{directory}/{FOLDER}")), default=0)
 
 
@@ -102,7 +101,7 @@ def of_this_process(lease: float) -> Record:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container may have no name for its user
         user = f"user {os.getuid()}"
-    ray_job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    ray_job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata") or {}
     jobs = {"Slurm": os.environ.get("SLURM_JOB_ID"), "Ray": ray_job.get("job_submission_id")}
     return {
         "id": uuid.uuid4().hex,

@@ -130,7 +130,7 @@ def _evaluate_all(run: Run, directory: str) -> None:
     with progress.bar("evaluate", len(todo), "checkpoints") as advance:
         for lines in _on_cluster(run, todo) if not cluster.is_local() else map(partial(_of_checkpoint, run), todo):
             if lines:
-                here.check()
+                storage.retried(here.check)()
                 results.replace(run, lines)
             advance(1)
 

@@ -256,7 +256,7 @@ def learn_as_worker(settings: WorkerSettings) -> None:
     )
     try:
         with owner.working_for(settings["owner"]):
-            settings["owner"].check()
+            storage.retried(settings["owner"].check)()
             loop.learn(run_file.load(settings["run"]), settings["board"], place)
     except storage.Lost as error:
         settings["board"].fail(str(error))  # a restart would fail there again
