@@ -112,7 +112,7 @@ def test_a_run_file_is_utf_8_text(run_file, tmp_path):
             arguments.load(file, overrides)
     with copy.open("wb") as file:
         file.truncate(1 << 40)  # a terabyte, of which the disk has nothing
-    with pytest.raises(ValueError, match=r"copy\.yaml has 16,777,217 characters, and a run file 4,194,304 at most"):
+    with pytest.raises(ValueError, match=r"copy\.yaml has 134,217,729 characters, and a run file 33,554,432 at most"):
         arguments.load(copy, None)
 
 

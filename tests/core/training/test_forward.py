@@ -80,6 +80,7 @@ def test_bfloat16_changes_little_and_keeps_embeddings_in_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "overrides",
     [
