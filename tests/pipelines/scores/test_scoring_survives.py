@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 def run_in(folder: Path, scores: str, *overrides: str) -> Run:
     """A run over the folder's shards."""
-    text = RUN.format(root=folder, name=Path(scores).name, shards=folder / "shards")
+    text = RUN.format(root=folder, name=f"run-{Path(scores).name}", shards=folder / "shards")
     return run_file.load(text, [f"reference.scores={scores}", *overrides])
 
 

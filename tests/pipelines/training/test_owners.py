@@ -42,7 +42,7 @@ def test_a_second_command_is_refused_and_follows_one_that_is_stopped_which_then_
         before = files(directory)
         first.process.send_signal(signal.SIGCONT)
         assert first.exit_status() == 1, first.output
-        assert "was taken over by" in first.output.splitlines()[-1]
+        assert "was taken over by" in first.output.splitlines()[-2]
         assert files(directory) == before
     assert checkpoints.steps(str(directory))[-1] == run.n_steps
     assert selection_log.read(str(directory))["step"].to_pylist()[-1] == run.n_steps - 1
