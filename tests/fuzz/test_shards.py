@@ -68,14 +68,18 @@ def table_of(more: dict[str, Any]) -> pa.Table:
     return pa.table({"uid": uids, "caption": captions, "image": images} | more)
 
 
-def test_parquet(parquets: list[bytes], tmp_path: Path):
-    path = tmp_path / "shard.parquet"
+def fuzz_files(target: str, n_cases: int, whole: list[bytes], path: Path) -> None:
+    """Mutations of whole shards are read, or refused with their path."""
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
         read_or_refused(path, lambda: rows_of(path))
 
-    fuzz("parquet", 400, lambda rng: mutated(one_of(parquets, rng), rng, one_of(parquets, rng)), check)
+    fuzz(target, n_cases, lambda rng: mutated(one_of(whole, rng), rng, one_of(whole, rng)), check)
+
+
+def test_parquet(parquets: list[bytes], tmp_path: Path):
+    fuzz_files("parquet", 400, parquets, tmp_path / "shard.parquet")
 
 
 def odd_values(rng: Generator, depth: int = 0) -> pa.Array:
@@ -142,13 +146,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def test_tars(tars: list[bytes], tmp_path: Path):
-    path = tmp_path / "shard.tar"
-
-    def check(data: bytes) -> None:
-        path.write_bytes(data)
-        read_or_refused(path, lambda: rows_of(path))
-
-    fuzz("tars", 300, lambda rng: mutated(one_of(tars, rng), rng, one_of(tars, rng)), check)
+    fuzz_files("tars", 300, tars, tmp_path / "shard.tar")
 
 
 def test_indices_of_tars(tars: list[bytes], tmp_path: Path):
