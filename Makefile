@@ -43,7 +43,7 @@ smoke: install ## a few steps of everything
 test: install-dev ## the suite; what takes minutes by itself is left to test-long
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not endurance and not chaos" --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
-test-fast: install-dev ## what needs neither Ray nor S3 and is quick, on two processes: a minute and a half
+test-fast: install-dev ## what needs neither Ray nor S3 and is quick, on two processes: two minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m fast --jaxtyping-packages=jest_core,beartype.beartype $(ARGS)
 
 test-oldest: ## test-fast, and what compiles, on the oldest Python that is here, in .venv-oldest
