@@ -81,6 +81,8 @@ def _tokens(caption: str) -> Iterator[int]:
 
 def _clean(caption: str) -> str:
     """With broken encodings and HTML entities repaired, one space between words, in lower case."""
+    if caption.isascii() and caption.isprintable() and "&" not in caption:  # most captions: nothing to repair
+        return " ".join(caption.split()).lower()
     repaired = ftfy.fix_text(caption)
     with suppress(ValueError):  # of &#999...; with more digits than Python reads
         repaired = html.unescape(html.unescape(repaired))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jest_core import tables
@@ -86,8 +85,15 @@ class Catalogue:
 
     def row_group_sizes(self, shard: int) -> list[int]:
         """Number of rows of each row group of a shard."""
-        sizes: list[int] = self.row_groups.filter(pc.equal(self.row_groups["shard"], shard))["rows"].to_pylist()
+        first, last = self._first_row_groups[shard : shard + 2].tolist()
+        sizes: list[int] = self.row_groups["rows"].slice(first, last - first).to_pylist()
         return sizes
+
+    @cached_property
+    def _first_row_groups(self) -> NDArray[np.int64]:
+        """Where each shard begins in `row_groups`, which is sorted by shard; and the number of its rows."""
+        shards = self.row_groups["shard"].to_numpy()
+        return np.searchsorted(shards, np.arange(len(self.shards) + 1))
 
     def by_row_group(self, rows: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
         """Rows, given as (shard, row of the shard), by (shard, row group): for each its row within the row group, and

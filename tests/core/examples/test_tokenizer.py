@@ -52,6 +52,13 @@ def test_any_text_is_tokenised_as_open_clip_does(captions: list[str]):
     assert ClipTokenizer()(captions).tolist() == OPEN_CLIP(captions).tolist()
 
 
+@given(st.text([chr(i) for i in range(32, 127)], max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_printable_ascii_is_tokenised_as_open_clip_does(caption: str):
+    """Such text is not repaired, unless it has an entity."""
+    assert ClipTokenizer()([caption]).tolist() == OPEN_CLIP([caption]).tolist()
+
+
 @given(
     st.text("abcdefghijklmnopqrstuvwxyzé<", min_size=30, max_size=400),
     st.sampled_from(["th", "er", "ing", "aa", "photo"]),
