@@ -29,7 +29,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 
 from . import errors
-from .base import progress
+from .base import progress, tokens
 from .stages import named, refuse
 
 _POLL_SECONDS = 2.0
@@ -150,6 +150,13 @@ def _client(address: str) -> Any:
 
         logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+        if address.startswith(("http://", "https://")):
+            tokens.agree_with_dashboard(address)
         return JobSubmissionClient(address)
     except ImportError as error:
         raise ValueError("`jest submit` speaks to Ray's dashboard: pip install jest[cluster]") from error
+    except ConnectionError:
+        raise ConnectionError(
+            f"no Ray dashboard answers at {address}: correct --address or RAY_API_SERVER_ADDRESS, or forward its port: "
+            "kubectl port-forward service/NAME-head-svc 8265, or ssh -L 8265:127.0.0.1:8265 HEAD"
+        ) from None

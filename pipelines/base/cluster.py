@@ -7,26 +7,21 @@ import gc
 import importlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import psutil
-
+from . import local_ray, tokens, waiting
+from .local_ray import is_own as is_own
+from .local_ray import local_object_store_bytes as local_object_store_bytes
 from .log_level import LogLevel, shows
 
 _DATA_CPUS = 2  # concurrent read tasks of one learner
-_GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_FOLDER = "jest-ray-"  # and the process id: the folder of a local Ray's sockets and logs
-_PATIENCE = 5.0  # seconds that Ray's processes get to end by themselves
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -37,39 +32,44 @@ class Stoppable(Protocol):
 
 
 _readers: weakref.WeakSet[Stoppable] = weakref.WeakSet()  # `disconnect` stops them first
+_watch: waiting.Watch | None = None
 
 
 def connect() -> None:
-    """Start or join Ray; a second call does nothing."""
+    """Start or join Ray; a second call does nothing.
+
+    Raises PermissionError where the cluster of RAY_ADDRESS asks for another token than the one here, and
+    ConnectionError where it cannot be joined.
+    """
+    global _watch
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     shown = shows(LogLevel.debug)
     import ray
 
     if ray.is_initialized():
         return
-    if not is_local():
+    waiting.minutes()  # raises where it is wrong
+    if is_local():
+        atexit.register(disconnect)  # where a user's program calls jest, not the command line
+        local_ray.start(shown=shown)
+    else:
+        _join(os.environ["RAY_ADDRESS"], shown=shown)
+    _watch = waiting.Watch(alone=is_local())
+
+
+def _join(address: str, *, shown: bool) -> None:
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if "://" not in address and (found := canonicalize_bootstrap_address(address)) is not None:
+        tokens.agree_with_cluster(found)
+    try:
         ray.init(log_to_driver=shown, logging_level=logging.INFO if shown else logging.ERROR)
-        return
-    os.environ.setdefault(
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
-    )  # one process less, which watches for preempted nodes
-    _remove_stale_folders()
-    atexit.register(disconnect)  # where a user's program calls jest, not the command line
-    cores = os.cpu_count() or 1
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        "local",  # never join a Ray that another program has started on this machine
-        # more CPUs than there are: an actor pool that reserves all CPUs would leave none to the tasks that read for it,
-        # and the pipeline would never start
-        num_cpus=max(8, 2 * cores),
-        include_dashboard=False,
-        object_store_memory=local_object_store_bytes(),
-        log_to_driver=shown,
-        logging_level=logging.INFO if shown else logging.ERROR,
-        _temp_dir=str(_folder()),
-    )
-    if on_sigterm is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced the handler
+    except (ConnectionError, RuntimeError) as error:
+        raise ConnectionError(
+            f"RAY_ADDRESS={address} cannot be joined: {error}. Only a process on one of the cluster's machines can, "
+            "with the cluster's versions of Ray and Python; from elsewhere `jest submit` sends the stages as a job"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -124,22 +124,37 @@ def disconnect() -> None:
 
 
 def _leave() -> None:
-    folder = _folder()
+    global _watch
+    if _watch is not None:
+        _watch.stop()
+        _watch = None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # reads under way fail now; their errors say nothing
-    if not is_own():
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+    if is_own():
+        local_ray.leave()
+    elif "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    tokens.restore()
+
+
+def is_joined() -> bool:
+    """Whether this process has started or joined a Ray, and has not left it."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def kill_own(name: str) -> None:
+    """Kill the actors of this process, and all processes of a local Ray that it started, whose class or command line
+    contains `name`."""
+    if is_own():
+        local_ray.kill(name)
         return
     import ray
+    from ray._private import state
 
-    processes = _own_processes()
-    ray.shutdown()
-    _, alive = psutil.wait_procs(processes, timeout=_PATIENCE)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=_PATIENCE)
-    _remove(folder)
+    worker: Any = ray._private.worker.global_worker
+    for actor_id, actor in state.actors(job_id=worker.current_job_id).items():
+        if name in actor["ActorClassName"] and actor["State"] != "DEAD":
+            with contextlib.suppress(ray.exceptions.RayError):
+                worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)  # for good
 
 
 @contextlib.contextmanager
@@ -166,69 +181,6 @@ def cleared_up() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def kill_own(name: str) -> None:
-    """SIGKILL the processes of the local Ray that `connect` started whose command line contains `name`."""
-    for process in _own_processes():
-        if name in " ".join(_command(process)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
-def _own_processes() -> list[psutil.Process]:
-    """The servers of the local Ray that `connect` started, and the processes that those started."""
-    folder, processes = str(_folder()), []
-    for process in psutil.Process().children():
-        if folder in " ".join(_command(process)):
-            processes.append(process)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                processes += process.children(recursive=True)
-    return processes
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def _folder() -> Path:
-    """The folder of the local Ray that this process starts. Short, because the paths of sockets have to be."""
-    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"{_FOLDER}{os.getpid()}"
-
-
-def _remove(folder: Path) -> None:
-    """Remove the folder of a local Ray whose command has ended, and end what is left of its processes: those that lost
-    their parent, and hang."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if _is_left_of(folder, process):
-                process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_left_of(folder: Path, process: psutil.Process) -> bool:
-    """Whether a process of that Ray has outlived the one that started it. The command line of a worker is its title;
-    its logs are in the folder."""
-    words = process.cmdline() or [""]
-    if words[0].startswith("ray::"):
-        return any(file.path.startswith(f"{folder}/") for file in process.open_files())
-    return f"{folder}/" in " ".join(words) and process.ppid() == 1
-
-
-def _remove_stale_folders() -> None:
-    """Remove what is left of processes that were killed."""
-    for folder in _folder().parent.glob(f"{_FOLDER}*"):
-        pid = folder.name.removeprefix(_FOLDER)
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            _remove(folder)
-
-
-def local_object_store_bytes() -> int:
-    """Size of the object store of a local Ray."""
-    return int(min(2 * _GIB, 0.15 * psutil.virtual_memory().available))
-
-
 def n_cores() -> int:
     """Cores that this process may use; all of the machine where the system does not say."""
     if hasattr(os, "process_cpu_count"):  # since Python 3.13
@@ -253,11 +205,6 @@ def data_cpus(n_learners: int) -> int:
     import ray
 
     return min(_DATA_CPUS, max(1, n_cores() // n_learners)) if len(ray.nodes()) == 1 else _DATA_CPUS
-
-
-def is_own() -> bool:
-    """Whether a local Ray that `connect` has started is running."""
-    return _folder().exists()
 
 
 def is_local() -> bool:

@@ -25,6 +25,7 @@ console = Console(highlight=False)
 if not console.is_terminal:
     console = Console(highlight=False, width=132)  # a log file has no width
 _LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
+_moved = 0.0  # when the progress of a stage last advanced
 
 
 def say(stage: str, text: str) -> None:
@@ -54,12 +55,29 @@ class _Rate(ProgressColumn):
 Advance = Callable[..., None]
 
 
+def moved() -> float:
+    """When the progress of a stage last advanced, by time.monotonic(); 0.0 if it never has."""
+    return _moved
+
+
 @contextlib.contextmanager
 def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
     """Show the progress of a stage; the block calls advance(n, note="...") after every n units of work.
 
     total: units of work in all. start: units that an earlier try has done. Rate and time left are always shown.
     """
+    with _bar(stage, total, unit, start) as show:
+
+        def advance(n: int, note: str = "") -> None:
+            global _moved
+            _moved = time.monotonic()
+            show(n, note=note)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(stage: str, total: int, unit: str, start: int) -> Iterator[Advance]:
     if not shows(LogLevel.info):
         yield lambda n, note="": None
         return

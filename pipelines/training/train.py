@@ -197,10 +197,10 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
 
 
 def _give_up(over: threading.Event) -> None:
-    """End the actor for which the thread waits, in a Ray that this process started: Ray's shutdown would end the whole
-    process at once while one of its threads waits for an actor."""
+    """End the actor for which the thread waits: Ray's shutdown would end the whole process at once while one of its
+    threads waits for an actor."""
     deadline = time.monotonic() + _PATIENCE
-    while not over.is_set() and cluster.is_own() and time.monotonic() < deadline:
+    while not over.is_set() and cluster.is_joined() and time.monotonic() < deadline:
         cluster.kill_own("TrainController")  # which may be starting up
         over.wait(0.2)
 

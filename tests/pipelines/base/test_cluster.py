@@ -10,7 +10,7 @@ import psutil
 import pytest
 import ray
 
-from pipelines.base import cluster
+from pipelines.base import cluster, local_ray
 from pipelines.base.prefetch import prefetch
 
 
@@ -18,7 +18,7 @@ from pipelines.base.prefetch import prefetch
 def disconnected(monkeypatch, tmp_path) -> threading.Event:
     """An event that is set when `cluster.disconnect` shuts Ray down; no test here starts a real one."""
     event = threading.Event()
-    monkeypatch.setattr(cluster, "_folder", lambda: tmp_path / "none")
+    monkeypatch.setattr(local_ray, "_folder", lambda: tmp_path / "none")
     monkeypatch.setattr(ray, "shutdown", event.set)
     return event
 
@@ -154,7 +154,7 @@ def test_a_worker_that_outlived_its_command_ends_with_the_folder_of_its_logs(tmp
     for worker in workers:
         while not psutil.Process(worker.pid).cmdline()[0].startswith("ray::"):
             time.sleep(0.01)
-    cluster._remove(folders[0])
+    local_ray._remove(folders[0])
     try:
         assert workers[0].wait(10) == -signal.SIGKILL
         assert workers[1].poll() is None
