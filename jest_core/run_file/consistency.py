@@ -7,6 +7,7 @@ from jest_core.run_file.explain import on_one_line, start_of
 from jest_core.run_file.paths import holds
 from jest_core.run_file.reference import Reference
 from jest_core.run_file.schema import Run
+from jest_core.run_file.training import LearnerRange
 
 
 def problems(run: Run) -> list[str]:
@@ -48,16 +49,35 @@ def _sizes(run: Run) -> Iterator[str]:
             f"training.examples_trained {training.examples_trained} is not a multiple of "
             f"training.sub_batch_size {b}; use {low} or {low + b}"
         )
-    if b % training.n_learners:
-        yield (
-            f"training.sub_batch_size {b} is not a multiple of training.n_learners {training.n_learners}; change one "
-            "of them"
-        )
-    if size % data.n_streams or size % training.n_learners:
+    if isinstance(training.n_learners, LearnerRange):
+        yield from _learner_range(run, training.n_learners)
+        n_learners = 1  # what divides is asked there
+    else:
+        n_learners = training.n_learners
+    if b % n_learners:
+        yield f"training.sub_batch_size {b} is not a multiple of training.n_learners {n_learners}; change one of them"
+    if size % data.n_streams or size % n_learners:
         yield (
             f"the super-batch of {size} is not a multiple of data.n_streams {data.n_streams} and of "
-            f"training.n_learners {training.n_learners}; change one of these, or the size of the super-batch by "
+            f"training.n_learners {n_learners}; change one of these, or the size of the super-batch by "
             f"training.sub_batch_size {b} or selection.filter_ratio {selection.filter_ratio}"
+        )
+
+
+def _learner_range(run: Run, given: LearnerRange) -> Iterator[str]:
+    key = f"training.n_learners {{min: {given.min}, max: {given.max}}}"
+    if given.min > given.max:
+        yield f"{key} has a min above its max; exchange them"
+        return
+    low = f" and the {run.n_low_resolution} of training.low_resolution" if run.n_low_resolution else ""
+    divide = f"training.sub_batch_size {run.sub_batch_size}, the super-batch of {run.super_batch_size}{low}"
+    if not run.learner_numbers:
+        yield f"{key}: none of these numbers of learners divides {divide}; change one of them"
+    elif given.max not in run.learner_numbers:
+        numbers = ", ".join(map(str, run.learner_numbers))
+        yield (
+            f"{key}: {given.max} learners do not divide {divide}; numbers that do are {numbers}: set max to "
+            f"{run.learner_numbers[-1]}"
         )
 
 
@@ -158,7 +178,9 @@ def _resolutions(run: Run) -> Iterator[str]:
             f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b} is less than one example; "
             "make it larger, or leave training.low_resolution out"
         )
-    if mixed is not None and run.n_low_resolution % training.n_learners:
+    if mixed is None or isinstance(training.n_learners, LearnerRange):
+        return
+    if run.n_low_resolution % training.n_learners:
         yield (
             f"training.low_resolution.share {mixed.share} of training.sub_batch_size {b}, {run.n_low_resolution} "
             f"examples, is not a multiple of training.n_learners {training.n_learners}; change the share or the "

@@ -105,6 +105,7 @@ def _line(place: Location, errors: list[Any]) -> str:
     why = " or ".join(
         [error["msg"].removeprefix("Value error, "), *(e["msg"].removeprefix(_SHOULD_BE) for e in errors[1:])]
     )
+    why = re.sub(r"valid dictionary or instance of \w+", "mapping of keys to values", why)
     return f"  {key} = {_shown(error['input'])}: {why}" + f" ({meaning})" * bool(meaning)
 
 
@@ -140,14 +141,14 @@ def _written(error: Any, values: Mapping[str, Any]) -> Location:
     """Where an error is, in the keys of the run file: pydantic's location names types of a union too."""
     place = list[int | str]()
     value: Any = values
-    for key in error["loc"]:
+    for depth, key in enumerate(error["loc"], 1):
         if isinstance(value, Mapping) and key in value:
             place.append(key)
             value = value[key]
         elif isinstance(value, list) and key in range(len(read := expanded(value))):
             position, value = read[key]
             place.append(position)
-        elif error["type"] == "missing":
+        elif error["type"] == "missing" and depth == len(error["loc"]):
             place.append(key)
     return tuple(place)
 

@@ -15,7 +15,7 @@ from jest_core.run_file.paths import join
 from jest_core.run_file.reference import Reference
 from jest_core.run_file.selection import Selection
 from jest_core.run_file.subset import Subset
-from jest_core.run_file.training import Training
+from jest_core.run_file.training import LearnerRange, Training
 
 
 class Run(Part):
@@ -73,6 +73,14 @@ class Run(Part):
         """How many of a sub-batch's examples are trained at training.low_resolution."""
         low = self.training.low_resolution
         return 0 if low is None else round(low.share * self.sub_batch_size)
+
+    @property
+    def learner_numbers(self) -> list[int]:
+        """The numbers of learners that the run may have, ascending: of training.n_learners those that divide the
+        batches."""
+        given, batches = self.training.n_learners, (self.sub_batch_size, self.super_batch_size, self.n_low_resolution)
+        numbers = range(given.min, given.max + 1) if isinstance(given, LearnerRange) else [given]
+        return [n for n in numbers if not any(size % n for size in batches)]
 
     @property
     def n_steps(self) -> int:

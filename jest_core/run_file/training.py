@@ -32,6 +32,21 @@ class LowResolution(Part):
     needed."""
 
 
+class LearnerRange(Part):
+    """A number of learners that follows the cluster: fewer while nodes are missing, and more from a checkpoint on, once
+    there is room for them. Of the numbers from `min` to `max` those count that divide the batches."""
+
+    min: PositiveInt = Field(examples=[1])
+    """Smallest number of learners; a run without room for so many waits."""
+
+    max: PositiveInt = Field(examples=[8])
+    """Number of learners that the run asks for. It divides the batches."""
+
+    wait_minutes: Annotated[NonNegativeFloat, Unit("minutes")] = 5
+    """How long a run that starts, or whose learners were lost, waits for room for all of them before it goes on with
+    fewer."""
+
+
 class Training(Part):
     """How the learner is trained: batch size, budget, AdamW, precision, learners, checkpoints, and what ends a run."""
 
@@ -48,8 +63,9 @@ class Training(Part):
     """Training budget: number of examples trained on, repeats included. It is a multiple of sub_batch_size, and their
     quotient is the number of steps. Examples seen are 1 / (1 - selection.filter_ratio) times as many."""
 
-    n_learners: Circumstance[PositiveInt] = 1
-    """Number of learners: processes of Ray Train that train together, each on its share of the batch."""
+    n_learners: Circumstance[PositiveInt | LearnerRange] = Field(default=1, examples=[8, {"min": 2, "max": 8}])
+    """Number of learners: processes of Ray Train that train together, each on its share of the batch. A range, where
+    nodes come and go."""
 
     gpus_per_learner: Circumstance[Annotated[NonNegativeFloat, Unit("GPUs")]] = 0
     """GPUs of each learner: 1, or 0 to train on CPUs."""
@@ -145,4 +161,10 @@ class Training(Part):
     """Number of examples that were not selected, sampled into the selection log at each step."""
 
     max_failures: Circumstance[int] = Field(default=3, ge=-1)
-    """How often Ray Train restarts learners that fail, before the run ends. -1: without limit."""
+    """How often learners that fail are started again, before the run ends. Learners whose node is taken away, with
+    notice, do not count. -1: without limit."""
+
+    @property
+    def max_learners(self) -> int:
+        """The number of learners, or the largest one of a range."""
+        return self.n_learners.max if isinstance(self.n_learners, LearnerRange) else self.n_learners

@@ -114,7 +114,7 @@ def of_lines(run: Run, lines: Sequence[MetricsLine], whole_seconds: float) -> Ma
 
 def predict(run: Run, machine: Machine) -> Duration:
     """Raises ValueError where the machine was measured on a run without a part that this one has."""
-    step, n = flops.step_flops(run), run.training.n_learners
+    step, n = flops.step_flops(run), run.training.max_learners
     seconds = {}
     for part, names in _PARTS.items():
         work = sum(getattr(step, name) for name in names) + (step.agreement if part == "score" else 0.0)
@@ -137,7 +137,7 @@ def predict(run: Run, machine: Machine) -> Duration:
 
 def _share(run: Run, directory: str) -> Run:
     """What one learner has of a run, for as many steps as its readers need for two windows of each stream."""
-    n = run.training.n_learners
+    n = run.training.max_learners
     if run.n_steps <= _WARM_UP:
         raise ValueError(f"{run.n_steps} steps are too few to measure: calibrate with a run of {_WARM_UP + 1} or more")
     streams = max(1, run.data.n_streams // n)

@@ -100,7 +100,7 @@ def _si(value: float) -> str:
 
 def _sizes(run: Run, pairs: Pairs | None) -> Table:
     table = Table(title="Sizes", title_justify="left", caption_justify="left", show_header=False)
-    n = run.training.n_learners
+    n = run.training.max_learners
     rows = {
         "steps": f"{run.n_steps:,}",
         "super-batch": f"{run.super_batch_size:,}" + (f", {run.super_batch_size // n:,} on each learner" * (n > 1)),
@@ -172,9 +172,9 @@ def _step(run: Run, pairs: Pairs | None, flops_per_second: float | None) -> Tabl
         once = pairs.n_slots * flops.forward_flops(run.reference.model, *sizes).total
         table.add_row("reference scores, once", "", "", _si(once))
     if flops_per_second:
-        hours = step.total * run.n_steps / (flops_per_second * run.training.n_learners) / 3600
+        hours = step.total * run.n_steps / (flops_per_second * run.training.max_learners) / 3600
         table.caption = (
-            f"{hours:,.1f} hours on {run.training.n_learners} learners of {flops_per_second:.3g} FLOPs a second"
+            f"{hours:,.1f} hours on {run.training.max_learners} learners of {flops_per_second:.3g} FLOPs a second"
         )
     return table
 
@@ -231,7 +231,7 @@ def _memory(run: Run, pairs: Pairs | None) -> Table:
 
 
 def _time(run: Run, machine: Machine, price: float | None) -> Table:
-    n, found = run.training.n_learners, predict(run, machine)
+    n, found = run.training.max_learners, predict(run, machine)
     step = sum(found.step_seconds.values())
     table = Table(title=f"Time on {n} learner(s) of {machine.name}", title_justify="left", caption_justify="left")
     for column in ("", "a step, s", "of a step", "the run"):

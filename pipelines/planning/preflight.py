@@ -190,8 +190,8 @@ def _cluster(run: Run, pairs: Pairs | None) -> str:
     cluster.connect()
     have_all = ray.cluster_resources()
     wanted = {
-        "GPU": training.n_learners * training.gpus_per_learner,
-        "CPU": training.n_learners + 1,  # one to read with, at least
+        "GPU": training.max_learners * training.gpus_per_learner,
+        "CPU": training.max_learners + 1,  # one to read with, at least
     }
     short = [
         f"{name} {wanted[name]:,.0f}, and has {have_all.get(name, 0):,.0f}"

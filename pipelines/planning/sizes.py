@@ -64,20 +64,20 @@ def window_bytes(run: Run, pairs: Pairs | None) -> float:
     rows, most = float(run.data.window_rows), float(run.n_steps * run.super_batch_size)
     if pairs is not None and pairs.n_row_groups:
         rows, most = max(rows, pairs.n_slots / pairs.n_row_groups), min(most, float(pairs.n_slots))
-    streams = max(run.data.n_streams, run.training.n_learners)
+    streams = max(run.data.n_streams, run.training.max_learners)
     return min(streams * rows * _WINDOWS_HELD, most * streams / run.data.n_streams) * example_bytes(run, pairs)
 
 
 def super_batch_bytes(run: Run, pairs: Pairs | None) -> float:
     """Of each learner's host: this super-batch and two to come."""
-    return 3 * run.super_batch_size // run.training.n_learners * example_bytes(run, pairs)
+    return 3 * run.super_batch_size // run.training.max_learners * example_bytes(run, pairs)
 
 
 def embedding_bytes(run: Run) -> float:
     """Of each learner's device: the super-batch's embeddings by the learner and the reference, float32."""
     if not run.selection.selects:
         return 0.0
-    return run.super_batch_size // run.training.n_learners * sum(_widths(run)) * 8
+    return run.super_batch_size // run.training.max_learners * sum(_widths(run)) * 8
 
 
 def state_bytes(run: Run) -> float:
@@ -85,11 +85,11 @@ def state_bytes(run: Run) -> float:
     AdamW's moments; of sharded weights its share of these, what it holds whole of weights and gradients, and on the
     first learner the whole weights once more where it evaluates within the loop."""
     training = run.training
-    if training.shard_weights and training.n_learners > 1:
+    if training.shard_weights and training.max_learners > 1:
         gathered = outlines.n_gathered(run.model.name, run.model.context_length)
         n, evaluates = flops.n_parameters(run.model), run.evaluation is not None and run.evaluation.every_steps > 0
-        return n * _BYTES_A_PARAMETER / training.n_learners + 8 * gathered + 4 * n * evaluates
-    return flops.n_parameters(run.model) * (_BYTES_A_PARAMETER + 4 * (run.training.n_learners > 1))
+        return n * _BYTES_A_PARAMETER / training.max_learners + 8 * gathered + 4 * n * evaluates
+    return flops.n_parameters(run.model) * (_BYTES_A_PARAMETER + 4 * (run.training.max_learners > 1))
 
 
 def reference_bytes(run: Run) -> float:

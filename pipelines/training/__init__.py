@@ -10,6 +10,9 @@ bottleneck     where the time of a step goes, which part limits it, and what wou
 online_reference  the reference of reference.online, and the record of its weights
 trackers       gauges for Prometheus; TensorBoard, W&B and MLflow
 metrics        writes a line of metrics.jsonl for each step, and sends it to the trackers
+draining       nodes that are taken away with notice
+room           room in the cluster for a number of learners that follows it
+attempts       starts the learners, again after a failure or a drained node, on fewer or more of them
 loop           one learner: score, select, train, log and checkpoint, step by step
-train          the stage: starts the learners, and shows how far they are
+train          the stage: has the learners started, and shows how far they are
 """

@@ -6,10 +6,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
+
+from . import draining
 
 EVALUATES = "evaluates"  # which has no time limit
 _BEAT = 2.0  # seconds between two heartbeats of a learner
+
+
+class Order(IntEnum):
+    """What the learners are to do; each counts for more than those before it."""
+
+    go_on = 0
+    restart_at_checkpoint = 1  # end after the next checkpoint that is due, to be started again
+    restart = 2  # end after the step that they are in, and a checkpoint, to be started again
+    stop = 3  # the same, for good
 
 
 @dataclass
@@ -18,6 +30,7 @@ class Progress:
     note: str = ""
     messages: list[str] = field(default_factory=list)  # for the user, in order
     failure: str = ""  # an error that ends the run, as a restart would meet it again
+    nodes: dict[int, str] = field(default_factory=dict)  # by rank: id of each learner's node
     doing: dict[int, str] = field(default_factory=dict)  # by rank: each learner's last heartbeat
     silent: dict[int, float] = field(default_factory=dict)  # by rank: seconds since then
     still: float = 0.0  # seconds since a heartbeat said something new
@@ -40,13 +53,13 @@ class Pulse:
 
 class _Board:
     def __init__(self) -> None:
-        self.progress, self.stopping = Progress(), False
+        self.progress, self.ordered = Progress(), Order.go_on
         self.last_beat: dict[int, float] = {}
         self.moved = time.monotonic()
 
-    def put(self, step: int, note: str) -> bool:
+    def put(self, step: int, note: str) -> Order:
         self.progress.step, self.progress.note = step, note
-        return self.stopping
+        return self.ordered
 
     def tell(self, text: str) -> None:
         self.progress.messages.append(text)
@@ -54,7 +67,8 @@ class _Board:
     def fail(self, reason: str) -> None:
         self.progress.failure = self.progress.failure or reason
 
-    def beat(self, rank: int, doing: str) -> None:
+    def beat(self, rank: int, doing: str, node: str) -> None:
+        self.progress.nodes[rank] = node
         self.last_beat[rank] = time.monotonic()
         if self.progress.doing.get(rank) != doing:
             self.progress.doing[rank] = doing
@@ -66,8 +80,14 @@ class _Board:
         self.progress.still = now - self.moved
         return self.progress
 
-    def stop(self) -> None:
-        self.stopping = True
+    def order(self, order: Order) -> Order:
+        self.ordered = max(self.ordered, order)
+        return self.ordered
+
+    def begin(self) -> None:
+        self.ordered = Order.stop if self.ordered == Order.stop else Order.go_on
+        self.progress.doing, self.progress.nodes, self.last_beat = {}, {}, {}
+        self.moved = time.monotonic()
 
 
 class Board:
@@ -113,21 +133,26 @@ class Board:
     @contextlib.contextmanager
     def pulse(self, rank: int) -> Iterator[Pulse]:
         """Within the block heartbeats go to the board; the learner writes into the pulse what it does."""
-        pulse = Pulse()
-        with every(_BEAT, lambda: self._call("beat", rank, pulse.doing)):
+        pulse, node = Pulse(), draining.here() if self._own is None else ""
+        self._call("beat", rank, pulse.doing, node)
+        with every(_BEAT, lambda: self._call("beat", rank, pulse.doing, node)):
             yield pulse
 
-    def is_stopping(self) -> bool:
-        """Whether the learners had to stop when this one last wrote its progress."""
-        return self._answer is not None and bool(self._wait(self._answer))
+    def ordered(self) -> Order:
+        """What the learners had to do when this one last wrote its progress."""
+        return Order.go_on if self._answer is None else Order(self._wait(self._answer))
 
     def get(self) -> Progress:
         found: Progress = self._wait(self._call("get"))
         return found
 
-    def stop(self) -> None:
-        """Have the learners stop after the step that they are in."""
-        self._call("stop")
+    def order(self, order: Order) -> Order:
+        """Have the learners do this, unless they are to do more already; returns what they are to do."""
+        return Order(self._wait(self._call("order", order)))
+
+    def begin(self) -> None:
+        """Forget the learners of before, and what they were to do, unless that is to stop for good."""
+        self._wait(self._call("begin"))
 
 
 @contextlib.contextmanager

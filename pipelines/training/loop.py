@@ -31,7 +31,7 @@ from ..base.prefetch import prefetch
 from ..evaluation import evaluate, results
 from ..stream.source import Source, open_source
 from . import online_reference, selection_log, sub_batches
-from .heartbeat import EVALUATES, Board, Pulse
+from .heartbeat import EVALUATES, Board, Order, Pulse
 from .metrics import Journal
 from .online_reference import Online
 
@@ -149,12 +149,15 @@ class _Loop:
             self.journal.add(result, self.step, times)
 
     def checkpoint_if_due(self) -> bool:
-        """Checkpoint after so many steps or minutes, at the end, or on SIGTERM; returns whether the learners stop."""
+        """Checkpoint after so many steps or minutes, at the end, or where the board says so; returns whether the
+        learners stop."""
         training, first = self.run.training, self.rank == 0
         minutes = (time.monotonic() - self._committed_at) / 60
         by_time = minutes >= (training.checkpoint_every_minutes or math.inf)
-        stops, by_time = self.learners.any(first and self.board.is_stopping(), first and by_time)
         by_steps = self.step % training.checkpoint_every_steps == 0 or self.step == self.run.n_steps
+        ordered = self.board.ordered() if first else Order.go_on
+        stops = ordered >= Order.restart or (ordered == Order.restart_at_checkpoint and (by_time or by_steps))
+        stops, by_time = self.learners.any(stops, first and by_time)
         began = time.perf_counter()
         # of sharded towers all learners have a share
         if (by_time or stops or by_steps) and (self.journal is not None or self.learner.towers.sharded):

@@ -21,7 +21,8 @@ from ..base import cluster, manifests, owner, progress, storage
 from ..base.owner import Owner, Token
 from ..stream.source import Source, open_source
 from . import bottleneck, metrics_line, run_directory
-from .heartbeat import Board, Progress, every, sigterm_noted
+from .attempts import Attempts
+from .heartbeat import Board, Order, Progress, every, sigterm_noted
 from .run_directory import TrainManifest
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     in_process: one learner, in this process, which nothing restarts. If not given, that is what happens where there is
     no cluster and the run has one learner without a GPU: starting a worker of Ray Train would take most of a short run.
     """
-    alone = run.training.n_learners == 1 and not run.training.gpus_per_learner
+    alone = run.training.max_learners == 1 and not run.training.gpus_per_learner
     if in_process and not alone:
         raise ValueError(
-            f"in_process trains one learner without a GPU: training.n_learners is {run.training.n_learners}, "
+            f"in_process trains one learner without a GPU: training.n_learners is {run.training.max_learners}, "
             f"gpus_per_learner {run.training.gpus_per_learner}"
         )
     in_process = alone and cluster.is_local() if in_process is None else in_process
@@ -99,12 +100,14 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     storage.write_bytes(f"{directory}/run.yaml", run_file.dump(run).encode())
     selects = f" selection by {run.selection.criterion}" * run.selection.selects
     reached = (checkpoints.steps(directory) or [0])[-1]
+    numbers = run.learner_numbers
+    learners = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[-1]}"
     going = f"resumes after step {reached} of" if reached else "starts,"
     progress.say(
         label,
         f"{run.selection.method}{selects}: {going} {run.n_steps} steps of {run.sub_batch_size} from "
         f"{run.super_batch_size} of {source.order.n_rows:,} pairs; "
-        f"{run.training.n_learners} learner(s), {costs['flops_step'] / 1e9:.1f} GFLOPs a step",
+        f"{learners} learner(s), {costs['flops_step'] / 1e9:.1f} GFLOPs a step",
     )
     return costs
 
@@ -144,11 +147,11 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
 
     directory, board, failure = here.directory, Board(in_process=in_process), []
     over = threading.Event()  # is_alive() may err: up to Python 3.12 a join that Ctrl-C ends marks the thread as ended
-    train = (lambda: loop.learn(run, board)) if in_process else _trainer(run, here.token, board)
+    attempts = None if in_process else Attempts(run, board, _trainer(run, here.token, board))
 
     def fit() -> None:
         try:
-            train()
+            attempts.run() if attempts else loop.learn(run, board)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -156,20 +159,17 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
         finally:
             over.set()
 
-    shown, n_printed = (checkpoints.steps(directory) or [0])[-1], 0
+    shown = (checkpoints.steps(directory) or [0])[-1]
     with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=shown) as advance:
+        show = _Shown(label, shown, advance)
 
         def look() -> Progress:
-            nonlocal shown, n_printed
-            if stopping.is_set() or here.lost:
-                board.stop()
+            if stopping.is_set() or here.lost or (attempts and attempts.leaves_this_node):
+                board.order(Order.stop)
             seen = board.get()
-            if seen.step > shown:
-                advance(seen.step - shown, note=seen.note)
-                shown = seen.step
-            for text in seen.messages[n_printed:]:
-                progress.warn(label, text)
-            n_printed = len(seen.messages)
+            show(seen)
+            if attempts:
+                attempts.look(seen)
             return seen
 
         if in_process:  # in this thread: OpenMP keeps workers for each thread that computes, and they share the cores
@@ -179,7 +179,10 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
             try:
                 threading.Thread(target=fit, daemon=True, name="fit").start()
                 while not over.wait(_LOOK_SECONDS):
-                    if hang := look().hang(run.training.hang_minutes):
+                    seen = look()
+                    if stopping.is_set() and not seen.doing:  # no learner has begun, or can, where there is no room
+                        break
+                    if hang := seen.hang(run.training.hang_minutes):
                         raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
             finally:
                 _give_up(over)
@@ -187,13 +190,32 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
     last = board.get()
     if last.failure:
         raise ValueError(f"the run stopped: {last.failure}")  # the same command would come to the same step
-    if not failure and stopping.is_set() and last.step < run.n_steps:
+    notice = (
+        "SIGTERM" if stopping.is_set() else "this node is drained" if attempts and attempts.leaves_this_node else ""
+    )
+    if not failure and notice and last.step < run.n_steps:
+        reached = (checkpoints.steps(directory) or [0])[-1]
         progress.say(
-            label, f"SIGTERM: stopped with a checkpoint after step {last.step}; the same command goes on from it"
+            label, f"{notice}: stopped with a checkpoint after step {reached}; the same command goes on from it"
         )
         raise SystemExit(128 + signal.SIGTERM)
     if failure:
         raise RuntimeError(f"the learners failed; {directory} keeps what they finished") from failure[0]
+
+
+class _Shown:
+    """Shows what is new on the board: steps, of which so many are shown already, and messages."""
+
+    def __init__(self, label: str, step: int, advance: progress.Advance) -> None:
+        self._label, self._step, self._advance, self._n_messages = label, step, advance, 0
+
+    def __call__(self, seen: Progress) -> None:
+        if seen.step > self._step:
+            self._advance(seen.step - self._step, note=seen.note)
+            self._step = seen.step
+        for text in seen.messages[self._n_messages :]:
+            progress.warn(self._label, text)
+        self._n_messages = len(seen.messages)
 
 
 def _give_up(over: threading.Event) -> None:
@@ -205,31 +227,36 @@ def _give_up(over: threading.Event) -> None:
         over.wait(0.2)
 
 
-def _trainer(run: Run, token: Token, board: Board) -> Callable[[], Any]:
-    """The call that runs Ray Train, with a worker for each learner, which it starts again where one fails."""
+def _trainer(run: Run, token: Token, board: Board) -> Callable[[int], Any]:
+    """The call that runs Ray Train with a worker for each of so many learners, until they end or one fails."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = run.training.gpus_per_learner
     fs, inner = storage.filesystem(f"{token.directory}/ray")
     worker: Any = learn_as_worker  # Ray Train's type of it is a plain dictionary's
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config=dict(WorkerSettings(run=run_file.dump(run), board=board, owner=token)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=run.training.n_learners,
-            use_gpu=bool(gpus),
-            resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_TIMEOUT),
-        run_config=ray.train.RunConfig(
-            name="learners",
-            storage_path=inner,
-            storage_filesystem=_arrow(fs),
-            failure_config=ray.train.FailureConfig(max_failures=run.training.max_failures),
-        ),
-    )
-    return trainer.fit
+    failures: Any = ray.train.FailureConfig  # which has a further argument than its type says
+
+    def fit(n_learners: int) -> Any:
+        return TorchTrainer(
+            worker,
+            train_loop_config=dict(WorkerSettings(run=run_file.dump(run), board=board, owner=token)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=n_learners,
+                use_gpu=bool(gpus),
+                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            ),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_TIMEOUT),
+            run_config=ray.train.RunConfig(
+                name="learners",
+                storage_path=inner,
+                storage_filesystem=_arrow(fs),
+                # attempts.py starts the learners again, which Ray Train would do on the same number alone
+                failure_config=failures(max_failures=0, max_preemption_failures=0),
+            ),
+        ).fit()
+
+    return fit
 
 
 class WorkerSettings(TypedDict):
@@ -241,7 +268,7 @@ class WorkerSettings(TypedDict):
 
 
 def learn_as_worker(settings: WorkerSettings) -> None:
-    """One of training.n_learners, in a worker of Ray Train, which may outlive the command that started it."""
+    """One of the run's learners, in a worker of Ray Train, which may outlive the command that started it."""
     import ray.train.torch
 
     cluster.import_large(f"{__package__}.loop")
