@@ -198,6 +198,8 @@ def test_a_queue_gets_a_job_of_fixed_size(folder):
         assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]
 
 
-def test_every_folder_of_manifests_is_used():
+def test_every_folder_of_manifests_is_used_and_on_the_page():
     named = {"base", "mine", "monitoring", *SIZES, *(name for names in COMBINATIONS for name in names)}
     assert {path.name for path in MANIFESTS.iterdir() if path.is_dir()} == named
+    page = (ROOT / "deploy/docs/kubernetes.md").read_text()
+    assert not [name for name in named - {"base", "mine"} if f"| `{name}` |" not in page]

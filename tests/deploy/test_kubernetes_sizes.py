@@ -111,7 +111,7 @@ def test_gpu_nodes_come_when_learners_ask_and_not_before(folder, size: str, runs
     assert "learners" not in launched(types, [{"CPU": 1}] * n_cpus, [])  # ingest, catalogue, CPU scoring
     learners = [{"CPU": 1, "GPU": run.training.gpus_per_learner}] * run.training.n_learners
     assert launched(types, [], learners)["learners"] == n_nodes
-    assert types["learners"]["resources"]["CPU"] * n_nodes == len(learners)  # and no CPU for a task to take
+    assert types["learners"]["resources"]["CPU"] * n_nodes == 2 * len(learners)  # one of each for what reads for it
 
 
 def test_the_head_runs_no_task(folder):
