@@ -54,6 +54,12 @@ def wait_for_a_checkpoint(job: Job, directory: str) -> None:
     job.wait_until(lambda: (checkpoints.steps(directory) or [0])[-1] > reached, 400)
 
 
+def next_run(job: Job, n: int) -> str:
+    """Wait for the run after the n-th; its nodes."""
+    job.wait_until(lambda: f"run {n + 1} of job" in job.output)
+    return re.findall(rf"run {n + 1} of job \d+ on (\S+)", job.output)[0]
+
+
 def wait_for(job: Job, name: str) -> psutil.Process:
     """A process of the job whose command line contains `name`."""
     job.wait_until(lambda: bool(job.slurm.processes(name)))
@@ -81,19 +87,18 @@ def test_a_job_at_its_limit_preempted_and_with_a_lost_node_ends_like_an_undistur
     reached = checkpoints.steps(directory)[-1]
     for learner in stopped:
         learner.resume()
-    job.wait_until(lambda: "run 2 of job" in job.output)
+    assert next_run(job, 1) == "node[1-2]"
     last = int(re.findall(r"stopped with a checkpoint after step (\d+)", job.output)[0])
     assert checkpoints.steps(directory)[-1] == last > reached
 
     wait_for_a_checkpoint(job, directory)
     slurm.call("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
-    job.wait_until(lambda: "run 3 of job" in job.output)
+    next_run(job, 2)
     assert len(re.findall(r"stopped with a checkpoint after step (\d+)", job.output)) == 2
 
     wait_for_a_checkpoint(job, directory)
     slurm.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
-    job.wait_until(lambda: "run 4 of job" in job.output)
-    assert f"run 4 of job {job.id} on node[2-3]" in job.output
+    assert next_run(job, 3) == "node[2-3]"
     slurm.call("scontrol", "update", "NodeName=node1", "State=RESUME")
     assert job.end(400) == ("COMPLETED", "0:0"), job.output
     assert not slurm.processes()
@@ -128,7 +133,7 @@ def test_failures_are_followed_by_another_run_up_to_a_bound(slurm: Slurm, make_r
     job = submit(slurm, tmp_path, make_run("joint"), "--nodes=1", JEST_MAX_FAILURES="1")
     wait_for(job, "stages train")
     wait_for(job, "raylet --raylet_socket_name").kill()
-    job.wait_until(lambda: "run 2 of job" in job.output)
+    next_run(job, 1)
     assert "Ray ended on a node: requeued" in job.output
     wait_for(job, "stages train").kill()
     assert job.end() == ("FAILED", "1:0"), job.output
