@@ -13,6 +13,7 @@ stages      stages one after the other, and runs that build on each other
 submit      stages as one job of a Ray cluster
 paper       the demonstration and the paper's figures
 commands    the command line
+in_vain     a failure that would come again, remembered for the retries of one submission
 errors      an error that ends a command -> the line that its user reads
 __main__    `jest`
 

@@ -36,7 +36,28 @@ def report(error: Exception) -> int:
     whole = "".join(traceback.format_exception(error))
     if asked := os.environ.get("JEST_TRACEBACK", "0") not in ("", "0"):
         print(whole, file=sys.stderr)
-    status = IN_VAIN if _WRONG & _kinds(error) else AGAIN
+    status = status_of(error)
+    lines, foreseen = _lines(error, status)
+    if not (foreseen or asked):
+        lines.insert(-1 if status == IN_VAIN else len(lines), _saved(whole))
+    if status == AGAIN and "same command" not in lines[0]:
+        lines.append("the same command may be tried again, and goes on from what is done")
+    print("jest: " + "\n  ".join(lines), file=sys.stderr)
+    return status
+
+
+def status_of(error: Exception) -> int:
+    """The exit status that it ends a command with."""
+    return IN_VAIN if _WRONG & kinds(error) else AGAIN
+
+
+def message(error: Exception) -> str:
+    """What is wrong, and why, as `report` shows it."""
+    return "; ".join(_lines(error, status_of(error))[0])
+
+
+def _lines(error: Exception, status: int) -> tuple[list[str], bool]:
+    """What is wrong, and why; and whether it is of the user's files, settings or machines."""
     raised, cause, foreseen = getattr(error, "cause", error), error.__cause__, _is_expected(error)
     if not foreseen:
         lines = [f"unexpected {type(error).__name__}: {error}"]
@@ -48,18 +69,13 @@ def report(error: Exception) -> int:
         lines, foreseen = [str(error), _reason(cause)], _is_expected(cause)
         if type(error) is RuntimeError and status == IN_VAIN:
             lines.append("correct this first: the same command would fail again")
-    if not (foreseen or asked):
-        lines.insert(-1 if status == IN_VAIN else len(lines), _saved(whole))
-    if status == AGAIN and "same command" not in lines[0]:
-        lines.append("the same command may be tried again, and goes on from what is done")
-    print("jest: " + "\n  ".join(lines), file=sys.stderr)
-    return status
+    return lines, foreseen
 
 
-def _kinds(error: BaseException) -> set[str]:
+def kinds(error: BaseException) -> set[str]:
     """Names of an error's class and of those that it inherits from; of what a worker raised, where it wraps that."""
     if type(error) is RuntimeError and error.__cause__ is not None:
-        return _kinds(error.__cause__)
+        return kinds(error.__cause__)
     raised = getattr(error, "cause", error)  # of a Ray task
     if _is_rays(raised):
         name = _reason(error).partition(":")[0].rpartition(".")[2]

@@ -1,7 +1,7 @@
 """Stages of a run as one job of a Ray cluster, through Ray's job API.
 
-This checkout's code and the resolved run file travel with the job. Its stages run one after the other, and each does
-only what is missing: the same submission again goes on where a job stopped.
+This checkout's code, the user's scorers and the resolved run file travel with the job. Its stages run one after the
+other, and each does only what is missing: the same submission again goes on where a job stopped.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from jest_core import run_file
 from jest_core.run_file import Run
 
 from . import errors
-from .base import progress, tokens
+from .base import progress, tokens, user_code
 from .stages import named, refuse
 
 _POLL_SECONDS = 2.0
@@ -61,8 +61,9 @@ def submit(run: Run, stages: list[str], address: str, env: dict[str, str], *, de
             )
     with tempfile.TemporaryDirectory() as folder:
         for name, package in (("jest_core", Path(jest_core.__file__)), ("jest_pipelines", Path(__file__))):
-            code = package.resolve().parent
-            shutil.copytree(code, f"{folder}/{name}", ignore=shutil.ignore_patterns("__pycache__"))
+            _copy(package.resolve().parent, Path(folder, name))
+        for code in user_code.to_send(each.scorer for each in (run.reference.scorers if run.reference else [])):
+            _copy(code, Path(folder, code.name))
         Path(folder, "run.yaml").write_text(run_file.dump(run))
         job = _when_ready(client.submit_job)(
             entrypoint=shlex.join(["python", "-m", "jest_pipelines", "stages", *stages, "run.yaml"]),
@@ -74,6 +75,14 @@ def submit(run: Run, stages: list[str], address: str, env: dict[str, str], *, de
         progress.say("submit", f"jest submit --logs {job} --address {address} follows it; --status and --stop as well")
     else:
         follow(job, address)
+
+
+def _copy(code: Path, into: Path) -> None:
+    """A module's file, or a package's folder."""
+    if code.is_dir():
+        shutil.copytree(code, into, ignore=shutil.ignore_patterns("__pycache__", ".git"))
+    else:
+        shutil.copy(code, into)
 
 
 def variables(words: Sequence[str]) -> dict[str, str]:

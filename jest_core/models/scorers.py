@@ -43,7 +43,7 @@ def create(scorer: str, options: Mapping[str, Any]) -> Score:
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"scorer {scorer!r} is none of {', '.join(built_in)}, and no package.module:factory that can be imported: "
-            f"{error}"
+            f"{error}; on a cluster every node needs it: `jest submit` sends along what it can import from a folder"
         ) from error
     return create_score(**options)
 

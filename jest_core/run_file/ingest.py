@@ -84,8 +84,8 @@ class Ingest(Part):
     """Number of download threads of each task."""
 
     n_tasks: PositiveInt | None = None
-    """Number of Ray tasks that download at the same time, each a shard. If not given, one for each two CPUs of a
-    cluster, or one a core of this machine."""
+    """Number of Ray tasks that download at the same time, each a shard. If not given, one for each CPU of a cluster,
+    also of nodes that its autoscaler starts meanwhile, or one a core of this machine."""
 
     requests_per_host_per_second: PositiveFloat | None = None
     """Largest rate of requests to one host, per second, of all tasks together. If not given, no limit."""

@@ -9,7 +9,13 @@ damage       notes beside damaged parts, which are made again
 manifests    manifest.json of a stage's output directory: its settings, its results, whether it is finished
 blocks       NumPy arrays <-> columns of Arrow tables
 in_parallel  functions and Ray tasks, a limited number of them at once
+tokens       the token that a Ray cluster asks for, and the one of a local Ray
+local_ray    a Ray on this machine, started and ended by one process
+demand       what a Ray cluster has, and what it has no room for now
+waiting      says what Ray waits for, and ends a stage that waits in vain
 cluster      start, join and leave Ray; how many tasks and actors it has room for
+machines     what the nodes lack that compute: an NVIDIA driver, a C compiler
+user_code    modules of the user that travel with a job
 prefetch     a thread that draws from an iterator, ahead of its reader
 checkpoints  model, optimizer and state of a run, in a file that open_clip reads too
 commits      which files of the selection log belong to each checkpoint

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Protocol
 
-from . import local_ray, tokens, waiting
+from . import demand, local_ray, tokens, waiting
 from .local_ray import is_own as is_own
 from .local_ray import local_object_store_bytes as local_object_store_bytes
 from .log_level import LogLevel, shows
 
+_MORE = 16  # tasks that wait, at least, so that an autoscaler starts nodes
 _DATA_CPUS = 2  # concurrent read tasks of one learner
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -213,17 +214,36 @@ def is_local() -> bool:
 
 
 def n_workers(gpus_each: float) -> int:
-    """How many actors the cluster has room for.
+    """How many actors the cluster has room for now.
 
     gpus_each: GPUs of an actor; without GPUs, a local Ray gets an actor for each core, and a cluster one for every two
     CPUs, which leaves the others to decode.
     """
     import ray
 
-    resources = ray.cluster_resources()
     if gpus_each:
-        return max(1, int(resources.get("GPU", 0) / gpus_each))
-    return n_cores() if is_local() else max(1, int(resources["CPU"]) // 2)
+        return max(1, int(ray.cluster_resources().get("GPU", 0) / gpus_each))
+    return n_cores() if is_local() else max(1, n_cpus() // 2)
+
+
+def n_tasks() -> int:
+    """How many tasks of a CPU each to submit at once: as many as there are CPUs; twice as many where an autoscaler
+    starts more nodes for those that wait."""
+    if is_local():
+        return n_cores()
+    return n_cpus() + max(n_cpus(), _MORE) if grows() else n_cpus()
+
+
+def n_cpus() -> int:
+    """CPUs of the cluster that this process has joined, as it is now; one at least."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+
+def grows() -> bool:
+    """Whether an autoscaler starts nodes for what waits."""
+    return not is_local() and demand.autoscales()
 
 
 def data_context(n_cpus: int | None = None) -> None:

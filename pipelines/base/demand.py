@@ -85,6 +85,11 @@ def look() -> Cluster:
     )
 
 
+def autoscales() -> bool:
+    """Whether the cluster that this process has joined has an autoscaler, which starts nodes for what waits."""
+    return _coming() is not None
+
+
 def in_words(resources: Resources) -> str:
     """Such as `2 CPUs, 1 GPU`."""
     ordered = sorted(resources.items(), key=lambda one: (one[0] not in _UNITS, one[0]))

@@ -1,6 +1,6 @@
 """Many calls of a function, or Ray tasks, of which only a limited number run at once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -8,6 +8,7 @@ from . import storage
 
 _AT_ONCE = 32  # threads that read from the storage
 _HELD = 1_000  # results that wait for the reader at most
+_LOOK_SECONDS = 10.0  # after which it is seen that the cluster has grown
 A = TypeVar("A")
 T = TypeVar("T")
 
@@ -19,8 +20,8 @@ def read_each(function: Callable[[A], T], arguments: Sequence[A]) -> Iterator[T]
             yield from pool.map(storage.retried(function), arguments[start : start + _HELD])
 
 
-def ray_tasks(start: Callable[..., Any], jobs: Sequence[tuple[object, ...]], n: int) -> Iterator[Any]:
-    """Results of Ray tasks in the order in which they end, at most n of them running.
+def ray_tasks(start: Callable[..., Any], jobs: Iterable[tuple[object, ...]], n: Callable[[], int]) -> Iterator[Any]:
+    """Results of Ray tasks in the order in which they end, at most n() of them running, of a cluster that may grow.
 
     start: `remote` of a Ray function. jobs: its arguments for each task. Raises what a task raised.
     """
@@ -29,8 +30,8 @@ def ray_tasks(start: Callable[..., Any], jobs: Sequence[tuple[object, ...]], n: 
     under_way: list[Any] = []
     for arguments in jobs:
         under_way.append(start(*arguments))
-        if len(under_way) >= n:
-            done, under_way = ray.wait(under_way)
+        while len(under_way) >= n():
+            done, under_way = ray.wait(under_way, timeout=_LOOK_SECONDS)
             yield from ray.get(done)
     while under_way:
         done, under_way = ray.wait(under_way)

@@ -95,14 +95,23 @@ def report(
 
 
 @app.command(rich_help_panel=PANEL)
-def stages(words: StagesAndRunFile = None, overrides: Overrides = None) -> None:
+def stages(
+    words: StagesAndRunFile = None,
+    overrides: Overrides = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Start although the same failed in vain before (JEST_SUBMISSION).")
+    ] = False,
+) -> None:
     """Run stages one after the other, from ingest to report; each does what is missing of it."""
     if not words:
         raise ValueError("give stages and a run file, such as `jest stages catalogue train run.yaml`")
     run = load(Path(words[-1]), overrides)
-    from ..stages import run_stages
+    from ..in_vain import remembered
 
-    run_stages(run, words[:-1])
+    with remembered(run, words[:-1], retry=retry):
+        from ..stages import run_stages
+
+        run_stages(run, words[:-1])
 
 
 @app.command(rich_help_panel=PANEL)

@@ -31,6 +31,7 @@ _HANDLERS = (
     urllib.request.HTTPDefaultErrorHandler,
     urllib.request.HTTPErrorProcessor,
 )
+_LOOK_SECONDS = 10.0  # after which it is seen that more fetch
 _HEADERS = 1 << 20  # bytes of an exchange that are no part of a picture
 # What Pillow and OpenCV both read
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF", "SUN")
@@ -38,12 +39,15 @@ Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, st
 
 
 @contextmanager
-def bounded(spec: Ingest, n_tasks: int) -> Iterator[None]:
-    """Within the block, urlopen of this process keeps to the limits of a run file. n_tasks: how many fetch at once."""
+def bounded(spec: Ingest, n_tasks: int, n_now: Callable[[], int] | None = None) -> Iterator[None]:
+    """Within the block, urlopen of this process keeps to the limits of a run file.
+
+    n_tasks: how many fetch at once, and share what a host is asked. n_now: how many may by now, where they become more.
+    """
     opener = urllib.request.OpenerDirector()
     for handler in _HANDLERS:
         opener.add_handler(handler())
-    for ours in (_Redirects(), _Handler(spec), _Bounds(spec, n_tasks)):
+    for ours in (_Redirects(), _Handler(spec), _Bounds(spec, n_tasks, n_now)):
         opener.add_handler(ours)
     urllib.request.install_opener(opener)
     try:
@@ -243,15 +247,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class _Bounds(urllib.request.BaseHandler):
     """Sees every request, also those after a redirect."""
 
-    def __init__(self, spec: Ingest, n_tasks: int) -> None:
-        self.spec = spec
-        rate = spec.requests_per_host_per_second
-        self.interval = n_tasks / rate if rate else 0.0
+    def __init__(self, spec: Ingest, n_tasks: int, n_now: Callable[[], int] | None = None) -> None:
+        self.spec, self.n_tasks, self.n_now = spec, n_tasks, n_now
+        self.rate, self.looked = spec.requests_per_host_per_second, time.monotonic()
         self.free_at: dict[str, float] = defaultdict(float)  # by host: when the next request may be sent
         self.lock = threading.Lock()
 
     def http_request(self, request: Any) -> Any:
-        waited = self._take_turns(urlsplit(request.full_url).hostname or "") if self.interval else 0.0
+        waited = self._take_turns(urlsplit(request.full_url).hostname or "") if self.rate else 0.0
         if hasattr(request, "exchange"):
             request.exchange.until += waited
         else:
@@ -264,7 +267,9 @@ class _Bounds(urllib.request.BaseHandler):
         """Wait until a request may be sent to a host; returns the seconds."""
         now = time.monotonic()
         with self.lock:
+            if self.n_now and now - self.looked > _LOOK_SECONDS:
+                self.looked, self.n_tasks = now, max(self.n_tasks, self.n_now())
             start = max(now, self.free_at[host])
-            self.free_at[host] = start + self.interval
+            self.free_at[host] = start + self.n_tasks / (self.rate or 1)
         time.sleep(start - now)
         return start - now

@@ -161,10 +161,12 @@ def _missing(directory: str) -> list[tuple[int, str]]:
 def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None:
     if not todo or run.ingest is None:
         return
-    n_tasks, text = run.ingest.n_tasks or cluster.n_workers(0), run_file.dump(run)
-    progress.say(STAGE, f"{len(todo):,} shards to fetch, {n_tasks} at once")
+    fixed, text = run.ingest.n_tasks, run_file.dump(run)
+    n_tasks = cluster.n_tasks if fixed is None else lambda: fixed
+    grows = fixed is None and cluster.grows()
+    progress.say(STAGE, f"{len(todo):,} shards to fetch, {min(n_tasks(), len(todo)):,} at once")
     start, reasons = ray.remote(num_cpus=1, max_retries=3)(owner.carried(fetch_shard)), Counter[str]()
-    jobs = [(text, directory, number, name, n_tasks) for number, name in todo]
+    jobs = ((text, directory, number, name, n_tasks(), grows) for number, name in todo)
     with progress.bar(STAGE, len(todo), "shards") as advance:
         for stats in in_parallel.ray_tasks(start.remote, jobs, n_tasks):
             reasons.update(outcomes.reasons_of(stats))
@@ -173,8 +175,11 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
                 outcomes.refuse_nothing_fetched(reasons, reasons.total())
 
 
-def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: int) -> Stats:
-    """Fetch one shard into a local folder, then copy it to the storage, its statistics last."""
+def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: int, grows: bool) -> Stats:
+    """Fetch one shard into a local folder, then copy it to the storage, its statistics last.
+
+    n_tasks: how many fetch at once. grows: the cluster may grow meanwhile, and their number with it.
+    """
     spec = run_file.load(run_text).ingest
     assert spec is not None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -194,7 +199,7 @@ def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: 
         encode_format=spec.encode_format,
         blurrer=BoundingBoxBlurrer() if spec.blur_boxes else None,
     )
-    with tempfile.TemporaryDirectory() as folder, fetch.bounded(spec, n_tasks):
+    with tempfile.TemporaryDirectory() as folder, fetch.bounded(spec, n_tasks, cluster.n_cpus if grows else None):
         with pa.ipc.new_file(f"{folder}/urls.arrow", rows.schema) as file:
             file.write_table(rows)
         Downloader(

@@ -30,7 +30,7 @@ from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, manifests, owner, progress
+from ..base import blocks, cluster, machines, manifests, owner, progress
 from ..base.stage_table import STAGES
 from ..base.stopwatch import Stopwatch
 from ..data.catalogue import Catalogue, open_catalogue
@@ -95,6 +95,7 @@ def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
         f"({len(catalogue.shards) - len(todo):,} done)",
     )
     cluster.connect()
+    machines.refuse_unfit(gpus=bool(spec.gpus_per_actor), compiled=spec.compile)
     cluster.data_context()
     if len(todo):
         _embed_shards(run, spec, catalogue, todo, config, label)
@@ -193,7 +194,9 @@ def _embed_shards(
     inputs = configurations.inputs_of(spec.model)
     rows_a_block = spec.batch_size * max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2 * spec.batch_size))
     # no actor without a block to embed: it would load the model for nothing, and Ray warns of it
-    n_actors = min(_n_actors(spec), int(np.ceil(units.slots / rows_a_block).sum()))
+    n_blocks = int(np.ceil(units.slots / rows_a_block).sum())
+    n_actors = min(_n_actors(spec), n_blocks)
+    n_most = n_blocks if spec.n_actors is None and cluster.grows() else n_actors
     # on one machine no more tasks than cores: each keeps one busy
     cluster.data_context(n_actors + cluster.n_cores() if cluster.is_local() else None)
     rates = Stopwatch(
@@ -206,7 +209,7 @@ def _embed_shards(
             batch_size=1,
             fn_args=(to_read, run_file.dump(run), inputs, rows_a_block),
         )
-        embed = partial(_embed_by_actors, n_actors) if n_actors else _embed_here
+        embed = partial(_embed_by_actors, n_actors, n_most) if n_actors else _embed_here
         session = f"{directory}/fragments/{uuid.uuid4().hex}"  # another process may write the same cache
         _collect(embed(decoded, run, spec, session), units, parts, rates, label)
         progress.say(label, rates.summary())
@@ -253,16 +256,16 @@ def _n_actors(spec: Reference) -> int:
 
 
 def _embed_by_actors(
-    n_actors: int, decoded: ray.data.Dataset, run: Run, spec: Reference, session: str
+    n_actors: int, n_most: int, decoded: ray.data.Dataset, run: Run, spec: Reference, session: str
 ) -> Iterator[StoreReport]:
-    """Embed and store blocks anywhere on the cluster; returns their reports."""
+    """Embed and store blocks anywhere on the cluster; returns their reports. n_most: actors, if the cluster grows."""
     n_threads = max(1, cluster.n_cores() // n_actors)
     stage = decoded.map_batches(
         Embedder,
         fn_constructor_args=(run_file.dump(run), spec.model_dump_json(), n_threads),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=n_actors),
+        compute=ray.data.ActorPoolStrategy(min_size=n_actors, max_size=n_most),
         num_cpus=1,
         num_gpus=spec.gpus_per_actor,
     ).map_batches(store, batch_size=None, batch_format="pyarrow", fn_args=(session,))  # type: ignore[arg-type]
