@@ -112,7 +112,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-vers
 lock: install-dev ## the locks again, after pyproject.toml; ARGS=--upgrade takes what is newest
 	$(COMPILE) --all-extras -o $(LOCKS)/dev.txt $(ARGS)
 	$(COMPILE) -c $(LOCKS)/dev.txt --extra drawings -o $(LOCKS)/run.txt $(ARGS)
-	$(COMPILE) -c $(LOCKS)/dev.txt --extra cluster --extra trackers --extra ingest --extra language -o $(LOCKS)/nodes.txt $(ARGS)
+	$(COMPILE) -c $(LOCKS)/dev.txt --extra clouds --extra cluster --extra trackers --extra ingest --extra language --extra tokenizers -o $(LOCKS)/nodes.txt $(ARGS)
 
 licences: install-dev ## deploy/LICENSES.md: under what terms the releases of the images come
 	$(BIN)/pip-licenses --format=markdown --with-urls --with-system --packages $$(sed -n 's/==.*//p' $(LOCKS)/nodes.txt) --output-file deploy/LICENSES.md

