@@ -1,7 +1,9 @@
 """Folders of models, as open_clip and Hugging Face have them: what is read of them, and how they are wrong."""
 
 import json
+from pathlib import Path
 
+import fsspec
 import pytest
 
 from jest_core import run_file
@@ -41,6 +43,36 @@ def test_a_folder_is_below_the_root_of_a_run_file(tmp_path):
     assert run_file.load(run_file.dump(run)).model.name == run.model.name
 
 
+def test_a_folder_on_object_storage_is_copied_once_without_its_weights(tmp_path, monkeypatch):
+    """fsspec's file system in memory stands for a bucket; tests/test_laion_reference.py has one on S3."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders._cache.cache_clear()
+    bucket = fsspec.filesystem("memory")
+    folder_of(tmp_path / "model", {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"})
+    bucket.pipe("/models/a/open_clip_config.json", (tmp_path / "model/open_clip_config.json").read_bytes())
+    bucket.pipe("/models/a/open_clip_model.safetensors", b"x" * 1000)
+    name = "local-dir:memory://models/a"
+    assert configurations.inputs(name).view.resize_mode == "squash"
+    copy = Path(folders.on_disk(name).removeprefix("local-dir:"))
+    assert [path.name for path in copy.iterdir()] == ["open_clip_config.json"]
+    assert copy.is_relative_to(tmp_path / "cache")
+    pair = towers.create(name, seed=1)
+    assert pair.name == name
+    assert towers.weights_hash(pair.model) == towers.weights_hash(towers.create("jest-tiny", seed=1).model)
+    folders._copied.cache_clear()  # as in a new process
+    assert folders.on_disk(name) == f"local-dir:{copy}"
+
+    folder_of(tmp_path / "model", embed_dim=48)
+    bucket.pipe("/models/a/open_clip_config.json", (tmp_path / "model/open_clip_config.json").read_bytes())
+    folders._copied.cache_clear()
+    assert configurations.width(name) == 48  # another content is another copy
+    monkeypatch.setattr(folders, "_MOST_BYTES", 10)
+    bucket.pipe("/models/b/vocabulary.txt", b"x" * 11)
+    with pytest.raises(ValueError, match=r"memory://models/b/vocabulary\.txt has 11 bytes, and is neither weights"):
+        configurations.configuration("local-dir:memory://models/b")
+    folders._cache.cache_clear()
+
+
 def test_cached_facts_follow_a_folder_that_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     name = folder_of(tmp_path / "model")
@@ -74,8 +106,8 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
             (folder / folders.FILE).write_text(text)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             configurations.configuration(f"local-dir:{folder}")
-    with pytest.raises(ValueError, match="is not on a disk: copy the folder"):
-        configurations.configuration("local-dir:s3://bucket/model")
+    with pytest.raises(FileNotFoundError, match=r"there is no memory://nowhere/open_clip_config\.json\. Name a folder"):
+        configurations.configuration("local-dir:memory://nowhere")
     with pytest.raises(ValueError, match="hf download timm/vit --local-dir FOLDER"):
         configurations.configuration("hf-hub:timm/vit")
 
