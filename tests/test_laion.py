@@ -42,7 +42,7 @@ TRAINED = {
         "gpus_per_learner": 0,
         "compile": False,
         "warmup_steps": 2,
-        "checkpoint_every_steps": 5,
+        "checkpoint_every_steps": 10,
     },
 }
 WHOLE = TRAINED | {
@@ -167,11 +167,11 @@ def test_the_commands_of_the_page_lead_from_an_empty_bucket_to_the_report(cluste
         downloads(tmp_path, rows)
         environment = cluster.environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         whole = script(root, cluster.dashboard, tmp_path)
-        ran = subprocess.run(
-            ["bash", "-c", whole], cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=1400
-        )
-    output = ran.stdout + ran.stderr
-    (tmp_path / "output.txt").write_text(output)
+        with (tmp_path / "output.txt").open("w") as log:
+            ran = subprocess.run(
+                ["bash", "-c", whole], cwd=tmp_path, env=environment, stdout=log, stderr=log, timeout=1400
+            )
+    output = (tmp_path / "output.txt").read_text()
     assert ran.returncode == 0, output[-8000:]
     _check_plans(output)
     for name in ("one-percent", "one-percent-uniform", "joint", "flexi", "siglip"):

@@ -1,9 +1,11 @@
 """Folders of models, as open_clip and Hugging Face have them: what is read of them, and how they are wrong."""
 
 import json
+import pickle
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from jest_core import run_file
@@ -44,7 +46,7 @@ def test_a_folder_is_below_the_root_of_a_run_file(tmp_path):
 
 
 def test_a_folder_on_object_storage_is_copied_once_without_its_weights(tmp_path, monkeypatch):
-    """fsspec's file system in memory stands for a bucket; tests/test_laion_reference.py has one on S3."""
+    """fsspec's file system in memory stands for a bucket; tests/test_laion.py has one on S3."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folders._cache.cache_clear()
     bucket = fsspec.filesystem("memory")
@@ -115,3 +117,32 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
 def test_an_image_tower_that_timm_lacks_is_one_of_jest():
     assert configurations.needs_jest("jest-drawings")
     assert not any(configurations.needs_jest(name) for name in ("jest-tiny", "jest-b-16-256", "ViTamin-S"))
+
+
+def test_a_tokenizer_of_hugging_face_comes_with_its_folder_from_object_storage(tmp_path, monkeypatch):
+    """As SigLIP's: cut to 64 tokens, without punctuation; the same tokens as a stock open_clip's, offline."""
+    transformers = pytest.importorskip("transformers")  # of `pip install jest[tokenizers]`
+    import open_clip
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders._cache.cache_clear()
+    vocabulary = Tokenizer(models.Unigram())
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"special_tokens": ["</s>", "<unk>"], "unk_token": "<unk>"}
+    texts = ["a cat on a mat", "two dogs in a park", "a drawing of a house"]
+    vocabulary.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=60, **special))
+    names = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, **names).save_pretrained(tmp_path / "model")
+    text = configurations.configuration("jest-tiny")["text_cfg"] | {"context_length": 64, "vocab_size": 100}
+    siglip = {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    stock = folder_of(tmp_path / "model", text_cfg=text | siglip)
+    for path in (tmp_path / "model").iterdir():
+        fsspec.filesystem("memory").pipe(f"/models/siglip/{path.name}", path.read_bytes())
+
+    inputs = pickle.loads(pickle.dumps(configurations.inputs("local-dir:memory://models/siglip")))
+    captions = ["A Cat, on a MAT!!", "two dogs " * 40, ""]
+    tokens = inputs.tokenizer(captions)
+    assert tokens.shape == (3, 64)
+    assert np.array_equal(tokens, open_clip.get_tokenizer(stock)(captions).numpy())
+    folders._cache.cache_clear()
