@@ -225,7 +225,7 @@ def _both(
         return None, machines, None, note
     hours, limit = max((computing, "computing"), (reading, "reading"))
     note = f"{limit} limits: computing {computing:,.2f} h, reading {reading:,.2f} h"
-    prices = [(workers, assumed.learner_hour if priced else assumed.cpu_hour)]
+    prices: list[tuple[float, float | None]] = [(workers, assumed.learner_hour if priced else assumed.cpu_hour)]
     prices += [(readers, assumed.cpu_hour)] if basis.cpus else []
     if any(price is None for _, price in prices):
         return hours, machines, None, note
