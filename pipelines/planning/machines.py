@@ -139,16 +139,19 @@ def _quantity(value: str | float) -> float:
 
 
 def grows() -> bool:
-    """Whether an autoscaler may add nodes to the cluster that this process has joined."""
+    """Whether an autoscaler may add nodes to the cluster that this process has joined; True where Ray does not say.
+
+    Ray's monitor runs everywhere. Where it launches nothing, each node has a type of its own: `node_` and its id.
+    """
     import ray
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.experimental.internal_kv import _internal_kv_get
 
-    if status := _internal_kv_get(
-        DEBUG_AUTOSCALING_STATUS
-    ):  # version 1 reports itself only where it has a configuration
-        return "autoscaler_report" in json.loads(status)
-    found = get_cluster_status(ray.get_runtime_context().gcs_address)
-    nodes = [*found.active_nodes, *found.idle_nodes]  # version 2 gives nodes that nobody launched a type of their own
-    return any(not node.ray_node_type_name.startswith("node_") for node in nodes)
+    if status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):  # of version 1
+        report = json.loads(status).get("autoscaler_report") or {}
+        types = [*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()]
+    else:
+        found = get_cluster_status(ray.get_runtime_context().gcs_address)
+        types = [node.ray_node_type_name for node in (*found.active_nodes, *found.idle_nodes)]
+    return not types or any(not name.startswith("node_") for name in types)
