@@ -12,6 +12,7 @@ from jest_core.run_file.rules import ScoreRule
 
 from .base import manifests
 from .base.stage_table import STAGES, Stage
+from .evaluation import first_look
 from .training import train
 
 
@@ -20,12 +21,14 @@ def run_stages(run: Run, names: Sequence[str]) -> None:
     last one stopped.
 
     Raises, before the first starts, ValueError where one of them has nothing to do for this run file, and
-    FileNotFoundError where one would have nothing to start from.
+    FileNotFoundError where one would have nothing to start from, or `evaluate` no pictures.
     """
     stages = named(names)
     refuse(run, stages)
     for position, stage in enumerate(stages):
         _refuse_without_input(run, stage, names[:position])
+        if stage.name == "evaluate" and not stage.is_done(run):
+            first_look.refuse_missing(run)
     # all modules before the first stage: hours later the files of the code may have changed, or the job's copy be gone
     functions = [stage.load() for stage in stages]
     for function in functions:

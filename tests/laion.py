@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from tests.conftest import POOL
 from tests.pipelines.scores.test_reference_scores import make_reference
 from tests.websites import Website
 
+Row = dict[str, Any]
 RUNS = Path(str(files("jest_deploy") / "runs"))
 RUN_FILE = RUNS / "laion2b" / "flexi.yaml"
 
@@ -43,12 +45,23 @@ class Laion:
 def rehearsal(root: str) -> Iterator[Laion]:
     """Write metadata with LAION-2B's columns, evaluation sets in the layouts of ImageNet and COCO, and a reference;
     serve the metadata's pictures from a local web server."""
+    laion = Laion(root)
+    with pictures_served() as rows:
+        storage.write_bytes(f"{laion.root}/metadata/part-00000.parquet", parquet(rows))
+        evaluation_sets(f"{laion.root}/evaluation")
+        make_reference(laion.run("any"))
+        yield laion
+
+
+@contextmanager
+def pictures_served() -> Iterator[list[Row]]:
+    """400 rows of metadata with the columns of LAION-2B-en-joined, and a web server that has most of their pictures."""
     rows = [row for row in pq.read_table(POOL / "00000.parquet").slice(0, 420).to_pylist() if row["webp"]][:400]
-    website, laion = Website([row["webp"] for row in rows]), Laion(root)
+    website = Website([row["webp"] for row in rows])
     addresses = (
         [f"ok/{i}" for i in range(390)] + [f"redirect/{i}" for i in range(390, 395)] + ["missing"] * 4 + ["page"]
     )
-    metadata = [
+    yield [
         {
             "URL": f"{website.address}/{address}",
             "TEXT": row["caption"] if i >= 8 else "",
@@ -61,14 +74,19 @@ def rehearsal(root: str) -> Iterator[Laion]:
         }
         for i, (row, address) in enumerate(zip(rows, addresses, strict=True))
     ]
-    pq.write_table(pa.Table.from_pylist(metadata), sink := io.BytesIO())
-    storage.write_bytes(f"{laion.root}/metadata/part-00000.parquet", sink.getvalue())
-    _imagenet(f"{laion.root}/evaluation/imagenet/val", "eval-fluent-flat", 5)
-    _imagenet(f"{laion.root}/evaluation/imagenet/train", "eval-fluent-high-contrast", 10)
-    _coco(f"{laion.root}/evaluation/coco")
-    make_reference(laion.run("any"))
-    yield laion
     website.close()
+
+
+def parquet(rows: list[Row]) -> bytes:
+    pq.write_table(pa.Table.from_pylist(rows), sink := io.BytesIO())
+    return sink.getvalue()
+
+
+def evaluation_sets(directory: str) -> None:
+    """A few pictures laid out as ImageNet and COCO, in folders `imagenet` and `coco`."""
+    _imagenet(f"{directory}/imagenet/val", "eval-fluent-flat", 5)
+    _imagenet(f"{directory}/imagenet/train", "eval-fluent-high-contrast", 10)
+    _coco(f"{directory}/coco")
 
 
 def _imagenet(directory: str, tier: str, n_each: int) -> None:

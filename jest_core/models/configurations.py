@@ -75,8 +75,8 @@ def configuration(name: str) -> Configuration:
     if name.startswith("hf-hub:"):
         repository = name.removeprefix("hf-hub:")
         raise ValueError(
-            f"model.name {name!r} is not on this machine: `hf download {repository} --local-dir FOLDER`, then name it "
-            "local-dir:FOLDER, and FOLDER as the checkpoint"
+            f"model.name {name!r} is not on this machine: `hf download {repository} --local-dir FOLDER`, on a cluster "
+            "copy FOLDER below root, then name it local-dir:FOLDER, and FOLDER as the checkpoint"
         )
     config: Configuration | None = open_clip.get_model_config(name)
     if config is None:
@@ -225,7 +225,7 @@ def open_clip_tokenizer(name: str, length: int) -> Any:
     """A model's tokenizer by open_clip. Raises ValueError where there is no such model, or a package is missing."""
     configuration(name)
     try:
-        tokenizer = open_clip.get_tokenizer(name, context_length=length)
+        tokenizer = open_clip.get_tokenizer(folders.on_disk(name), context_length=length)
     except ImportError as error:
         raise ValueError(f"the tokenizer of {name} needs another package: {error}") from error
     if isinstance(tokenizer, SimpleTokenizer) and tokenizer.bpe_ranks == vocabulary().ranks:

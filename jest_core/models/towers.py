@@ -18,7 +18,7 @@ from jest_core.choices import LOSSES, ForwardPrecision, Loss
 from jest_core.examples.decode import View
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.preprocess import normalise, resize
-from jest_core.models import configurations, flexible, sharding, weights
+from jest_core.models import configurations, flexible, folders, sharding, weights
 from jest_core.models.flexible import Resolution
 from jest_core.run_file import Model
 from jest_core.selection import Embeddings
@@ -156,7 +156,7 @@ def without_weights(name: str, given_context_length: int | None = None) -> Any:
     options = {"load_weights": False, "output_dict": True, "device": "meta"}
     length = configurations.context_length(name, given_context_length)
     with torch.device("meta"), _warnings_off():
-        model = open_clip.create_model(name, force_context_length=length, **options)
+        model = open_clip.create_model(folders.on_disk(name), force_context_length=length, **options)
     flexible.make_flexible(model.visual)
     return model.train()
 
@@ -174,7 +174,7 @@ def create(name: str, *, seed: int, pretrained: str | None = None, inputs: Input
     else:
         with torch.random.fork_rng(), _warnings_off():  # open_clip warns that no pretrained weights are loaded
             torch.manual_seed(seed)
-            model = open_clip.create_model(name, load_weights=False, **options)
+            model = open_clip.create_model(folders.on_disk(name), load_weights=False, **options)
     refuse_batch_norm(model)
     flexible.make_flexible(model.visual)
     return Towers(model, name, inputs)

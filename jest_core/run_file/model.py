@@ -13,8 +13,8 @@ class Model(Part):
     name: str = Field(examples=["ViT-B-16-SigLIP"])
     """Name of the model: one of `open_clip.list_models()`, one of those that come with jest (`jest-b-16-256`,
     `jest-l-16-256`, `jest-tiny`), or `local-dir:FOLDER` of a folder with open_clip_config.json, which also says how it
-    sees pictures: `jest export` writes such folders, and Hugging Face has them. Its weights are read where a checkpoint
-    names the folder too."""
+    sees pictures: `jest export` writes such folders, and Hugging Face has them. The folder is below `root`, on object
+    storage too. Its weights are read where a checkpoint names the folder as well."""
 
     pretrained: str | None = Field(default=None, examples=["datacomp_xl_s13b_b90k"])
     """Pretrained tag: one of `open_clip.list_pretrained()` for this model. open_clip downloads the weights on the

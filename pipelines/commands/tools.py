@@ -1,6 +1,7 @@
 """Commands beside the stages: what a run will cost, where to cut, and what other tools read."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,18 +43,32 @@ def plan(
             min=0.0, help="Of an hour of one learner: a machine's price over the learners on it.", show_default=False
         ),
     ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A price or a rate, such as cpu_hour=0.05; an unknown key lists all."),
+    ] = None,
+    cluster: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="Manifest of a RayCluster or RayJob, or a file of `ray up`: its machines."),
+    ] = "",
+    reference_run: Annotated[
+        str, typer.Option(metavar="FILE", help="Run file by which the reference is trained: its cost is added.")
+    ] = "",
 ) -> None:
     """Print what a run will cost: FLOPs by part, beside other methods; bytes, memory, time; and check what can be."""
     run = load(run_file, overrides)
     if calibrate and machine:
         raise ValueError("--calibrate measures the rates that --machine reads: give one of them")
-    if price is not None and not (calibrate or machine):
-        raise ValueError("--price needs hours, and those need rates: give --calibrate or --machine too")
-    from ..planning import calibrate as machines
+    from ..planning import assumptions, machines
+    from ..planning import calibrate as rates
     from ..planning import plan as planning
 
-    rates = machines.measure_into(run, calibrate) if calibrate else machines.read(machine) if machine else None
-    planning.print_plan(run, flops_per_second, rates, price)
+    given = {"flops_per_second": flops_per_second, "learner_hour": price}
+    assumed = assumptions.read([*(assume or []), *(f"{k}={v}" for k, v in given.items() if v is not None)])
+    manifest = machines.read(cluster) if cluster else None
+    other = load(Path(reference_run), [f"root={run.root}"]) if reference_run else None
+    measured = rates.measure_into(run, calibrate) if calibrate else rates.read(machine) if machine else None
+    planning.print_plan(run, measured, assumed, manifest, other)
 
 
 @app.command(rich_help_panel=PANEL)

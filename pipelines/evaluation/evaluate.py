@@ -17,9 +17,8 @@ from jest_core.run_file import EvaluationSet, Run
 
 from ..base import checkpoints, cluster, machines, manifests, owner, progress, storage
 from ..base.stage_table import STAGES
-from . import results
+from . import results, sets
 from .results import Line
-from .sets import ClassTask
 from .tasks import SetEvaluation
 
 _PATIENCE = 10.0  # seconds between two looks for a new checkpoint
@@ -107,19 +106,13 @@ def protocol(run: Run, spec: EvaluationSet) -> str:
     """A hash of all that decides a set's scores but the model: its definition and its classes."""
     assert run.evaluation is not None
     tasks = {*spec.tasks, spec.few_shot.classes if spec.few_shot else None}
-    used = {name: task for name, task in _class_tasks(run).items() if name in tasks}
+    used = {name: task for name, task in sets.class_tasks(run).items() if name in tasks}
     return storage.fingerprint([spec.model_dump(), used, run.evaluation.canonical_prompts])[:16]
 
 
 def _sets(run: Run) -> list[EvaluationSet]:
     assert run.evaluation is not None
     return run.evaluation.sets
-
-
-def _class_tasks(run: Run) -> dict[str, ClassTask]:
-    """The tasks of the file evaluation.classes, by name."""
-    path = run.evaluation.classes if run.evaluation else None
-    return dict(storage.read_json(run.path(path))) if path else {}
 
 
 def _evaluate_all(run: Run, directory: str) -> None:
@@ -183,7 +176,7 @@ def _is_of_the_run(directory: str, step: int, version: str) -> bool:
 
 def _evaluate(run: Run, pair: Towers, step: int, weights: str) -> list[Line]:
     """The model's results for every task of every set. weights: digest of its checkpoint, empty where it has none."""
-    class_tasks = _class_tasks(run)
+    class_tasks = sets.class_tasks(run)
     embedded: dict[str, Tensor] = {}  # tasks of the classes file serve several sets
     with ThreadPoolExecutor(cluster.n_cores()) as decoders:
         return [

@@ -85,6 +85,12 @@ def examples(run: Run, source: Pictures, columns: Iterable[str] = ()) -> Iterato
             yield from _of_karpathy(run, source)
 
 
+def class_tasks(run: Run) -> dict[str, ClassTask]:
+    """The tasks of the file evaluation.classes, by name."""
+    path = run.evaluation.classes if run.evaluation else None
+    return dict(storage.read_json(run.path(path))) if path else {}
+
+
 def classes(run: Run, source: Pictures, *, canonical: bool = False) -> "ClassNames":
     """The classes that come with a set, with their prompts. Raises ValueError where none do."""
     from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES

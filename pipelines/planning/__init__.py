@@ -1,8 +1,12 @@
 """What a run will cost, and what can be checked of it before it starts.
 
-sizes      bytes that a run has in memory, reads and writes
-preflight  what can be checked of storage, shards, earlier stages and the cluster
-calibrate  `jest plan --calibrate`: what a machine sustains, by real steps of a run
+sizes         bytes that a run has in memory, reads and writes
+machines      the machines of a cluster, by its manifest; whether a cluster grows
+preflight     what can be checked of storage, metadata, shards, earlier stages and the cluster
+calibrate     `jest plan --calibrate`: what a machine sustains, by real steps of a run
+assumptions   prices, and rates that nobody measured, each with its source
+costs         hours, machines and money of each stage, and what limits it
+cost_tables   the same for a terminal
 stage_status  which stages are done, and which can run
-plan       `jest plan`: cost by part, beside other methods
+plan          `jest plan`: cost by part, beside other methods
 """

@@ -13,35 +13,44 @@ from jest_core.models import outlines
 from jest_core.run_file import LowResolution, Reference, Run
 
 from ..base import progress
-from . import preflight, sizes, stage_status
+from . import cost_tables, costs, preflight, sizes, stage_status
+from .assumptions import Assumptions
 from .calibrate import Machine, predict
+from .machines import Machines
 from .preflight import Check
 from .sizes import Pairs
 
 
 def print_plan(
-    run: Run, flops_per_second: float | None = None, machine: Machine | None = None, price: float | None = None
+    run: Run,
+    machine: Machine | None = None,
+    assumed: Assumptions | None = None,
+    manifest: Machines | None = None,
+    reference_run: Run | None = None,
 ) -> None:
-    """Print sizes, cost by part, the cost of other methods, bytes, memory, and what can be checked of the run now.
+    """Print sizes, cost by part, the cost of other methods, bytes, memory, what each stage costs, and what can be
+    checked of the run now.
 
-    flops_per_second: what a learner sustains, as a rough guess; machine: what one was measured to sustain; price: of
-    an hour of one learner's share of a machine, in any currency. Raises ValueError where a check fails.
+    machine: what a learner was measured to sustain; manifest: of the cluster; reference_run: by which the reference is
+    trained. Raises ValueError where a check fails.
     """
+    assumed = assumed or Assumptions()
     outlines.refuse_resolutions(run)
     pairs = sizes.pairs(run)
     tables = [
         _sizes(run, pairs),
         _forward(run),
-        _step(run, pairs, flops_per_second),
+        _step(run, pairs, assumed.flops_per_second),
         _alternatives(run),
         _bytes(run, pairs),
         _memory(run, pairs),
     ]
     if machine is not None:
-        tables.append(_time(run, machine, price))
+        tables.append(_time(run, machine, assumed.learner_hour))
+    tables += cost_tables.tables(costs.Basis(run, pairs, assumed, machine, manifest, reference_run))
     for table in tables:
         progress.console.print(table)
-    checks = list(preflight.run_checks(run, pairs))
+    checks = list(preflight.run_checks(run, pairs, manifest))
     progress.console.print(_checks(checks))
     if checks[0].ok:  # the storage can be read
         progress.console.print(stage_status.table(run))

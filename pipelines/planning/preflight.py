@@ -2,24 +2,26 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 
 from jest_core import run_file
+from jest_core.models import folders
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DenyRule, DuplicateRule, ScoreRule, SubsetRule
 
 from ..base import checkpoints, cluster, manifests, shard_paths, storage
-from ..data import rules
+from ..data import rules, url_lists
 from ..data.catalogue import open_catalogue
 from ..data.layouts import open_shard
 from ..data.shards import Shard
-from ..evaluation import sets
+from ..evaluation import first_look
 from ..stream.source import open_source
 from ..training import run_directory
 from . import sizes
+from .machines import Machines, grows
 from .sizes import Pairs
 
 
@@ -36,17 +38,19 @@ class _NotYet(Exception):
     """What another stage has yet to make, or what this machine cannot look up."""
 
 
-def run_checks(run: Run, pairs: Pairs | None) -> Iterator[Check]:
-    """Each check of this run, in the order in which its stages need what is checked."""
+def run_checks(run: Run, pairs: Pairs | None, manifest: Machines | None = None) -> Iterator[Check]:
+    """Each check of this run, in the order in which its stages need what is checked. manifest: the cluster as a file
+    describes it, in the place of the one that is there now."""
     reached = _check("storage", lambda: _storage(run))
     yield reached
     if not reached.ok:
         return
+    if run.ingest is not None:
+        yield _check("metadata", lambda: _metadata(run))
     yield _check("shards", lambda: _shards(run))
     yield _check("catalogue", lambda: _catalogue(run))
     if run.uses_reference and run.reference is not None and run.reference.checkpoint is not None:
-        path = run.path(run.reference.checkpoint)
-        yield _check("reference", lambda: _checkpoint(path, "train it, or correct reference.checkpoint"))
+        yield _check("reference", lambda: _reference(run))
     if run.reads_scores:
         yield _check("score cache", lambda: _scores(run))
     if run.training.initial_checkpoint is not None:
@@ -57,7 +61,7 @@ def run_checks(run: Run, pairs: Pairs | None) -> Iterator[Check]:
     yield _check("run directory", lambda: _run_directory(run))
     for spec in run.evaluation.sets if run.evaluation else []:
         yield _check(f"evaluation set {spec.name}", lambda spec=spec: _evaluation_set(run, spec))  # type: ignore[misc]
-    yield _check("cluster", lambda: _cluster(run, pairs))
+    yield _check("cluster", lambda: _manifest(run, manifest) if manifest else _cluster(run, pairs))
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
@@ -85,11 +89,27 @@ def _storage(run: Run) -> str:
     return f"{directory} can be written to"
 
 
+def _metadata(run: Run) -> str:
+    """The lists of URLs are there, with the columns that `jest ingest` needs of them."""
+    assert run.ingest is not None
+    if manifests.is_finished(run.path(run.ingest.shards)):
+        return "fetched"
+    patterns = run_file.sources(run.ingest.urls)
+    paths = [path for pattern in patterns for path in shard_paths.expand([pattern], run.path(""))]
+    url_lists.refuse_columns(open_shard(paths[0], run.ingest.columns), run.ingest)
+    return f"{len(paths):,} Parquet files of URLs and captions"
+
+
 def _shards(run: Run) -> str:
     """The first row group of each source has all that the run reads of it, and the rules keep something of it."""
     summaries = []
     for source in run.data.sources:
-        paths = shard_paths.expand([source], run.path(""))
+        try:
+            paths = shard_paths.expand([source], run.path(""))
+        except FileNotFoundError as error:
+            if remedy := _maker_of_shards(run, source):
+                raise _NotYet(f"{error}; {remedy}") from None
+            raise
         if shard_paths.is_tar(paths[0]):
             summaries.append(f"{len(paths):,} tars")  # their columns are found when the catalogue indexes them
             continue
@@ -103,6 +123,15 @@ def _shards(run: Run) -> str:
             raise _NotYet(f"the rules keep none of the first {len(uids)} rows of {paths[0]}, perhaps of none")
         summaries.append(f"{len(paths):,} Parquet files; the rules keep {kept} of the first {len(uids)} rows")
     return "; ".join(summaries)
+
+
+def _maker_of_shards(run: Run, source: str) -> str:
+    """Which stage has yet to make the shards of a source; "" where none would."""
+    if run.ingest is not None and run.path(source).startswith(f"{run.path(run.ingest.shards)}/"):
+        return "" if manifests.is_finished(run.path(run.ingest.shards)) else "`jest ingest` fetches them"
+    if run.data.refines is not None and not manifests.is_finished(run.path(run.data.refines)):
+        return f"they come with those of {run.data.refines}, which this run refines"
+    return ""
 
 
 def _keeps(run: Run, shard: Shard, uids: list[str]) -> list[bool]:
@@ -132,14 +161,28 @@ def _catalogue(run: Run) -> str:
 
 
 def _checkpoint(path: str, remedy: str) -> str:
-    if path.endswith(".pt"):
-        if not storage.exists(path):
-            raise _NotYet(f"{path} is not there: {remedy}")
-        return path
-    found = checkpoints.steps(path)
-    if not found:
-        raise _NotYet(f"{path} has no checkpoint: {remedy}")
-    return checkpoints.path_of(path, found[-1])
+    """A run directory, a file, or a folder as open_clip and Hugging Face have them."""
+    try:
+        found = checkpoints.file_of(path)
+    except FileNotFoundError as error:
+        raise _NotYet(f"{error} ({remedy})") from None
+    if not storage.exists(found):
+        raise _NotYet(f"{found} is not there: {remedy}")
+    return found
+
+
+def _reference(run: Run) -> str:
+    """The reference's weights are there; those of a folder were trained on the pictures that it would see."""
+    assert run.reference is not None
+    assert run.reference.checkpoint is not None
+    found = _checkpoint(run.path(run.reference.checkpoint), "train it, or correct reference.checkpoint")
+    beside = found.rpartition("/")[0]
+    if run.reference.model.name.removeprefix(folders.PREFIX) != beside and storage.exists(f"{beside}/{folders.FILE}"):
+        from jest_core.models import configurations  # with PyTorch, which takes seconds
+
+        inputs = configurations.inputs_of(run.reference.model)
+        configurations.refuse_other_pixels(folders.read(f"{folders.PREFIX}{beside}"), inputs, found, "reference.model.")
+    return found
 
 
 def _scores(run: Run) -> str:
@@ -154,7 +197,10 @@ def _scores(run: Run) -> str:
 def _replay(run: Run) -> str:
     from ..training import replay
 
-    replay.refuse(run)
+    try:
+        replay.refuse(run)
+    except FileNotFoundError as error:
+        raise _NotYet(f"{error}: train the run of data.replay first") from None
     return f"{run.data.replay} has the steps of this run"
 
 
@@ -167,9 +213,40 @@ def _run_directory(run: Run) -> str:
 
 
 def _evaluation_set(run: Run, spec: run_file.EvaluationSet) -> str:
-    if next(sets.examples(run, spec), None) is None:
-        raise ValueError(f"evaluation.sets: {spec.name} has no pictures: correct its shards or split")
+    first_look.look(run, spec)
     return "there"
+
+
+def _wanted(run: Run) -> dict[str, float]:
+    """What the learners ask of a cluster, by Ray's names of resources."""
+    training = run.training
+    return {
+        "GPU": training.max_learners * training.gpus_per_learner,
+        "CPU": training.max_learners + 1,  # one to read with, at least
+    }
+
+
+def _short(wanted: dict[str, float], have: Mapping[str, float]) -> str:
+    """Of which resources there are too few."""
+    return "; ".join(
+        f"{name} {n:,.0f}, and has {have.get(name, 0):,.0f}" for name, n in wanted.items() if n > have.get(name, 0)
+    )
+
+
+def _manifest(run: Run, manifest: Machines) -> str:
+    """The nodes of a manifest, all groups at their largest, have what the run asks for."""
+    if short := _short(_wanted(run), manifest.most):
+        raise ValueError(f"the run wants of the cluster of {manifest.source}, at its largest, {short}")
+    learners, each = run.training.max_learners, run.training.gpus_per_learner
+    if each and learners > (places := manifest.places(GPU=each, CPU=1)):
+        raise ValueError(
+            f"{learners} learners of {each:g} GPUs do not fit on the nodes of {manifest.source}, which have room for "
+            f"{places}: change training.gpus_per_learner, or the nodes"
+        )
+    now = _short(_wanted(run), manifest.least)
+    return f"{manifest.source} allows what the learners ask for" + (
+        "; it starts with fewer nodes, and grows" if now else ""
+    )
 
 
 def _cluster(run: Run, pairs: Pairs | None) -> str:
@@ -189,17 +266,11 @@ def _cluster(run: Run, pairs: Pairs | None) -> str:
 
     cluster.connect()
     have_all = ray.cluster_resources()
-    wanted = {
-        "GPU": training.max_learners * training.gpus_per_learner,
-        "CPU": training.max_learners + 1,  # one to read with, at least
-    }
-    short = [
-        f"{name} {wanted[name]:,.0f}, and has {have_all.get(name, 0):,.0f}"
-        for name in wanted
-        if wanted[name] > have_all.get(name, 0)
-    ]
-    if short:
-        raise ValueError(f"the run wants of the cluster {'; '.join(short)}")
+    if short := _short(_wanted(run), have_all):
+        said = f"the run wants of the cluster {short}"
+        if not grows():
+            raise ValueError(f"{said}, and nothing adds nodes to it: add some, or lower training.n_learners")
+        raise _NotYet(f"{said} now; its autoscaler may add nodes (`jest plan --cluster FILE` says how many it may)")
     if need > have_all.get("object_store_memory", 0):
         raise _NotYet(
             f"the windows may take {need / 1e9:.2f} GB, more than the object stores have: the rest is spilled"

@@ -19,6 +19,7 @@ from jest_core.run_file import Run
 
 from ..base import cluster, machines, manifests, owner, progress, storage
 from ..base.owner import Owner, Token
+from ..evaluation import first_look
 from ..stream.source import Source, open_source
 from . import bottleneck, metrics_line, run_directory
 from .attempts import Attempts
@@ -49,6 +50,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     in_process = alone and cluster.is_local() if in_process is None else in_process
     directory = run.path(run.run_dir)
     source = open_source(run)  # first, so that a run without its inputs claims no directory
+    first_look.before_training(run, label)
     if run.data.replay is not None:
         from . import replay
 

@@ -1,0 +1,65 @@
+"""What the stages of a run cost, and what was assumed for it, as tables for a terminal."""
+
+from collections.abc import Iterator
+
+from rich.markup import escape
+from rich.table import Table
+
+from .assumptions import Assumptions, source
+from .costs import Basis, Costs, costs
+from .machines import Machines
+
+
+def tables(basis: Basis) -> Iterator[Table]:
+    """The machines of the manifest, if one is given, the stages with their total, and the assumptions behind them."""
+    if basis.manifest is not None:
+        yield _machines(basis.manifest)
+    found = costs(basis)
+    yield _stages(found)
+    yield _assumptions(basis.assumed, found)
+
+
+def _table(title: str, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for name in left:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def _machines(manifest: Machines) -> Table:
+    table = _table(
+        f"Machines of {manifest.source}", ("group", "machines", "CPUs", "GPUs", "GB"), ("CPUs", "GPUs", "GB")
+    )
+    for group in manifest.groups:
+        number = f"{group.least} to {group.most}" if group.least != group.most else f"{group.most}"
+        gb = f"{group.memory_bytes / 1e9:,.0f}" if group.memory_bytes else ""
+        table.add_row(escape(group.name), number, f"{group.cpus:g}", f"{group.gpus:g}", gb)
+    most = manifest.most
+    table.caption = f"at their largest {most['CPU']:,.0f} CPUs and {most['GPU']:,.0f} GPUs"
+    return table
+
+
+def _stages(found: Costs) -> Table:
+    table = _table("What each stage takes", ("stage", "work", "hours", "on", "money", ""), ("hours", "money"))
+    for line in found.lines:
+        hours = "?" if line.hours is None else f"{line.hours:,.2f}" if line.hours else ""
+        money = "?" if line.money is None and line.note != "done" else f"{line.money or 0.0:,.2f}"
+        table.add_row(line.stage, escape(line.work), hours, line.machines, money, escape(line.note))
+    table.add_section()
+    table.add_row("total", "", f"{found.hours:,.2f}", "", f"{found.money:,.2f}")
+    unknown = [line.stage for line in found.lines if line.hours is None]
+    parts = [f"the hours of {', '.join(unknown)}"] if unknown else []
+    parts += [f"the money of {', '.join(found.without)} (no price or no rate)"] if found.without else []
+    table.caption = f"the total is without {'; and without '.join(parts)}" if parts else None
+    return table
+
+
+def _assumptions(assumed: Assumptions, found: Costs) -> Table:
+    table = _table("Assumed, or given by --assume KEY=VALUE", ("key", "value", "meaning", "source"))
+    for name, field in Assumptions.model_fields.items():
+        value = getattr(assumed, name)
+        if name in found.used or name in assumed.model_fields_set:
+            table.add_row(name, f"{value:,}", field.title or "", source(assumed, name))
+        elif value is None and ("hour" in name or name in ("gb_month", "thousand_requests")):
+            table.add_row(name, "no price given", field.title or "", "")
+    return table

@@ -1,0 +1,124 @@
+"""Hours and money of each stage, by arithmetic that is written out here once more."""
+
+from importlib.resources import files
+
+import pytest
+
+from jest_core import flops, run_file
+from pipelines.planning import assumptions, cost_tables, costs, machines
+from pipelines.planning.assumptions import Assumptions
+from pipelines.planning.costs import Basis
+from pipelines.planning.sizes import Pairs, checkpoint_bytes, written_bytes
+
+LAION = files("jest_deploy") / "runs" / "laion2b"
+RUN = run_file.load((LAION / "joint.yaml").read_text(), ["root=memory://nowhere/laion2b"])
+PRICES = {"learner_hour": 2.0, "cpu_hour": 0.05, "gb_month": 0.02, "thousand_requests": 0.0004}
+GIVEN = Assumptions(urls=1_000_000_000, cpus=1000, flops_per_second=4e14, months=2, **PRICES)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_done(monkeypatch):
+    """No storage is asked."""
+    monkeypatch.setattr(costs, "STAGES", {name: NotDone() for name in costs.STAGES})
+
+
+class NotDone:
+    def is_done(self, run):
+        return False
+
+
+def lines(basis):
+    return {line.stage: line for line in costs.costs(basis).lines}
+
+
+def test_ingest_takes_the_cpu_hours_of_its_urls():
+    ingest = lines(Basis(RUN, None, GIVEN))["ingest"]
+    cpu_hours = 1e9 / 60 / 3600
+    assert ingest.hours == pytest.approx(cpu_hours / 1000)
+    assert ingest.money == pytest.approx(cpu_hours * 0.05)
+
+
+def test_reading_limits_training_where_it_takes_longer_than_the_arithmetic():
+    train = lines(Basis(RUN, None, GIVEN))["train"]
+    seen = 39_673 * 163_840
+    reading = seen * 3.8e-3 / 128 / 3600  # two read tasks for each of 64 learners
+    computing = RUN.n_steps * flops.step_flops(RUN).total / 4e14 / 64 / 3600
+    assert reading > computing
+    assert train.hours == pytest.approx(reading)
+    assert train.note.startswith("reading limits: computing 5.")
+    assert train.money == pytest.approx(reading * (64 * 2.0 + 128 * 0.05))
+    fast = lines(Basis(RUN, None, GIVEN.model_copy(update={"read_cpu_ms": 0.1})))["train"]
+    assert fast.hours == pytest.approx(computing)
+    assert fast.note.startswith("computing limits")
+
+
+def test_scoring_covers_the_pairs_of_the_catalogue_or_those_that_may_be_fetched():
+    assumed = lines(Basis(RUN, None, GIVEN))["reference-scores"]
+    assert assumed.work == "680,000,000 pairs"
+    pairs = Pairs(n_slots=500_000_000, n_rows=600_000_000, n_row_groups=600_000, mean_bytes=10_000)
+    known = lines(Basis(RUN, pairs, GIVEN))
+    work = 5e8 * flops.forward_flops(RUN.model).total
+    reading = 5e8 * 3.8e-3 / 1000 / 3600
+    assert known["reference-scores"].hours == pytest.approx(max(work / 4e14 / 64 / 3600, reading))
+    n_checkpoints = 3 + RUN.n_steps // 5000
+    log = written_bytes(RUN)["selection log"]
+    cache = 5e8 * (4 * 768 + 64)
+    gb = (6e8 * 10_000 + cache + log + n_checkpoints * checkpoint_bytes(RUN)) / 1e9
+    assert known["storage"].money == pytest.approx(gb * 2 * 0.02)
+    n_requests = (RUN.n_steps * 163_840 + 5e8) / 1000 * 6
+    assert known["requests"].money == pytest.approx(n_requests / 1000 * 0.0004)
+
+
+def test_what_is_not_known_is_no_number():
+    found = costs.costs(Basis(RUN, None, Assumptions()))
+    by_stage = {line.stage: line for line in found.lines}
+    assert by_stage["ingest"].hours is None
+    assert "--assume urls=N" in by_stage["ingest"].note
+    assert by_stage["train"].hours is None
+    assert by_stage["train"].note.startswith("reading 53.60 h; computing not known")
+    assert by_stage["catalogue"].note == by_stage["evaluate"].note == "not measured"
+    assert {"train", "storage", "reference-scores"} <= set(found.without)
+    assert found.money == 0
+
+
+def test_the_training_of_the_reference_is_added_by_its_run_file():
+    curated = (LAION.parent / "curation" / "strong.yaml").read_text()
+    reference = run_file.load(curated, ["model.name=jest-b-16-256"])
+    found = lines(Basis(RUN, None, GIVEN, reference_run=reference))["train runs/reference-strong"]
+    assert found.hours == pytest.approx(reference.n_steps * 32_768 * 3.8e-3 / 128 / 3600)
+    assert "--reference-run FILE" in lines(Basis(RUN, None, GIVEN))["reference"].note
+
+
+def test_cpus_come_from_the_manifest(tmp_path):
+    group = machines.Group("data", 16, 0, 0, 0, 10)
+    gpus = machines.Group("learners", 96, 8, 0, 0, 8)
+    basis = Basis(RUN, None, GIVEN.model_copy(update={"cpus": None}), manifest=machines.Machines("f", (group, gpus)))
+    assert lines(basis)["ingest"].machines == "160 CPUs"
+
+
+def test_a_plan_says_which_prices_are_missing_and_where_rates_come_from(capsys, monkeypatch):
+    from rich.console import Console
+
+    console = Console(width=200)
+    for table in cost_tables.tables(Basis(RUN, None, Assumptions(urls=10**9, cpus=100))):
+        console.print(table)
+    printed = capsys.readouterr().out
+    assert printed.count("no price given") >= 4
+    assert "img2dataset" in printed
+    assert "bench_data" in printed
+    assert "the total is without the hours of catalogue, reference, reference-scores, train, evaluate" in printed
+    assert "1,000,000,000" in printed
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("cpu_hour", "has no '='"),
+        ("hour=1", "--assume hour: extra inputs are not permitted; the keys are learner_hour, cpu_hour"),
+        ("share_fetched=2", "--assume share_fetched: input should be less than or equal to 1"),
+        ("cpus=many", "--assume cpus: input should be a valid integer"),
+    ],
+)
+def test_a_wrong_assumption_is_named(word, message):
+    with pytest.raises(ValueError, match=message):
+        assumptions.read([word])
