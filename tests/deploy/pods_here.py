@@ -105,7 +105,7 @@ class Pods:
 
     def close(self) -> None:
         for process in self.running.values():
-            with contextlib.suppress(psutil.Error, ValueError):
+            with contextlib.suppress(psutil.Error, IndexError):
                 psutil.Process(process.pid).children()[0].kill()
             process.kill()
             process.wait(20)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from . import pod_security
 from .kuberay import MANIFESTS, ROOT, SIZES, Manifest, cluster_spec, groups, only, pods, ray_container, yours
 
 CRDS = ROOT / "tests" / "crds"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 COMBINATIONS = [(), ("job",), ("kueue", "job"), ("efa", "job"), ("rdma",)]
 
 
@@ -76,7 +78,7 @@ def test_what_is_applied_passes_the_schemas(folder, schemas, size: str, componen
         found = pod_security.violations(pod["spec"])
         assert set(found) <= set(wrong if "rdma" in components else [])
         images = [container["image"] for container in pod["spec"]["containers"]]
-        assert all(image.startswith("registry.example.com/jest-") and image.endswith(":0.1.0") for image in images)
+        assert all(re.fullmatch(rf"registry.example.com/jest-(learner|worker):{VERSION}", image) for image in images)
 
 
 @pytest.mark.parametrize(
