@@ -57,17 +57,18 @@ def cluster(spec) -> Iterator[Pods]:
     with pods_here(TOKEN, SMALL) as pods:
         for name, group in zip(("head", "data", "learners"), groups(spec).values(), strict=True):
             pods.start(name, group)
-            if name == "head":
-                _wait_until_ready(pods, name)
-        for name in ("data", "learners"):
-            _wait_until_ready(pods, name)
+            _wait_until_ready(pods, name, group)
         yield pods
 
 
-def _wait_until_ready(pods: Pods, name: str) -> None:
+def _wait_until_ready(pods: Pods, name: str, group: dict[str, Any]) -> None:
     """What KubeRay >= 1.6 probes where it knows rayVersion, without a token."""
-    url = f"http://{pods.address(name)}:52365/api/healthz"
-    wait_for(lambda: get(url)[0] == 200, 90, lambda: f"{name}: {get(url)}: {(pods.logs / f'{name}.log').read_text()}")
+
+    def is_ready() -> bool:
+        pods.restart_if_ended(name, group)
+        return get(f"http://{pods.address(name)}:52365/api/healthz")[0] == 200
+
+    wait_for(is_ready, 120, lambda: (pods.logs / f"{name}.log").read_text())
 
 
 def _ray(pods: Pods, spec: dict[str, Any], *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +115,18 @@ def training(cluster: Pods, spec, shards: Path, tmp_path_factory) -> Run:
     overrides = ["selection={method: uniform}", "training.examples_trained=320000", "reference=null"]
     run = run_file.load(RUN.format(root=folder, name="uniform", shards=shards), overrides)
     (folder / "run.yaml").write_text(run_file.dump(run))
-    _submit(cluster, spec, "run", "jest", "stages", "catalogue", "train", str(folder / "run.yaml"))
+    _submit(
+        cluster,
+        spec,
+        "run",
+        "env",
+        "JEST_SUBMISSION=1",
+        "jest",
+        "stages",
+        "catalogue",
+        "train",
+        str(folder / "run.yaml"),
+    )
     wait_for(lambda: checkpoints.steps(run.path(run.run_dir)), 240, lambda: _log(cluster, "run"))
     return run
 
