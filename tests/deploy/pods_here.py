@@ -66,12 +66,31 @@ class Pods:
         for device in ("lo", "eth0"):
             _ip("-n", namespace, "link", "set", device, "up")
         _ip("-n", namespace, "route", "add", "default", "via", f"{NETWORK}.1")
+        self.running[name] = self._begin(name, group, None if i == 0 else f"{NETWORK}.10:6379")
+
+    def restart_if_ended(self, name: str, group: dict[str, Any]) -> None:
+        """As KubeRay does. `ray start` gives up after 30 s, which is short on a busy machine."""
+        if self.running[name].poll() is not None:
+            is_head = name == next(iter(self.running))
+            self.running[name] = self._begin(name, group, None if is_head else f"{NETWORK}.10:6379")
+
+    def _begin(self, name: str, group: dict[str, Any], head: str | None) -> subprocess.Popen[bytes]:
         group = group | {"rayStartParams": group["rayStartParams"] | self.overrides.get(name, {})}
-        command = start_command(group, None if i == 0 else f"{NETWORK}.10:6379")
-        isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _CONTAINER, "sh"]
+        isolated = [
+            "ip",
+            "netns",
+            "exec",
+            f"{PREFIX}{name}",
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
+        container = ["sh", "-c", _CONTAINER, "sh", "/bin/bash", "-c", "--", start_command(group, head)]
         with (self.logs / f"{name}.log").open("wb") as log:
-            self.running[name] = subprocess.Popen(
-                ["ip", "netns", "exec", namespace, *isolated, "/bin/bash", "-c", "--", command],
+            return subprocess.Popen(
+                [*isolated, *container],
                 env=self.environment(group),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -105,7 +124,7 @@ class Pods:
 
     def close(self) -> None:
         for process in self.running.values():
-            with contextlib.suppress(psutil.Error, ValueError):
+            with contextlib.suppress(psutil.Error, IndexError):
                 psutil.Process(process.pid).children()[0].kill()
             process.kill()
             process.wait(20)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from . import pod_security
 from .kuberay import MANIFESTS, ROOT, SIZES, Manifest, cluster_spec, groups, only, pods, ray_container, yours
 
 CRDS = ROOT / "tests" / "crds"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 COMBINATIONS = [(), ("job",), ("kueue", "job"), ("efa", "job"), ("rdma",)]
 
 
@@ -76,7 +78,7 @@ def test_what_is_applied_passes_the_schemas(folder, schemas, size: str, componen
         found = pod_security.violations(pod["spec"])
         assert set(found) <= set(wrong if "rdma" in components else [])
         images = [container["image"] for container in pod["spec"]["containers"]]
-        assert all(image.startswith("registry.example.com/jest-") and image.endswith(":0.1.0") for image in images)
+        assert all(re.fullmatch(rf"registry.example.com/jest-(learner|worker):{VERSION}", image) for image in images)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,10 @@ def test_kuberay_probes_over_http_and_every_part_has_the_token(job):
 def test_the_job_is_the_cluster_and_has_real_stages(folder, job):
     assert cluster_spec(job) == cluster_spec(yours(folder, "gpus-8"))
     spec = only(job, "RayJob")["spec"]
-    command, stages, *words, run = spec["entrypoint"].split()
-    assert (command, stages, run) == ("jest", "stages", "/run/jest/run.yaml")
+    *command, run = spec["entrypoint"].split()
+    assert command[:4] == ["env", "JEST_SUBMISSION=1", "jest", "stages"]
+    words = command[4:]
+    assert run == "/run/jest/run.yaml"
     assert set(words) < set(STAGES)
     assert spec["backoffLimit"] <= 2  # each is a cluster anew, also for a mistake in the run file
     (mount,) = [m for m in ray_container(spec["rayClusterSpec"]["headGroupSpec"])["volumeMounts"] if m["name"] == "run"]

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from jest_core import run_file
+from jest_core.models import towers
 from jest_core.run_file import Run
 from pipelines.base import checkpoints
 from tests.conftest import RUN
@@ -56,17 +57,18 @@ def cluster(spec) -> Iterator[Pods]:
     with pods_here(TOKEN, SMALL) as pods:
         for name, group in zip(("head", "data", "learners"), groups(spec).values(), strict=True):
             pods.start(name, group)
-            if name == "head":
-                _wait_until_ready(pods, name)
-        for name in ("data", "learners"):
-            _wait_until_ready(pods, name)
+            _wait_until_ready(pods, name, group)
         yield pods
 
 
-def _wait_until_ready(pods: Pods, name: str) -> None:
+def _wait_until_ready(pods: Pods, name: str, group: dict[str, Any]) -> None:
     """What KubeRay >= 1.6 probes where it knows rayVersion, without a token."""
-    url = f"http://{pods.address(name)}:52365/api/healthz"
-    wait_for(lambda: get(url)[0] == 200, 90, lambda: f"{name}: {get(url)}: {(pods.logs / f'{name}.log').read_text()}")
+
+    def is_ready() -> bool:
+        pods.restart_if_ended(name, group)
+        return get(f"http://{pods.address(name)}:52365/api/healthz")[0] == 200
+
+    wait_for(is_ready, 120, lambda: (pods.logs / f"{name}.log").read_text())
 
 
 def _ray(pods: Pods, spec: dict[str, Any], *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -113,7 +115,18 @@ def training(cluster: Pods, spec, shards: Path, tmp_path_factory) -> Run:
     overrides = ["selection={method: uniform}", "training.examples_trained=320000", "reference=null"]
     run = run_file.load(RUN.format(root=folder, name="uniform", shards=shards), overrides)
     (folder / "run.yaml").write_text(run_file.dump(run))
-    _submit(cluster, spec, "run", "jest", "stages", "catalogue", "train", str(folder / "run.yaml"))
+    _submit(
+        cluster,
+        spec,
+        "run",
+        "env",
+        "JEST_SUBMISSION=1",
+        "jest",
+        "stages",
+        "catalogue",
+        "train",
+        str(folder / "run.yaml"),
+    )
     wait_for(lambda: checkpoints.steps(run.path(run.run_dir)), 240, lambda: _log(cluster, "run"))
     return run
 
@@ -168,6 +181,18 @@ def test_a_head_that_has_to_go_lets_its_job_write_a_checkpoint(cluster: Pods, sp
     status = json.loads(get(url, TOKEN)[1])
     assert (status["status"], status["driver_exit_code"]) == ("FAILED", 143), status  # so that KubeRay tries again
     assert "checkpoint" in _log(cluster, "run")
+
+
+def test_a_stage_that_asks_for_gpus_comes_to_their_node(cluster: Pods, spec, shards: Path, tmp_path):
+    """There is no GPU here: that is what it says, from the node that has them for Ray."""
+    run = run_file.load(RUN.format(root=tmp_path, name="joint", shards=shards), ["reference.gpus_per_actor=1"])
+    weights = towers.create("jest-tiny", seed=5).model.state_dict()
+    checkpoints.write(run.path("reference"), 1, {"epoch": 1, "state_dict": weights, "jest": {"step": 1}})
+    (tmp_path / "run.yaml").write_text(run_file.dump(run))
+    _submit(cluster, spec, "scores", "jest", "stages", "catalogue", "reference-scores", str(tmp_path / "run.yaml"))
+    url = f"http://{cluster.address('head')}:8265/api/jobs/scores"
+    wait_for(lambda: json.loads(get(url, TOKEN)[1])["status"] == "FAILED", 240, lambda: _log(cluster, "scores"))
+    assert re.search("CUDA|NVIDIA driver", _log(cluster, "scores")), _log(cluster, "scores")
 
 
 def test_a_pod_that_has_to_go_leaves_the_cluster_in_time(cluster: Pods, spec):

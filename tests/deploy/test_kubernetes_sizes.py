@@ -109,6 +109,8 @@ def test_gpu_nodes_come_when_learners_ask_and_not_before(folder, size: str, runs
     run = run_file.load((ROOT / f"deploy/runs/{runs}.yaml").read_text())
     n_cpus = types["data"]["resources"]["CPU"] * types["data"]["max_workers"]
     assert "learners" not in launched(types, [{"CPU": 1}] * n_cpus, [])  # ingest, catalogue, CPU scoring
+    page = (ROOT / "deploy/docs/kubernetes.md").read_text()
+    assert f"`{size}` {n_cpus}" in page  # so many tasks at once, and no more: Ray would start GPU nodes for others
     learners = [{"CPU": 1, "GPU": run.training.gpus_per_learner}] * run.training.n_learners
     assert launched(types, [], learners)["learners"] == n_nodes
     assert types["learners"]["resources"]["CPU"] * n_nodes == 2 * len(learners)  # one of each for what reads for it
