@@ -70,10 +70,10 @@ def test_a_job_at_its_limit_preempted_and_with_a_lost_node_ends_like_an_undistur
     slurm: Slurm, make_scored_run, tmp_path: Path, all_cores: None
 ):
     """One job for all of this, since each run of it takes Ray's start."""
-    run: Run = make_scored_run("joint", "training.examples_trained=6400", "training.checkpoint_every_minutes=0.005")
-    changes = ["run_dir=undisturbed", "training.checkpoint_every_minutes=null", "training.checkpoint_every_steps=1000"]
-    undisturbed = run_file.load(run_file.dump(run), changes)
-    run = run_file.load(run_file.dump(run), ["training.n_learners=2"])
+    undisturbed: Run = make_scored_run(
+        "undisturbed", "training.examples_trained=6400", "training.n_learners=2", "training.checkpoint_every_steps=1000"
+    )
+    run = run_file.load(run_file.dump(undisturbed), ["run_dir=run", "training.checkpoint_every_minutes=0.005"])
     directory = run.path(run.run_dir)
     job = submit(slurm, tmp_path, run, "--signal=B:USR1@60", JEST_STOP_SECONDS="50")
 
