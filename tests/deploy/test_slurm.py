@@ -18,8 +18,7 @@ def test_every_variable_of_the_script_is_in_the_document_with_its_default():
         assert not default or re.search(rf"^\| `{name}` \| `?{default}`? \|", DOCUMENT, re.MULTILINE), name
 
 
-def test_jest_gets_the_seconds_between_the_signal_and_the_limit_less_what_slurm_takes():
-    """Slurm looks at limits every 30 s; the others are for the end of Ray and the requeue."""
+def test_jest_gets_the_seconds_from_the_signal_to_the_limit_but_for_the_requeue():
     notice = int(re.search(r"#SBATCH --signal=B:USR1@(\d+)", SCRIPT)[1])
     assert int(re.search(r"JEST_STOP_SECONDS:-(\d+)", SCRIPT)[1]) == notice - 45
 

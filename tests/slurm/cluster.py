@@ -168,13 +168,13 @@ class Job:
         """A value of `scontrol show job`, such as JobState."""
         return re.search(rf"\b{name}=(\S*)", self.slurm.call("scontrol", "show", "job", self.id))[1]
 
-    def wait_until(self, happened: Callable[[], bool], seconds: float = 200) -> None:
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline, f"{self.output}\n{self.slurm.call('squeue')}"
             time.sleep(0.2)
 
-    def end(self, seconds: float = 200) -> tuple[str, str]:
+    def end(self, seconds: float = 600) -> tuple[str, str]:
         """Wait for its end; its state and exit status."""
         self.wait_until(lambda: self.shown("JobState") in {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}, seconds)
         return self.shown("JobState"), self.shown("ExitCode")

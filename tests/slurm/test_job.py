@@ -51,7 +51,7 @@ def submit(slurm: Slurm, folder: Path, run: Run, *options: str, **environment: s
 def wait_for_a_checkpoint(job: Job, directory: str) -> None:
     """After those that are there."""
     reached = (checkpoints.steps(directory) or [0])[-1]
-    job.wait_until(lambda: (checkpoints.steps(directory) or [0])[-1] > reached, 400)
+    job.wait_until(lambda: (checkpoints.steps(directory) or [0])[-1] > reached)
 
 
 def next_run(job: Job, n: int) -> str:
@@ -70,10 +70,10 @@ def test_a_job_at_its_limit_preempted_and_with_a_lost_node_ends_like_an_undistur
     slurm: Slurm, make_scored_run, tmp_path: Path, all_cores: None
 ):
     """One job for all of this, since each run of it takes Ray's start."""
-    run: Run = make_scored_run("joint", "training.examples_trained=6400", "training.checkpoint_every_minutes=0.005")
-    changes = ["run_dir=undisturbed", "training.checkpoint_every_minutes=null", "training.checkpoint_every_steps=1000"]
-    undisturbed = run_file.load(run_file.dump(run), changes)
-    run = run_file.load(run_file.dump(run), ["training.n_learners=2"])
+    undisturbed: Run = make_scored_run(
+        "undisturbed", "training.examples_trained=6400", "training.n_learners=2", "training.checkpoint_every_steps=1000"
+    )
+    run = run_file.load(run_file.dump(undisturbed), ["run_dir=run", "training.checkpoint_every_minutes=0.005"])
     directory = run.path(run.run_dir)
     job = submit(slurm, tmp_path, run, "--signal=B:USR1@60", JEST_STOP_SECONDS="50")
 
@@ -100,7 +100,7 @@ def test_a_job_at_its_limit_preempted_and_with_a_lost_node_ends_like_an_undistur
     slurm.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
     assert next_run(job, 3) == "node[2-3]"
     slurm.call("scontrol", "update", "NodeName=node1", "State=RESUME")
-    assert job.end(400) == ("COMPLETED", "0:0"), job.output
+    assert job.end() == ("COMPLETED", "0:0"), job.output
     assert not slurm.processes()
     train.run_stage(undisturbed)
     log = selection_log.read(directory)
@@ -124,7 +124,7 @@ def test_a_cancelled_job_leaves_no_process_and_its_ray_refuses_others(slurm: Slu
     assert not [command for command in commands if token in command]
     assert len(slurm.processes("raylet --raylet_socket_name")) == 2
     slurm.call("scancel", job.id)
-    assert job.end(60)[0] == "CANCELLED"
+    assert job.end()[0] == "CANCELLED"
     job.wait_until(lambda: not slurm.processes(), 10)
     assert job.shown("Restarts") == "0"
 
@@ -151,7 +151,7 @@ def test_what_would_fail_again_is_not_requeued(slurm: Slurm, make_run, tmp_path:
 
 def test_a_head_that_cannot_start_ends_the_job_with_its_log(slurm: Slurm, make_run, tmp_path: Path):
     job = submit(slurm, tmp_path, make_run("joint"), JEST_RAY_OPTIONS="--object-store-memory=1")
-    assert job.end(60) == ("FAILED", "1:0"), job.output
+    assert job.end() == ("FAILED", "1:0"), job.output
     assert "Attempting to cap object store memory usage at 1 bytes" in job.output
     assert "Ray has not started on node1 node2: ends" in job.output
     assert not slurm.processes()
@@ -159,5 +159,5 @@ def test_a_head_that_cannot_start_ends_the_job_with_its_log(slurm: Slurm, make_r
 
 def test_the_script_says_what_is_not_on_the_path(slurm: Slurm, make_run, tmp_path: Path):
     job = submit(slurm, tmp_path, make_run("joint"), PATH="/usr/bin:/bin")
-    assert job.end(60) == ("FAILED", "127:0"), job.output
+    assert job.end() == ("FAILED", "127:0"), job.output
     assert "ray is not on the PATH of node1" in job.output
