@@ -13,6 +13,7 @@ tokens       the token that a Ray cluster asks for, and the one of a local Ray
 local_ray    a Ray on this machine, started and ended by one process
 demand       what a Ray cluster has, and what it has no room for now
 waiting      says what Ray waits for, and ends a stage that waits in vain
+growth       how many tasks to submit at once on a cluster that grows
 cluster      start, join and leave Ray; how many tasks and actors it has room for
 machines     what the nodes lack that compute: an NVIDIA driver, a C compiler
 user_code    modules of the user that travel with a job
