@@ -84,8 +84,9 @@ class Ingest(Part):
     """Number of download threads of each task."""
 
     n_tasks: PositiveInt | None = None
-    """Number of Ray tasks that download at the same time, each a shard. If not given, one for each CPU of a cluster,
-    also of nodes that its autoscaler starts meanwhile, or one a core of this machine."""
+    """Number of Ray tasks that download at the same time, each a shard and a CPU. If not given, one a core of this
+    machine, or one for each CPU of a cluster, and as many again that wait, so that an autoscaler starts nodes. Set it
+    to the most CPUs that your nodes without GPUs may have: for more it would start a node with GPUs."""
 
     requests_per_host_per_second: PositiveFloat | None = None
     """Largest rate of requests to one host, per second, of all tasks together. If not given, no limit."""

@@ -13,8 +13,9 @@ tokens       the token that a Ray cluster asks for, and the one of a local Ray
 local_ray    a Ray on this machine, started and ended by one process
 demand       what a Ray cluster has, and what it has no room for now
 waiting      says what Ray waits for, and ends a stage that waits in vain
+growth       how many tasks to submit at once on a cluster that grows
 cluster      start, join and leave Ray; how many tasks and actors it has room for
-machines     what the nodes lack that compute: an NVIDIA driver, a C compiler
+node_checks  what the nodes lack that compute: an NVIDIA driver, a C compiler
 user_code    modules of the user that travel with a job
 prefetch     a thread that draws from an iterator, ahead of its reader
 checkpoints  model, optimizer and state of a run, in a file that open_clip reads too

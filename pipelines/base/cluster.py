@@ -10,17 +10,16 @@ import os
 import signal
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Protocol
 
-from . import demand, local_ray, tokens, waiting
+from . import demand, growth, local_ray, tokens, waiting
 from .local_ray import is_own as is_own
 from .local_ray import local_object_store_bytes as local_object_store_bytes
 from .log_level import LogLevel, shows
 
-_MORE = 16  # tasks that wait, at least, so that an autoscaler starts nodes
 _DATA_CPUS = 2  # concurrent read tasks of one learner
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -223,22 +222,12 @@ def n_workers(gpus_each: float) -> int:
 
     if gpus_each:
         return max(1, int(ray.cluster_resources().get("GPU", 0) / gpus_each))
-    return n_cores() if is_local() else max(1, n_cpus() // 2)
+    return n_cores() if is_local() else max(1, growth.n_cpus() // 2)
 
 
-def n_tasks() -> int:
-    """How many tasks of a CPU each to submit at once: as many as there are CPUs; twice as many where an autoscaler
-    starts more nodes for those that wait."""
-    if is_local():
-        return n_cores()
-    return n_cpus() + max(n_cpus(), _MORE) if grows() else n_cpus()
-
-
-def n_cpus() -> int:
-    """CPUs of the cluster that this process has joined, as it is now; one at least."""
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 0)))
+def n_tasks() -> Callable[[], int]:
+    """How many tasks of a CPU each to submit at once, asked again and again: the cluster may grow."""
+    return n_cores if is_local() else growth.AtOnce()
 
 
 def grows() -> bool:

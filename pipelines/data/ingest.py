@@ -18,7 +18,7 @@ import ray
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, in_parallel, manifests, owner, progress, shard_paths, storage
+from ..base import cluster, growth, in_parallel, manifests, owner, progress, shard_paths, storage
 from . import fetch, outcomes, rules, url_lists
 from .layouts import open_shard
 from .outcomes import Stats
@@ -162,7 +162,7 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
     if not todo or run.ingest is None:
         return
     fixed, text = run.ingest.n_tasks, run_file.dump(run)
-    n_tasks = cluster.n_tasks if fixed is None else lambda: fixed
+    n_tasks = cluster.n_tasks() if fixed is None else lambda: fixed
     grows = fixed is None and cluster.grows()
     progress.say(STAGE, f"{len(todo):,} shards to fetch, {min(n_tasks(), len(todo)):,} at once")
     start, reasons = ray.remote(num_cpus=1, max_retries=3)(owner.carried(fetch_shard)), Counter[str]()
@@ -199,7 +199,7 @@ def fetch_shard(run_text: str, directory: str, number: int, name: str, n_tasks: 
         encode_format=spec.encode_format,
         blurrer=BoundingBoxBlurrer() if spec.blur_boxes else None,
     )
-    with tempfile.TemporaryDirectory() as folder, fetch.bounded(spec, n_tasks, cluster.n_cpus if grows else None):
+    with tempfile.TemporaryDirectory() as folder, fetch.bounded(spec, n_tasks, growth.n_cpus if grows else None):
         with pa.ipc.new_file(f"{folder}/urls.arrow", rows.schema) as file:
             file.write_table(rows)
         Downloader(

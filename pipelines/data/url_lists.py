@@ -61,7 +61,7 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", there) for i in todo]
     start, left_out, named, n_rows = ray.remote(num_cpus=1)(owner.carried(write_file)), set[str](), Counter[str](), 0
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
-        for written in in_parallel.ray_tasks(start.remote, jobs, cluster.n_tasks):
+        for written in in_parallel.ray_tasks(start.remote, jobs, cluster.n_tasks()):
             left_out |= written.left_out
             named += written.named
             n_rows += written.rows

@@ -15,7 +15,7 @@ from jest_core.models import towers
 from jest_core.models.towers import Towers
 from jest_core.run_file import EvaluationSet, Run
 
-from ..base import checkpoints, cluster, machines, manifests, owner, progress, storage
+from ..base import checkpoints, cluster, manifests, node_checks, owner, progress, storage
 from ..base.stage_table import STAGES
 from . import results, sets
 from .results import Line
@@ -134,7 +134,7 @@ def _on_cluster(run: Run, steps: list[int]) -> Iterator[list[Line]]:
 
     assert run.evaluation is not None
     cluster.connect()
-    machines.refuse_unfit(gpus=bool(run.evaluation.gpus), compiled=False)
+    node_checks.refuse_unfit(gpus=bool(run.evaluation.gpus), compiled=False)
     task: Any = ray.remote(num_cpus=1, num_gpus=run.evaluation.gpus)(_of_checkpoint)
     left = [task.remote(run, step) for step in steps]
     while left:

@@ -30,7 +30,7 @@ from jest_core.run_file import Reference, Run
 from jest_core.selection.learnability import matched_losses
 from jest_core.tables import SlotStatus
 
-from ..base import blocks, cluster, machines, manifests, owner, progress
+from ..base import blocks, cluster, manifests, node_checks, owner, progress
 from ..base.stage_table import STAGES
 from ..base.stopwatch import Stopwatch
 from ..data.catalogue import Catalogue, open_catalogue
@@ -95,7 +95,7 @@ def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
         f"({len(catalogue.shards) - len(todo):,} done)",
     )
     cluster.connect()
-    machines.refuse_unfit(gpus=bool(spec.gpus_per_actor), compiled=spec.compile)
+    node_checks.refuse_unfit(gpus=bool(spec.gpus_per_actor), compiled=spec.compile)
     cluster.data_context()
     if len(todo):
         _embed_shards(run, spec, catalogue, todo, config, label)

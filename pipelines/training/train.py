@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from jest_core import run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, machines, manifests, owner, progress, storage
+from ..base import cluster, manifests, node_checks, owner, progress, storage
 from ..base.owner import Owner, Token
 from ..evaluation import first_look
 from ..stream.source import Source, open_source
@@ -64,7 +64,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     # workers of Ray Train have readers of their own
     readers = resolve_name("..stream.windows", __package__) if in_process else None
     with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):
-        machines.refuse_unfit(gpus=bool(run.training.gpus_per_learner), compiled=run.training.compile)
+        node_checks.refuse_unfit(gpus=bool(run.training.gpus_per_learner), compiled=run.training.compile)
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # after all checks: it marks a finished run that is made longer as not complete
     _fit(run, owner.claim(directory), label, in_process=in_process)

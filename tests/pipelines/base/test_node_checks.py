@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.base import machines
+from pipelines.base import node_checks
 
 _DRIVER = "int cuDriverGetVersion(int *version) { *version = %d; return 0; }"
 
 
 def _lacks(gpus: bool, compiled: bool, **environment: str) -> str:
     """As another process with these variables says."""
-    code = f"from pipelines.base import machines; print(machines.lacks(gpus={gpus}, compiled={compiled}))"
+    code = f"from pipelines.base import node_checks; print(node_checks.lacks(gpus={gpus}, compiled={compiled}))"
     words = [sys.executable, "-c", code]
     ran = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=True)
     return ran.stdout.strip()
@@ -34,9 +34,9 @@ def driver(tmp_path: Path):
     return build
 
 
-@pytest.mark.skipif(machines._cuda_of_pytorch() is None, reason="PyTorch without CUDA")
+@pytest.mark.skipif(node_checks._cuda_of_pytorch() is None, reason="PyTorch without CUDA")
 def test_an_older_driver_is_refused_with_the_release_that_is_needed(driver):
-    needed = machines._cuda_of_pytorch()
+    needed = node_checks._cuda_of_pytorch()
     major = int(needed.partition(".")[0])
     old = _lacks(gpus=True, compiled=False, LD_LIBRARY_PATH=driver((major - 1) * 1000 + 80))
     assert f"a driver for CUDA {major - 1}.8, and PyTorch is built for CUDA {needed}" in old.replace("an NVIDIA", "a")
@@ -47,19 +47,19 @@ def test_an_older_driver_is_refused_with_the_release_that_is_needed(driver):
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a GPU is here")
 def test_no_driver_is_said_before_anything_starts():
     with pytest.raises(ValueError, match=r"has no NVIDIA driver \(libcuda.so.1\): install release \d+ or newer"):
-        machines.refuse_unfit(gpus=True, compiled=False)
+        node_checks.refuse_unfit(gpus=True, compiled=False)
 
 
 def test_no_compiler_is_said_before_anything_starts(driver, monkeypatch):
     assert "has no C++ compiler (g++ or c++), which torch.compile needs: apt-get install gcc g++" in _lacks(
         gpus=False, compiled=True, PATH="/none"
     )
-    major = int((machines._cuda_of_pytorch() or "13").partition(".")[0])
+    major = int((node_checks._cuda_of_pytorch() or "13").partition(".")[0])
     without = _lacks(gpus=True, compiled=False, PATH="/none", LD_LIBRARY_PATH=driver(major * 1000))
     assert "has no C compiler (clang or gcc or cc), which Triton needs" in without
     monkeypatch.setenv("PATH", "/none")
     with pytest.raises(ValueError, match=r"which torch\.compile needs"):
-        machines.refuse_unfit(gpus=False, compiled=True)
+        node_checks.refuse_unfit(gpus=False, compiled=True)
 
 
 def test_a_compiler_without_headers_is_said(tmp_path):
@@ -72,4 +72,4 @@ def test_a_compiler_without_headers_is_said(tmp_path):
 
 def test_a_run_that_needs_neither_is_not_asked(monkeypatch):
     monkeypatch.setenv("PATH", "/none")
-    machines.refuse_unfit(gpus=False, compiled=False)
+    node_checks.refuse_unfit(gpus=False, compiled=False)

@@ -1,0 +1,88 @@
+"""What is said of a real Ray that has no room, and how a stage ends that has waited long enough."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jest_core import run_file
+from pipelines.base import progress, waiting
+from pipelines.base.demand import Cluster, Demand
+from tests.heads import started
+
+READER = Demand(((("CPU", 1.0),),), 2)
+LEARNER = Demand(((("CPU", 1.0), ("GPU", 1.0)),), 1)
+# The waits of this file are shorter than those of a user
+_SHORT = "from pipelines.base import waiting; waiting._LOOK_SECONDS, waiting._PATIENCE = 0.5, 2.0;"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan", ""])
+def test_a_wrong_number_of_minutes_is_refused(monkeypatch, text):
+    monkeypatch.setenv(waiting.VARIABLE, text)
+    with pytest.raises(ValueError, match=r"JEST_WAIT_MINUTES=.* is no number of minutes above 0"):
+        waiting.minutes()
+
+
+def test_progress_and_changes_of_what_is_free_are_movement(monkeypatch):
+    watch = waiting.Watch.__new__(waiting.Watch)
+    watch._last, watch._clear = (0.0, None), 0
+
+    def moves(free: int, *demands: Demand) -> bool:
+        return watch._moves(Cluster(total=[{"CPU": 2}], free=[{"CPU": free}], waiting=demands, coming=None))
+
+    monkeypatch.setattr(progress, "_moved", 0.0)
+    moves(0, READER)
+    assert not moves(0, READER)
+    assert moves(1, READER)
+    assert not moves(0, LEARNER)  # which no task that ends makes room for
+    assert [moves(0), moves(0), moves(0)] == [False, False, True]  # Ray Train asks anew, with a pause between
+    monkeypatch.setattr(progress, "_moved", 1.0)
+    assert moves(0, LEARNER)
+
+
+@pytest.mark.slow
+def test_a_local_ray_without_room_is_refused_at_once_and_says_what_is_asked(tmp_path):
+    code = (
+        f"{_SHORT} import ray; from pipelines import errors; from pipelines.base import cluster\n"
+        "with cluster.cleared_up():\n"
+        "    cluster.connect()\n"
+        "    try: ray.get(ray.remote(num_gpus=3)(int).remote())\n"
+        "    except Exception as error: raise SystemExit(errors.report(error))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "Ray waits for room for 1 x (1 CPU, 3 GPUs); there are 1 node(s) with" in ran.stderr
+    assert "no other machine joins a Ray that jest starts" in ran.stderr
+
+
+@pytest.mark.long
+def test_learners_without_room_end_after_the_time_that_is_set(make_scored_run, tmp_path):
+    """GPUs that no node has; then CPUs that learners hold, so that nothing can read for them. The process ends with its
+    exit status, although a thread waited for Ray Train."""
+    run = make_scored_run("joint", "training.n_learners=2")
+    (tmp_path / "run.yaml").write_text(run_file.dump(run))
+    start = f"{_SHORT} import sys; from pipelines.__main__ import main; sys.argv[0] = 'jest'; main()"
+    with started(tmp_path, n_cpus=2, RAY_AUTH_MODE="disabled") as head:
+        environment = os.environ | {"RAY_ADDRESS": head.address, waiting.VARIABLE: "0.1"}
+        for overrides, asked in (
+            (["run_dir=gpus", "training.gpus_per_learner=1"], r"2 x (1 CPU, 1 GPU) all at once; there are 1 node(s)"),
+            (["run_dir=cpus"], "x (1 CPU); there are 1 node(s) with 2 CPUs, 0 GPUs in all, of which 0 CPUs"),
+        ):
+            words = ["train", str(tmp_path / "run.yaml"), *(w for each in overrides for w in ("--set", each))]
+            began = time.monotonic()
+            ran = subprocess.run(
+                [sys.executable, "-c", start, *words],
+                env=environment,
+                cwd=Path(__file__).parents[3],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=150,
+            )
+            assert ran.returncode == 1, ran.stdout + ran.stderr
+            assert asked in ran.stderr
+            assert "may be tried again" in ran.stderr
+            assert time.monotonic() - began < 120
