@@ -152,5 +152,7 @@ def wait_until(happened: Callable[[], bool], command: subprocess.Popen[str], sec
     deadline = time.monotonic() + seconds
     while not happened():
         assert command.poll() is None, command.communicate()
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            command.kill()
+            raise AssertionError(f"nothing happened for {seconds} s: {command.communicate()[0]}")
         time.sleep(0.2)

@@ -8,6 +8,7 @@ room for more learners, ends with a checkpoint, and is no failure.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ class Attempts:
         self._range = given if isinstance(given, LearnerRange) else None
         self._room = Room(run.learner_numbers, run.training.gpus_per_learner)
         self._n, self._failures, self._on = run.training.max_learners, 0, set[str]()
+        self._asks, self._lock = False, threading.Lock()  # whether room for more learners is asked for
         self.leaves_this_node = False  # whether the command's node is taken away
         # `look` finds drained nodes itself, and the learners end once their checkpoint is written; Ray Train's watcher
         # would be a process more, and end them when the notice is over
@@ -49,12 +51,12 @@ class Attempts:
 
     def _choose(self) -> bool:
         """Choose the number of learners; whether an attempt is to begin."""
-        self._board.begin()
+        with self._lock:
+            self._asks = False
+            self._board.begin()
         if self._range is not None:
             wanted, seconds = self._n, 60 * self._range.wait_minutes
             self._n = self._room.wait(self._n, seconds, self._is_over, self._board.tell)
-            if 0 < self._n < self._training.max_learners:
-                self._room.ask(self._n)
             if 0 < self._n < wanted:
                 self._board.tell(f"goes on with {self._n} learners: the cluster has no room for {wanted}")
         self._on = set()
@@ -88,11 +90,21 @@ class Attempts:
             if set(seen.nodes.values()) & leaving and self._board.order(Order.go_on) < Order.restart:
                 self._board.order(Order.restart)
                 self._board.tell("a node with learners is drained: they write a checkpoint, and go on elsewhere")
-        if self._range is not None and seen.doing and (n := self._room.fits()) > self._n:
-            if self._board.order(Order.go_on) == Order.go_on:
-                self._board.tell(f"the cluster has room for {n} learners: they go on from the next checkpoint")
+        with self._lock:
+            self._grow()
+
+    def _grow(self) -> None:
+        """Once all learners run, ask for more; once there is room, have these end with the next checkpoint."""
+        nodes = self._board.get().nodes
+        if self._range is None or len(nodes) < self._n or self._n == self._training.max_learners:
+            return
+        if not self._asks:
+            self._room.ask(self._n, set(nodes.values()))
+            self._asks = True
+        if (n := self._room.fits()) > self._n:
             self._n = n
-            self._board.order(Order.restart_at_checkpoint)
+            if self._board.order(Order.restart_at_checkpoint) == Order.restart_at_checkpoint:
+                self._board.tell(f"the cluster has room for {n} learners: they go on from the next checkpoint")
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ of each whether it has room, an autoscaler sees those that have none, and nobody
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,14 +22,18 @@ class Room:
         self._groups: dict[int, Any] = {}  # number of learners up to which it is for -> placement group
         self._running = 0
 
-    def ask(self, running: int) -> None:
-        """Ask for the learners beyond those that run, in place of what was asked for before."""
+    def ask(self, running: int, nodes: Collection[str] = ()) -> None:
+        """Ask for the learners beyond those that run on these nodes, in place of what was asked for before."""
         from ray.util import placement_group
 
         self.leave()
         self._running = running
         beyond = [running, *(n for n in self._numbers if n > running)]
-        self._groups = {high: placement_group([self._bundle] * (high - low)) for low, high in pairwise(beyond)}
+        for low, high in pairwise(beyond):
+            size, elsewhere = high - low, list[dict[str, str]]()
+            if nodes and "GPU" not in self._bundle:  # CPUs that are free there are those of the learners' readers
+                elsewhere = [{"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}] * size
+            self._groups[high] = placement_group([self._bundle] * size, bundle_label_selector=elsewhere)
 
     def fits(self) -> int:
         """The largest number of learners for which there is room, those that run included."""

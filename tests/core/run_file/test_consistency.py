@@ -34,6 +34,34 @@ def test_a_low_resolution_share_must_divide_over_the_learners():
     assert run_file.load(TEXT, both[:1]).n_low_resolution == 10
 
 
+def test_a_range_of_learners_has_the_numbers_that_divide():
+    run = run_file.load(TEXT, ["training.n_learners={min: 2, max: 8}"])
+    assert run.learner_numbers == [2, 4, 8]
+    assert run.training.max_learners == 8
+    mixed = "training.low_resolution={patch_size: 16, share: 0.3}"  # 10 examples
+    assert run_file.load(TEXT, ["training.n_learners={min: 1, max: 2}", mixed]).learner_numbers == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "{min: 1, max: 6}",
+            "6 learners do not divide training.sub_batch_size 32, the super-batch of 64; numbers that ",
+        ),
+        ("{min: 1, max: 6}", "that do are 1, 2, 4: set max to 4"),
+        ("{min: 5, max: 7}", "none of these numbers of learners divides training.sub_batch_size 32"),
+        ("{min: 4, max: 2}", "training.n_learners {min: 4, max: 2} has a min above its max"),
+        ("{min: 2}", "training.n_learners.max is missing"),
+        ("{min: 0, max: 2}", "training.n_learners.min = 0: Input should be greater than 0"),
+        ("many", "or a mapping of keys to values"),
+    ],
+)
+def test_a_range_of_learners_that_cannot_be_is_refused(override: str, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_file.load(TEXT, [f"training.n_learners={override}"])
+
+
 @pytest.mark.parametrize("more", [[], ["training.keep_last_checkpoints=2", "training.checkpoint_every_steps=4"]])
 def test_kept_checkpoints_must_be_among_those_written(more):
     with pytest.raises(ValueError, match="keep_checkpoint_every_steps 6 needs"):

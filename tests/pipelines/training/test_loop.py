@@ -6,7 +6,8 @@ import pytest
 from pipelines.base import checkpoints, storage
 from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
-from pipelines.training import train
+from pipelines.training import loop, train
+from pipelines.training.heartbeat import Board, Order
 from tests.pipelines.training.test_train import other_dir
 
 
@@ -53,3 +54,12 @@ def test_a_diverged_step_never_replaces_the_last_sound_checkpoint(prepared):
         train.run_stage(run, in_process=True)
     *sound_before, led_to_it = checkpoints.steps(run.path("diverged"))
     assert sound_before == [led_to_it - 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("order", "reached"), [(Order.restart, [1]), (Order.restart_at_checkpoint, [3])])
+def test_learners_that_are_to_start_again_end_with_a_checkpoint(prepared, order: Order, reached: list[int]):
+    run, board = other_dir(prepared, "ordered", "training.checkpoint_every_steps=3"), Board(in_process=True)
+    board.order(order)
+    loop.learn(run, board)
+    assert checkpoints.steps(run.path("ordered")) == reached
