@@ -59,6 +59,7 @@ def test_the_images_compile_with_their_packages_alone(tmp_path: Path):
     done = subprocess.run(made, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     (root / "tmp/compiled.py").write_text(COMPILED)
+    (root / "root").chmod(0o755)  # where Python may be
 
     compiled = _run(root, "with")
     assert "Triton's stub compiled" in compiled.stdout, compiled.stdout + compiled.stderr

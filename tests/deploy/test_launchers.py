@@ -1,13 +1,17 @@
 """The files of deploy/launcher are valid for Ray, and leave nothing to Ray's defaults that would not work."""
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import googleapiclient
 import jsonschema
 import pytest
 import yaml
+from botocore.session import get_session
+from botocore.validate import ParamValidator
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"]
@@ -67,3 +71,36 @@ def test_every_machine_of_google_has_an_image_with_a_driver_of_cuda_13_and_worke
         driver = re.search(r"/common-cu\d+-ubuntu-2\d04-nvidia-(\d+)$", disk["initializeParams"]["sourceImage"])
         assert int(driver[1]) >= 580
         assert name == "head" or type_["node_config"]["serviceAccounts"]
+
+
+def test_amazons_api_knows_what_the_machines_of_aws_are_made_with():
+    """By the description of the API that Amazon's client checks a call with."""
+    call = get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for name, type_ in _load("aws.yaml")["available_node_types"].items():
+        node = type_["node_config"] | {"MinCount": 1, "MaxCount": 1}
+        report = ParamValidator().validate(node, call)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
+    assert ParamValidator().validate(node | {"ImageID": "a"}, call).has_errors()
+
+
+def _unknown(value: Any, schema: dict[str, Any], schemas: dict[str, Any], path: str) -> list[str]:
+    """The paths of a value that a schema of Google's API does not have, and enumerated values that it does not list."""
+    schema = schemas.get(schema.get("$ref", ""), schema)
+    if isinstance(value, list):
+        return [p for each in value for p in _unknown(each, schema.get("items", {}), schemas, path)]
+    if not isinstance(value, dict):
+        return [f"{path}={value}"] if value not in schema.get("enum", [value]) else []
+    known = schema.get("properties", {})
+    found = [f"{path}.{key}" for key in value if key not in known]
+    return found + [p for k in value if k in known for p in _unknown(value[k], known[k], schemas, f"{path}.{k}")]
+
+
+def test_googles_api_knows_what_the_machines_of_gcp_are_made_with():
+    """By the description of the API that Google's client comes with."""
+    documents = Path(googleapiclient.__file__).parent / "discovery_cache/documents"
+    schemas = json.loads((documents / "compute.v1.json").read_text())["schemas"]
+    for name, type_ in _load("gcp.yaml")["available_node_types"].items():
+        assert not _unknown(type_["node_config"], schemas["Instance"], schemas, name)
+    assert _unknown({"scheduling": {"preemptable": True}}, schemas["Instance"], schemas, "") == [
+        ".scheduling.preemptable"
+    ]

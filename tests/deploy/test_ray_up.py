@@ -133,4 +133,5 @@ def test_rays_launcher_starts_a_cluster_that_takes_jobs_with_its_token(make_run:
         assert list(Path(run.path("catalogue")).glob("*.parquet"))
 
         ray.run("down", "-y", str(ray.file))
-        assert all(ended(hosts, host) for host in (HEAD, WORKER))
+        # A cloud's machines end with `ray down`; of hosts that stay, it stops the head's Ray alone
+        assert ended(hosts, HEAD), list(hosts.processes(HEAD))

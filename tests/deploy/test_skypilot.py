@@ -79,4 +79,5 @@ def test_the_commands_of_skypilots_file_run_a_stage_on_two_hosts_and_end(make_ru
                 output, _ = each.communicate(timeout=400)
                 assert each.returncode == 0, output
             assert list(Path(run.path("catalogue")).glob("*.parquet"))
-            assert all(ended(hosts, i) for i in (0, 1))
+            assert ended(hosts, 0)
+            assert ended(hosts, 1)
