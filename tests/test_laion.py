@@ -159,7 +159,7 @@ def test_the_page_has_commands_for_each_stage_and_the_test_changes_what_is_in_th
 
 
 @pytest.mark.endurance
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1800)
 def test_the_commands_of_the_page_lead_from_an_empty_bucket_to_the_report(cluster: Cluster, s3: str, tmp_path: Path):
     root = f"{s3}/page"
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
@@ -169,7 +169,7 @@ def test_the_commands_of_the_page_lead_from_an_empty_bucket_to_the_report(cluste
         whole = script(root, cluster.dashboard, tmp_path)
         with (tmp_path / "output.txt").open("w") as log:
             ran = subprocess.run(
-                ["bash", "-c", whole], cwd=tmp_path, env=environment, stdout=log, stderr=log, timeout=1400
+                ["bash", "-c", whole], cwd=tmp_path, env=environment, stdout=log, stderr=log, timeout=1700
             )
     output = (tmp_path / "output.txt").read_text()
     assert ran.returncode == 0, output[-8000:]
