@@ -20,13 +20,15 @@ os.environ.update(
 
 import contextlib
 import random
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.resources import files
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -89,6 +91,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and is_fast(item):
             item.add_marker(pytest.mark.fast)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, pytest.TestReport, Any]:
+    """With JEST_NO_SKIPS=1, as in .ci/run, a test may be skipped for want of a GPU, and for nothing else."""
+    report = yield
+    if report.skipped and os.environ.get("JEST_NO_SKIPS") == "1" and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr)
+        if not re.search("GPU|CUDA", reason):
+            report.outcome, report.longrepr = "failed", f"skipped, which JEST_NO_SKIPS=1 forbids: {reason}"
+    return report
 
 
 @pytest.fixture(autouse=True)
