@@ -17,8 +17,12 @@ cluster_name: jest-fake
 max_workers: 8
 upscaling_speed: 1.0
 idle_timeout_minutes: 5
-provider: {type: fake_multinode}
-auth: {ssh_user: nobody}
+provider:
+  type: fake_multinode
+  use_node_id_as_ip: true
+  disable_node_updaters: true
+  disable_launch_config_check: true
+auth: {}
 head_node_type: ray.head.default
 available_node_types:
   ray.head.default: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
