@@ -53,8 +53,8 @@ def _of_nodes(gpus: bool, compiled: bool) -> list[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    function: Any = lacks  # Ray's types know no keyword-only parameters
-    ask = ray.remote(num_cpus=0, max_retries=0)(function)
+    question: Any = lacks  # Ray's types know no keyword arguments
+    ask: Any = ray.remote(num_cpus=0, max_retries=0)(question)
     kind = "GPU" if gpus else "CPU"
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind, 0)]
     asked = [
