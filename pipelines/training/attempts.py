@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 from jest_core.run_file import Run
@@ -58,7 +59,7 @@ class Attempts:
             wanted, seconds = self._n, 60 * self._range.wait_minutes
             self._n = self._room.wait(self._n, seconds, self._is_over, self._board.tell)
             if 0 < self._n < wanted:
-                self._board.tell(f"goes on with {self._n} learners: the cluster has no room for {wanted}")
+                self._board.tell(f"goes on with {self._n} of {wanted} learners: the cluster has no room for more")
         self._on = set()
         return not self._is_over()
 
@@ -112,5 +113,5 @@ def _reason(error: Exception) -> str:
     failures = getattr(error, "worker_failures", {})  # of Ray Train: rank -> what that learner raised
     for rank, failure in failures.items():
         lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-        return f"learner {rank} failed ({lines[-1] if lines else type(failure).__name__})"
+        return f"learner {rank} failed ({shorten(lines[-1] if lines else type(failure).__name__, 200)})"
     return f"the learners failed ({error})"
