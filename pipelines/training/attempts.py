@@ -39,16 +39,20 @@ class Attempts:
 
     def run(self) -> None:
         """Start learners until they come to the end of the run, are to stop for good, or fail too often."""
-        while self._choose():
-            try:
-                self._fit(self._n)
-            except Exception as error:
-                if not self._tries_again(error):
-                    raise
-            else:
-                if self._board.order(Order.go_on) == Order.go_on:  # they came to the end
-                    return
-        self._room.leave()
+        try:
+            while self._choose():
+                try:
+                    self._fit(self._n)
+                except Exception as error:
+                    if not self._tries_again(error):
+                        raise
+                else:
+                    if self._board.order(Order.go_on) == Order.go_on:  # they came to the end
+                        break
+        finally:
+            with self._lock:
+                self._range = None  # `look` asks for no more
+                self._room.leave()
 
     def _choose(self) -> bool:
         """Choose the number of learners; whether an attempt is to begin."""
@@ -97,7 +101,7 @@ class Attempts:
     def _grow(self) -> None:
         """Once all learners run, ask for more; once there is room, have these end with the next checkpoint."""
         nodes = self._board.get().nodes
-        if self._range is None or len(nodes) < self._n or self._n == self._training.max_learners:
+        if self._range is None or not 0 < self._n <= len(nodes) or self._n == self._training.max_learners:
             return
         if not self._asks:
             self._room.ask(self._n, set(nodes.values()))

@@ -65,8 +65,9 @@ class Room:
 
     def leave(self) -> None:
         """Leave the room to others."""
-        from ray.util import remove_placement_group
-
         groups, self._groups, self._running = self._groups, {}, 0
-        for group in groups.values():
-            remove_placement_group(group)
+        if groups:
+            from ray.util import remove_placement_group
+
+            for group in groups.values():
+                remove_placement_group(group)
