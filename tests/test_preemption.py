@@ -16,6 +16,9 @@ from pipelines.base import checkpoints
 from pipelines.training import selection_log, train
 from tests.hosts import BIN, Hosts, opened, wait_until
 
+# columns of the log that a uniform run fills; its scores are NaN
+IDENTITY = ["step", "position", "uid", "occurrence", "shard", "row"]
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
@@ -70,7 +73,6 @@ def test_learners_leave_a_node_that_is_drained_with_a_checkpoint(make_scored_run
     wait_until(lambda: len(_steps(run)) == 2, training, 20)
     print(f"checkpoint {time.monotonic() - began:.1f} s after the drain began")
     output, _ = training.communicate(timeout=200)
-    print(output)
     assert training.returncode == 0, output
     assert output.count("a node with learners is drained") == 2
 
@@ -98,12 +100,11 @@ def test_a_run_goes_on_with_fewer_learners_and_grows_again(make_scored_run, tmp_
     wait_until(lambda: len(hosts.learners().keys() - before) == 2, training)
     print(f"two learners {time.monotonic() - began:.1f} s after a node began to start")
     output, _ = training.communicate(timeout=200)
-    print(output)
     assert training.returncode == 0, output
-    assert "goes on with 1 learners" in output
+    assert "goes on with 1 of 2 learners" in output
     assert "the cluster has room for 2 learners" in output
 
     undisturbed = make_scored_run("undisturbed", *sizes)
     train.run_stage(undisturbed)
-    log = selection_log.read(run.path(run.run_dir))
-    assert log.equals(selection_log.read(undisturbed.path(undisturbed.run_dir)))
+    logs = [selection_log.read(each.path(each.run_dir)).select(IDENTITY) for each in (run, undisturbed)]
+    assert logs[0].equals(logs[1])

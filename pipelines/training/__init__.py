@@ -10,6 +10,7 @@ bottleneck     where the time of a step goes, which part limits it, and what wou
 online_reference  the reference of reference.online, and the record of its weights
 trackers       gauges for Prometheus; TensorBoard, W&B and MLflow
 metrics        writes a line of metrics.jsonl for each step, and sends it to the trackers
+shown          what is new on the board, on the progress bar and as lines
 draining       nodes that are taken away with notice
 room           room in the cluster for a number of learners that follows it
 attempts       starts the learners, again after a failure or a drained node, on fewer or more of them

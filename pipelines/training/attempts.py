@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 from jest_core.run_file import Run
@@ -38,16 +39,20 @@ class Attempts:
 
     def run(self) -> None:
         """Start learners until they come to the end of the run, are to stop for good, or fail too often."""
-        while self._choose():
-            try:
-                self._fit(self._n)
-            except Exception as error:
-                if not self._tries_again(error):
-                    raise
-            else:
-                if self._board.order(Order.go_on) == Order.go_on:  # they came to the end
-                    return
-        self._room.leave()
+        try:
+            while self._choose():
+                try:
+                    self._fit(self._n)
+                except Exception as error:
+                    if not self._tries_again(error):
+                        raise
+                else:
+                    if self._board.order(Order.go_on) == Order.go_on:  # they came to the end
+                        break
+        finally:
+            with self._lock:
+                self._range = None  # `look` asks for no more
+                self._room.leave()
 
     def _choose(self) -> bool:
         """Choose the number of learners; whether an attempt is to begin."""
@@ -58,7 +63,7 @@ class Attempts:
             wanted, seconds = self._n, 60 * self._range.wait_minutes
             self._n = self._room.wait(self._n, seconds, self._is_over, self._board.tell)
             if 0 < self._n < wanted:
-                self._board.tell(f"goes on with {self._n} learners: the cluster has no room for {wanted}")
+                self._board.tell(f"goes on with {self._n} of {wanted} learners: the cluster has no room for more")
         self._on = set()
         return not self._is_over()
 
@@ -96,7 +101,7 @@ class Attempts:
     def _grow(self) -> None:
         """Once all learners run, ask for more; once there is room, have these end with the next checkpoint."""
         nodes = self._board.get().nodes
-        if self._range is None or len(nodes) < self._n or self._n == self._training.max_learners:
+        if self._range is None or not 0 < self._n <= len(nodes) or self._n == self._training.max_learners:
             return
         if not self._asks:
             self._room.ask(self._n, set(nodes.values()))
@@ -112,5 +117,5 @@ def _reason(error: Exception) -> str:
     failures = getattr(error, "worker_failures", {})  # of Ray Train: rank -> what that learner raised
     for rank, failure in failures.items():
         lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-        return f"learner {rank} failed ({lines[-1] if lines else type(failure).__name__})"
+        return f"learner {rank} failed ({shorten(lines[-1] if lines else type(failure).__name__, 200)})"
     return f"the learners failed ({error})"

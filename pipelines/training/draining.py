@@ -1,6 +1,7 @@
 """Nodes of the cluster that are taken away with notice: drained by an autoscaler, by `ray drain-node`, or by a SIGTERM
 to their `ray start --block`, as Kubernetes sends it to a pod."""
 
+import contextlib
 from collections.abc import Collection
 
 from ..base import cluster
@@ -10,12 +11,14 @@ _PLANNED = {1, 3, 4}
 
 
 def leaving() -> set[str]:
-    """Ids of the nodes that still run and are to go; none of a local Ray."""
+    """Ids of the nodes that still run and are to go; none of a local Ray, or while its head does not answer."""
     if cluster.is_local():
         return set()
     from ray._private.state import state  # what Ray Train asks too; Ray has no public call for it
 
-    return set(state.get_draining_nodes())
+    with contextlib.suppress(Exception):  # the next look asks again; Ray itself ends what has lost the head
+        return set(state.get_draining_nodes())
+    return set()
 
 
 def here() -> str:

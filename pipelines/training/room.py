@@ -30,10 +30,11 @@ class Room:
         self._running = running
         beyond = [running, *(n for n in self._numbers if n > running)]
         for low, high in pairwise(beyond):
-            size, elsewhere = high - low, list[dict[str, str]]()
+            where: dict[str, str] = {}
             if nodes and "GPU" not in self._bundle:  # CPUs that are free there are those of the learners' readers
-                elsewhere = [{"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}] * size
-            self._groups[high] = placement_group([self._bundle] * size, bundle_label_selector=elsewhere)
+                where = {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}
+            size = high - low
+            self._groups[high] = placement_group([self._bundle] * size, bundle_label_selector=[where] * size)
 
     def fits(self) -> int:
         """The largest number of learners for which there is room, those that run included."""
@@ -64,8 +65,9 @@ class Room:
 
     def leave(self) -> None:
         """Leave the room to others."""
-        from ray.util import remove_placement_group
-
         groups, self._groups, self._running = self._groups, {}, 0
-        for group in groups.values():
-            remove_placement_group(group)
+        if groups:
+            from ray.util import remove_placement_group
+
+            for group in groups.values():
+                remove_placement_group(group)

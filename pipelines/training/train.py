@@ -25,6 +25,7 @@ from . import bottleneck, metrics_line, run_directory
 from .attempts import Attempts
 from .heartbeat import Board, Order, Progress, every, sigterm_noted
 from .run_directory import TrainManifest
+from .shown import Shown
 
 if TYPE_CHECKING:
     from jest_core.models.towers import Towers
@@ -164,10 +165,10 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
 
     shown = (checkpoints.steps(directory) or [0])[-1]
     with sigterm_noted() as stopping, progress.bar(label, run.n_steps, "steps", start=shown) as advance:
-        show = _Shown(label, shown, advance)
+        show = Shown(label, shown, advance)
 
         def look() -> Progress:
-            if stopping.is_set() or here.lost or (attempts and attempts.leaves_this_node):
+            if here.lost or _notice(stopping, attempts):
                 board.order(Order.stop)
             seen = board.get()
             show(seen)
@@ -179,46 +180,41 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
             with every(_LOOK_SECONDS, look):
                 fit()
         else:
-            try:
-                threading.Thread(target=fit, daemon=True, name="fit").start()
-                while not over.wait(_LOOK_SECONDS):
-                    seen = look()
-                    if stopping.is_set() and not seen.doing:  # no learner has begun, or can, where there is no room
-                        break
-                    if hang := seen.hang(run.training.hang_minutes):
-                        raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
-            finally:
-                _give_up(over)
+            threading.Thread(target=fit, daemon=True, name="fit").start()
+            if _wait(over, look, stopping, run.training.hang_minutes):
+                failure.clear()  # that is of what was ended
             look()
-    last = board.get()
-    if last.failure:
-        raise ValueError(f"the run stopped: {last.failure}")  # the same command would come to the same step
-    notice = (
-        "SIGTERM" if stopping.is_set() else "this node is drained" if attempts and attempts.leaves_this_node else ""
-    )
-    if not failure and notice and last.step < run.n_steps:
-        reached = (checkpoints.steps(directory) or [0])[-1]
-        progress.say(
-            label, f"{notice}: stopped with a checkpoint after step {reached}; the same command goes on from it"
-        )
-        raise SystemExit(128 + signal.SIGTERM)
+    if reason := board.get().failure:
+        raise ValueError(f"the run stopped: {reason}")  # the same command would come to the same step
     if failure:
         raise RuntimeError(f"the learners failed; {directory} keeps what they finished") from failure[0]
+    reached = (checkpoints.steps(directory) or [0])[-1]
+    if (notice := _notice(stopping, attempts)) and reached < run.n_steps:
+        where = f"with a checkpoint after step {reached}" if reached else "before the first checkpoint"
+        progress.say(label, f"{notice}: stopped {where}; the same command goes on from it")
+        raise SystemExit(128 + signal.SIGTERM)
 
 
-class _Shown:
-    """Shows what is new on the board: steps, of which so many are shown already, and messages."""
+def _wait(over: threading.Event, look: Callable[[], Progress], stopping: threading.Event, hang_minutes: float) -> bool:
+    """Wait until the learners end, however they do; whether they were ended by a SIGTERM before one had begun: where
+    there is no room for them, none ever does. Raises RuntimeError where they hang."""
+    try:
+        while not over.wait(_LOOK_SECONDS):
+            seen = look()
+            if stopping.is_set() and not seen.doing:
+                return True
+            if hang := seen.hang(hang_minutes):
+                raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
+    finally:
+        _give_up(over)
+    return False
 
-    def __init__(self, label: str, step: int, advance: progress.Advance) -> None:
-        self._label, self._step, self._advance, self._n_messages = label, step, advance, 0
 
-    def __call__(self, seen: Progress) -> None:
-        if seen.step > self._step:
-            self._advance(seen.step - self._step, note=seen.note)
-            self._step = seen.step
-        for text in seen.messages[self._n_messages :]:
-            progress.warn(self._label, text)
-        self._n_messages = len(seen.messages)
+def _notice(stopping: threading.Event, attempts: Attempts | None) -> str:
+    """Why the command is to end with a checkpoint; empty where it is not."""
+    if stopping.is_set():
+        return "SIGTERM"
+    return "this node is drained" if attempts is not None and attempts.leaves_this_node else ""
 
 
 def _give_up(over: threading.Event) -> None:
