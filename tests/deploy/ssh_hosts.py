@@ -58,8 +58,6 @@ class SshHosts:
         """Make the namespaces, start sshd in each, and wait until it answers. Raises CalledProcessError where this
         machine does not allow it."""
         Path("/run/sshd").mkdir(exist_ok=True)
-        self._turn = os.open(f"/run/lock/{_BRIDGE}", os.O_CREAT)  # one test at a time: all use the same names
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
         self._remove()  # what an earlier, killed test has left
         _ip("link", "add", _BRIDGE, "type", "bridge")
         _ip("address", "add", "10.214.0.1/24", "dev", _BRIDGE)
@@ -95,6 +93,8 @@ class SshHosts:
         assert login.communicate()[0].strip() == str(self.folder / f"home-{i}")
 
     def __enter__(self) -> "SshHosts":
+        self._turn = os.open(f"/run/lock/{_BRIDGE}", os.O_CREAT)  # one test at a time: all use the same names
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
         try:
             self.open()
         except BaseException:

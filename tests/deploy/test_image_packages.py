@@ -18,7 +18,11 @@ from triton.runtime.build import compile_module_from_src
 from jest_core.training.step import train_step
 from tests.core.training.test_step import make_learner, super_batch
 
-stub = '#include <Python.h>\\nPyMODINIT_FUNC PyInit_stub(void) { return PyModule_New("stub"); }'
+stub = '''
+#include <Python.h>
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "stub"};
+PyMODINIT_FUNC PyInit_stub(void) { return PyModule_Create(&definition); }
+'''
 try:  # the language of the stub of Triton's driver
     compile_module_from_src(stub, "stub")
     print("Triton's stub compiled")
