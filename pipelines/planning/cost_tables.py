@@ -59,7 +59,9 @@ def _assumptions(assumed: Assumptions, found: Costs) -> Table:
     for name, field in Assumptions.model_fields.items():
         value = getattr(assumed, name)
         if name in found.used or name in assumed.model_fields_set:
-            table.add_row(name, f"{value:,}", field.title or "", source(assumed, name))
+            table.add_row(
+                name, f"{value:,}" if isinstance(value, int) else f"{value:g}", field.title or "", source(assumed, name)
+            )
         elif value is None and ("hour" in name or name in ("gb_month", "thousand_requests")):
             table.add_row(name, "no price given", field.title or "", "")
     return table

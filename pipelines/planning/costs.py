@@ -8,7 +8,7 @@ from botocore.exceptions import BotoCoreError
 from jest_core import flops, run_file
 from jest_core.run_file import Run
 
-from ..base import shard_paths
+from ..base import checkpoints, shard_paths
 from ..base.stage_table import STAGES
 from ..data.layouts import open_shard
 from . import calibrate, sizes
@@ -165,10 +165,18 @@ def _reference(basis: Basis, used: set[str]) -> Iterator[Cost]:
         other = Basis(basis.reference_run, None, basis.assumed, basis.machine, basis.manifest)
         name = f"train {basis.reference_run.run_dir}"
         yield from (Cost(name, c.work, c.hours, c.machines, c.money, c.note) for c in _train(other, used))
-    elif reference.model.name.startswith("local-dir:") or reference.model.pretrained:
-        yield Cost("reference", "a stock model", 0.0, money=0.0, note="done")
+    elif reference.model.pretrained or _is_there(basis.run.path(reference.checkpoint or "")):
+        yield Cost("reference", "trained", 0.0, money=0.0, note="done")
     else:
         yield Cost("reference", f"{reference.checkpoint}", note="--reference-run FILE adds its training, if any")
+
+
+def _is_there(checkpoint: str) -> bool:
+    try:
+        checkpoints.file_of(checkpoint)
+    except (ValueError, OSError, BotoCoreError):
+        return False
+    return True
 
 
 def _reference_scores(basis: Basis, used: set[str]) -> Iterator[Cost]:
