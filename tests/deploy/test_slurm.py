@@ -24,6 +24,6 @@ def test_jest_gets_the_seconds_from_the_signal_to_the_limit_but_for_the_requeue(
 
 
 def test_the_installation_of_slurm_passes_its_linter():
-    shellcheck = [Path(sys.executable).parent / "shellcheck", ROOT / "tests/slurm/install.sh"]
+    shellcheck = [Path(sys.executable).parent / "shellcheck", ROOT / "tests/install.sh"]
     done = subprocess.run(shellcheck, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

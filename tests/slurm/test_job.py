@@ -32,8 +32,8 @@ ENVIRONMENT = {
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     path = f"{os.environ['PATH']}:/usr/sbin"
     if missing := [name for name in PROGRAMS if not shutil.which(name, path=path)]:
-        assert "CI" not in os.environ, f"{missing}: run tests/slurm/install.sh first"
-        pytest.skip(f"no {', '.join(missing)}: tests/slurm/install.sh installs Slurm, as root on Debian")
+        assert "CI" not in os.environ, f"{missing}: run tests/install.sh first"
+        pytest.skip(f"no {', '.join(missing)}: tests/install.sh installs Slurm, as root on Debian")
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.start()
