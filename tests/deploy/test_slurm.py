@@ -23,7 +23,7 @@ def test_jest_gets_the_seconds_from_the_signal_to_the_limit_but_for_the_requeue(
     assert int(re.search(r"JEST_STOP_SECONDS:-(\d+)", SCRIPT)[1]) == notice - 45
 
 
-def test_the_installation_of_slurm_passes_its_linter():
+def test_the_installation_of_programs_passes_its_linter():
     shellcheck = [Path(sys.executable).parent / "shellcheck", ROOT / "tests/install.sh"]
     done = subprocess.run(shellcheck, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
