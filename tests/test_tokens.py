@@ -56,11 +56,10 @@ def _run(home: Path, *words: str, **environment: str) -> tuple[int, str]:
     return ran.returncode, ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("mode", [{}, {"RAY_AUTH_MODE": "token"}])
-def test_a_process_joins_a_cluster_with_its_token_and_is_refused_without(closed: Head, tmp_path, mode):
-    joined = _run(tmp_path, "-c", _JOIN, RAY_ADDRESS=closed.address, RAY_AUTH_TOKEN=TOKEN, **mode)
+def test_a_process_joins_a_cluster_with_its_token_and_is_refused_without(closed: Head, tmp_path):
+    joined = _run(tmp_path, "-c", _JOIN, RAY_ADDRESS=closed.address, RAY_AUTH_TOKEN=TOKEN)
     assert (joined[0], "rows 10" in joined[1]) == (0, True), joined[1]
-    status, out = _run(tmp_path, "-c", _JOIN, RAY_ADDRESS=closed.address, **mode)
+    status, out = _run(tmp_path, "-c", _JOIN, RAY_ADDRESS=closed.address)
     assert status == 2, out
     assert re.search(r"jest: the Ray cluster at \S+ asks for a token, and there is none here: set RAY_AUTH_TOKEN", out)
 
@@ -137,12 +136,12 @@ def test_a_local_ray_has_a_token_of_its_own_and_leaves_none_behind(tmp_path):
     """Otherwise `ray start --head` would ask for it from then on."""
     code = (
         "import os; from pipelines.base import cluster; cluster.connect(); from ray import _raylet;"
-        "print(_raylet.get_authentication_mode(), len(os.environ['RAY_AUTH_TOKEN'])); cluster.disconnect();"
+        "assert _raylet.get_authentication_mode() == _raylet.AuthenticationMode.TOKEN;"
+        "print(len(os.environ['RAY_AUTH_TOKEN'])); cluster.disconnect();"
         "print([name for name in os.environ if name.startswith('RAY_AUTH')])"
     )
     status, out = _run(tmp_path, "-c", code)
     assert status == 0, out
-    assert "TOKEN" in out
-    assert " 64\n" in out
+    assert "64\n" in out
     assert out.rstrip().endswith("[]")
     assert not (tmp_path / ".ray").exists()

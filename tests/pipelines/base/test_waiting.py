@@ -49,7 +49,7 @@ def test_a_local_ray_without_room_is_refused_at_once_and_says_what_is_asked(tmp_
         f"{_SHORT} import ray; from pipelines import errors; from pipelines.base import cluster\n"
         "with cluster.cleared_up():\n"
         "    cluster.connect()\n"
-        "    try: ray.get(ray.remote(num_gpus=3)(int).remote())\n"
+        "    try: ray.get(ray.remote(num_gpus=3)(lambda: 1).remote())\n"
         "    except Exception as error: raise SystemExit(errors.report(error))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
