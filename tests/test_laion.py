@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,8 @@ def cluster(s3: str) -> Iterator[Cluster]:
     for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
         process.kill()
     head.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{folder}.log").unlink()
 
 
 def commands() -> list[str]:
