@@ -103,6 +103,7 @@ def test_the_python_that_reads_a_run_runs(make_scored_run, tmp_path: Path):
 
 def test_the_errors_quoted_in_troubleshooting_exist_in_the_code():
     sources = [path for folder in ("jest_core", "pipelines") for path in (ROOT / folder).rglob("*.py")]
+    sources.append(ROOT / "deploy" / "slurm" / "jest.sbatch")
     code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources)).replace("`", "")
     document = (ROOT / "deploy" / "docs" / "troubleshooting.md").read_text()
     quoted = [m for row in re.findall(r"(?m)^\| (.*?) \|", document) for m in re.findall(r"`([^`]+)`", row)]

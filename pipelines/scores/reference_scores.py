@@ -263,8 +263,7 @@ def _embed_by_actors(
     stage = decoded.map_batches(
         Embedder,
         fn_constructor_args=(run_file.dump(run), spec.model_dump_json(), n_threads),
-        # whole blocks; for GPUs, Ray insists on a number, and a batch may have rows of several row groups
-        batch_size=spec.batch_size if spec.gpus_per_actor else None,
+        batch_size=spec.batch_size if spec.gpus_per_actor else None,  # whole blocks, but Ray wants a number for GPUs
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=n_actors, max_size=n_most),
         num_cpus=1,
