@@ -68,21 +68,9 @@ cluster.disconnect()
 """
 
 
-# What `ray up` and KubeRay set where version 2 runs
-_VERSION_2 = {
-    "RAY_enable_autoscaler_v2": "1",
-    "RAY_NODE_TYPE_NAME": "ray.head.default",
-    "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000",
-    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000",
-}
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("autoscaler", [{}, _VERSION_2], ids=["version 1", "version 2"])
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() or not shutil.which("unshare"), reason="needs namespaces")
-def test_tasks_that_wait_start_nodes_and_none_with_gpus_up_to_the_number_that_is_set(
-    tmp_path: Path, autoscaler: dict[str, str]
-):
+def test_tasks_that_wait_start_nodes_and_none_with_gpus_up_to_the_number_that_is_set(tmp_path: Path):
     (tmp_path / "nodes.yaml").write_text(_NODES)
     (tmp_path / "driver.py").write_text(_DRIVER)
     ray = Path(sys.executable).parent / "ray"
@@ -94,7 +82,7 @@ def test_tasks_that_wait_start_nodes_and_none_with_gpus_up_to_the_number_that_is
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     environment |= {"RAY_AUTH_MODE": "disabled", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
-    environment |= autoscaler | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
     command = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", script]
     try:
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
