@@ -22,10 +22,15 @@ import torch
 import yaml
 from PIL import Image
 
+from jest_core import run_file
+from jest_core.run_file import Run
 from pipelines.base import blocks, checkpoints, storage
 from pipelines.data.layouts import open_shard
+from pipelines.planning import costs, machines
+from pipelines.planning.assumptions import Assumptions
 from tests.conftest import free_port
-from tests.laion import evaluation_sets, parquet, pictures_served
+from tests.deploy import kuberay
+from tests.laion import RUNS, evaluation_sets, parquet, pictures_served
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "deploy" / "docs" / "laion-2b.md"
@@ -159,6 +164,54 @@ def test_the_page_has_commands_for_each_stage_and_the_test_changes_what_is_in_th
     assert DASHBOARD in whole
     for path in re.findall(r"deploy/\S+\.yaml", whole):
         assert (ROOT / path).exists(), path
+
+
+def load(name: str, *overrides: str) -> Run:
+    return run_file.load((RUNS / "laion2b" / f"{name}.yaml").read_text(), ["root=memory://nowhere/laion2b", *overrides])
+
+
+def cells(text: str, head: str) -> dict[str, list[str]]:
+    """The page's table whose head starts so: the other cells of each row, by the first word of the first one."""
+    table = text.partition(f"\n| {head} |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {re.findall(r"[\w-]+", row[0].replace("the reference's", "reference"))[0]: row[1:] for row in rows}
+
+
+def hours(cost: costs.Cost) -> str:
+    """As in the page's table of hours: those of the stage, and those that the GPUs would take."""
+    computing = re.search(r"computing ([\d.]+) h", cost.note)
+    return f"{cost.hours:.1f}" + (f" ({float(computing[1]):.1f})" if computing else "")
+
+
+def test_the_hours_of_the_page_are_those_of_its_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "STAGES", {name: NotDone() for name in costs.STAGES})  # no storage is asked
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump_all(kuberay.render(kuberay.MANIFESTS / "gpus-64")))
+    manifest = machines.read(str(tmp_path / "cluster.yaml"))
+    page = PAGE.read_text()
+    assert f"{manifest.reading_cpus:,.0f} CPUs at their largest" in page
+    assumed, reference = Assumptions(urls=2_097_693_557, flops_per_second=4e14), load("reference")
+    found = cells(page, "hours")
+    for column, name in enumerate(("joint", "flexi", "siglip")):
+        basis = costs.Basis(load(name), None, assumed, manifest=manifest, reference_run=reference)
+        by_stage = {line.stage: hours(line) for line in costs.costs(basis).lines if line.hours}
+        assert found["train"][column] == by_stage["train"]
+        if name == "joint":
+            for row, stage in (("ingest",) * 2, ("reference", "train reference"), ("reference-scores",) * 2):
+                assert found[row][column] == by_stage[stage], row
+    # the stock model's arithmetic without its folder
+    one = load("one-percent", "reference.model.name=ViT-B-16-SigLIP-256", "reference.checkpoint=any")
+    assumed = assumed.model_copy(update={"urls": 2_097_693_557 // 128, "cpus": 96})
+    by_stage = {
+        line.stage: hours(line).partition(" ")[0]
+        for line in costs.costs(costs.Basis(one, None, assumed)).lines
+        if line.hours
+    }
+    assert {name: row[0] for name, row in cells(page, "stage").items() if name != "catalogue"} == by_stage
+
+
+class NotDone:
+    def is_done(self, run: Run) -> bool:
+        return False
 
 
 @pytest.mark.endurance

@@ -1,14 +1,18 @@
 """A first look at evaluation sets, before hours of training: are their pictures, classes and tasks there?"""
 
+from itertools import islice
+
 from jest_core.run_file import EvaluationSet, Pictures, Run
 
 from ..base import progress, storage
 from . import sets
 
+_LOOKED_AT = 100  # examples of a set, among which some has a picture, and some captions where they are needed
+
 
 def refuse_missing(run: Run) -> None:
     """Raises FileNotFoundError or ValueError, naming the set, where one that the run file names cannot be evaluated
-    on. Of each set one picture is read."""
+    on. Of each set one picture is read, the first that is there."""
     for spec in run.evaluation.sets if run.evaluation else []:
         look(run, spec)
 
@@ -17,7 +21,7 @@ def before_training(run: Run, label: str) -> None:
     """Refuse missing sets, as above, where the training loop evaluates; warn where `jest evaluate` will need them."""
     try:
         refuse_missing(run)
-    except (FileNotFoundError, ValueError) as error:
+    except Exception as error:  # whatever it is, a run is not to end for a warning
         if run.evaluation is not None and run.evaluation.every_steps:
             raise
         progress.warn(label, f"`jest evaluate` could not evaluate this run: {error}")
@@ -47,13 +51,18 @@ def _look(run: Run, spec: EvaluationSet) -> None:
                 raise ValueError("its task few_shot has no few_shot.pool: give the pool, or remove the task")
             _refuse_empty(run, spec.few_shot.pool, "its few_shot.pool")
             _refuse_unknown(run, spec.few_shot.classes)
-        elif task != "retrieval":
+        elif task == "retrieval":
+            if not any(example.captions for example in islice(sets.examples(run, spec), _LOOKED_AT)):
+                raise ValueError(
+                    f"its task retrieval needs captions, and its first {_LOOKED_AT} pictures have none: correct its "
+                    "shards or columns, or remove the task"
+                )
+        else:
             _refuse_unknown(run, task)
 
 
 def _refuse_empty(run: Run, source: Pictures, what: str) -> None:
-    first = next(sets.examples(run, source), None)
-    if first is None or first.read() is None:
+    if not any(example.read() for example in islice(sets.examples(run, source), _LOOKED_AT)):
         raise ValueError(f"{what} has no pictures: correct its shards, format or split")
 
 

@@ -33,9 +33,14 @@ def _machines(manifest: Machines) -> Table:
     for group in manifest.groups:
         number = f"{group.least} to {group.most}" if group.least != group.most else f"{group.most}"
         gb = f"{group.memory_bytes / 1e9:,.0f}" if group.memory_bytes else ""
-        table.add_row(escape(group.name), number, f"{group.cpus:g}", f"{group.gpus:g}", gb)
+        have = (f"{group.cpus:g}", f"{group.gpus:g}", gb) if group.known else ("?", "?", "")
+        table.add_row(escape(group.name), number, *have)
     most = manifest.most
     table.caption = f"at their largest {most['CPU']:,.0f} CPUs and {most['GPU']:,.0f} GPUs"
+    if manifest.limit is not None and manifest.limit < sum(group.most for group in manifest.groups):
+        table.caption += f", not both at once: {manifest.limit:,} machines at most"
+    if manifest.unknown:
+        table.caption += f", without those of {', '.join(manifest.unknown)}, which the file does not say"
     return table
 
 
@@ -50,6 +55,8 @@ def _stages(found: Costs) -> Table:
     unknown = [line.stage for line in found.lines if line.hours is None]
     parts = [f"the hours of {', '.join(unknown)}"] if unknown else []
     parts += [f"the money of {', '.join(found.without)} (no price or no rate)"] if found.without else []
+    unpriced = {what: [line.stage for line in found.lines if line.unpriced == what] for what in found.unpriced}
+    parts += [f"the money of {what} in {', '.join(stages)}" for what, stages in unpriced.items()]
     table.caption = f"the total is without {'; and without '.join(parts)}" if parts else None
     return table
 

@@ -1,14 +1,15 @@
 """Hours, machines and money of each stage of a run, with what limits it and what was assumed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from botocore.exceptions import BotoCoreError
 
 from jest_core import flops, run_file
 from jest_core.run_file import Run
 
-from ..base import checkpoints, shard_paths
+from ..base import checkpoints, in_parallel, shard_paths
 from ..base.stage_table import STAGES
 from ..data.layouts import open_shard
 from . import calibrate, sizes
@@ -31,6 +32,7 @@ class Cost:
     machines: str = ""
     money: float | None = None
     note: str = ""  # what limits the stage, or what is missing
+    unpriced: str = ""  # what the money is without
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Costs:
     @property
     def money(self) -> float:
         return sum(line.money or 0.0 for line in self.lines)
+
+    @property
+    def unpriced(self) -> list[str]:
+        """Parts of stages whose money is not in the sum."""
+        return sorted({line.unpriced for line in self.lines if line.unpriced})
 
     @property
     def without(self) -> list[str]:
@@ -67,8 +74,13 @@ class Basis:
 
     @property
     def cpus(self) -> float | None:
-        """CPUs that fetch and read; None where only the learners' machines are there."""
-        return self.assumed.cpus or (self.manifest.reading_cpus if self.manifest else None)
+        """CPUs that fetch and read; None where only the learners' machines are there, or their number is not known."""
+        return self.assumed.cpus or (self.manifest.reading_cpus if self.manifest else None) or None
+
+    @cached_property
+    def urls(self) -> int | None:
+        """Rows of the metadata, as given or as its files say."""
+        return self.assumed.urls or n_urls(self.run)
 
     def rate(self, *parts: str) -> float | None:
         """FLOPs a second of one learner in the first of these parts that was measured, else as given."""
@@ -95,11 +107,12 @@ def n_urls(run: Run) -> int | None:
     """Rows of the metadata, by the footers of its files; None where there is none, or it cannot be read from here."""
     if run.ingest is None:
         return None
+    columns = run.ingest.columns
     try:
         patterns = run_file.sources(run.ingest.urls)
         paths = [path for pattern in patterns for path in shard_paths.expand([pattern], run.path(""))]
         looked_at = paths[:_MOST_FOOTERS]
-        n_rows = sum(sum(open_shard(path, run.ingest.columns).row_group_sizes) for path in looked_at)
+        n_rows = sum(in_parallel.read_each(lambda path: sum(open_shard(path, columns).row_group_sizes), looked_at))
         return round(n_rows * len(paths) / len(looked_at))
     except (ValueError, OSError, BotoCoreError):
         return None
@@ -109,11 +122,10 @@ def n_pairs(basis: Basis, used: set[str]) -> float | None:
     """Pairs of an epoch: by the catalogue, or those URLs that may still have a picture."""
     if basis.pairs is not None:
         return float(basis.pairs.n_slots)
-    urls = basis.assumed.urls or n_urls(basis.run)
-    if urls is None or basis.run.ingest is None:
+    if basis.urls is None or basis.run.ingest is None:
         return None
     used.add("share_fetched")
-    return urls * basis.assumed.share_fetched
+    return basis.urls * basis.assumed.share_fetched
 
 
 def _of_stage(basis: Basis, name: str, cost: Cost) -> Iterator[Cost]:
@@ -128,8 +140,7 @@ def _of_stage(basis: Basis, name: str, cost: Cost) -> Iterator[Cost]:
 def _ingest(basis: Basis, used: set[str]) -> Iterator[Cost]:
     if basis.run.ingest is None:
         return
-    urls = basis.assumed.urls or n_urls(basis.run)
-    if urls is None:
+    if (urls := basis.urls) is None:
         yield Cost("ingest", "", note="the metadata is not there yet: --assume urls=N")
         return
     used.add("urls_per_cpu_second")
@@ -164,7 +175,7 @@ def _reference(basis: Basis, used: set[str]) -> Iterator[Cost]:
     if basis.reference_run is not None:
         other = Basis(basis.reference_run, None, basis.assumed, basis.machine, basis.manifest)
         name = f"train {basis.reference_run.run_dir}"
-        yield from (Cost(name, c.work, c.hours, c.machines, c.money, c.note) for c in _train(other, used))
+        yield from (replace(cost, stage=name) for cost in _train(other, used))
     elif reference.model.pretrained or _is_there(basis.run.path(reference.checkpoint or "")):
         yield Cost("reference", "trained", 0.0, money=0.0, note="done")
     else:
@@ -218,8 +229,9 @@ def _both(
     called: str,
     priced: bool,
     compute_hours: float | None = None,
-) -> tuple[float | None, str, float | None, str]:
-    """hours, machines, money and note of a stage that reads and computes at the same time; the slower one limits it."""
+) -> tuple[float | None, str, float | None, str, str]:
+    """hours, machines, money, note and what is unpriced of a stage that reads and computes at the same time, of which
+    the slower limits it."""
     assumed = basis.assumed
     used.add("read_cpu_ms")
     reading = examples * assumed.read_cpu_ms / 1e3 / 3600 / readers
@@ -230,14 +242,19 @@ def _both(
     machines = f"{workers:,} {called}, {readers:,.0f} reading"
     if computing is None:
         note = f"reading {reading:,.2f} h; computing not known: --machine FILE or --flops-per-second N"
-        return None, machines, None, note
+        return None, machines, None, note, ""
     hours, limit = max((computing, "computing"), (reading, "reading"))
     note = f"{limit} limits: computing {computing:,.2f} h, reading {reading:,.2f} h"
-    prices: list[tuple[float, float | None]] = [(workers, assumed.learner_hour if priced else assumed.cpu_hour)]
-    prices += [(readers, assumed.cpu_hour)] if basis.cpus else []
-    if any(price is None for _, price in prices):
-        return hours, machines, None, note
-    return hours, machines, sum(hours * n * (price or 0.0) for n, price in prices), note
+    price = assumed.learner_hour if priced else assumed.cpu_hour
+    if price is None:
+        return hours, machines, None, note, ""
+    money, unpriced = hours * workers * price, ""
+    if basis.cpus and assumed.cpu_hour is None:
+        unpriced = "the CPUs that read"
+        note += f"; money without {unpriced}: --assume cpu_hour=P, 0 if the machines' price has them"
+    elif basis.cpus:
+        money += hours * readers * (assumed.cpu_hour or 0.0)
+    return hours, machines, money, note, unpriced
 
 
 def _evaluate(basis: Basis) -> Iterator[Cost]:

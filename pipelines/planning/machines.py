@@ -1,7 +1,7 @@
 """The machines of a cluster, by group: from a manifest of KubeRay or a file of Ray's cluster launcher."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ _UNITS = {
     "Ti": 2.0**40,
 }
 _GPUS = ("nvidia.com/gpu", "amd.com/gpu")
+_WORKERS = 2  # max_workers of a file of `ray up` that has none
 
 
 @dataclass(frozen=True)
 class Group:
-    """Machines of one kind. cpus, gpus: that Ray counts on each; memory_bytes is 0 where the file does not say."""
+    """Machines of one kind. cpus, gpus: that Ray counts on each; memory_bytes is 0 where the file does not say. known:
+    whether it says the others; where not, they are 0."""
 
     name: str
     cpus: float
@@ -32,6 +34,7 @@ class Group:
     memory_bytes: float
     least: int
     most: int
+    known: bool = True
 
     @property
     def resources(self) -> dict[str, float]:
@@ -40,39 +43,55 @@ class Group:
 
 @dataclass(frozen=True)
 class Machines:
-    """All groups of a cluster, the head's among them."""
+    """All groups of a cluster, the head's among them. limit: machines of all groups together; None: no other than the
+    groups'."""
 
     source: str
     groups: tuple[Group, ...]
+    limit: int | None = None
 
     @property
     def most(self) -> dict[str, float]:
-        """Ray's resources with every group at its largest."""
-        return self._sum("most")
+        """The most that there can be of each of Ray's resources, on the machines that have most of it."""
+        return {"CPU": self._most(lambda group: group.cpus), "GPU": self._most(lambda group: group.gpus)}
 
     @property
     def least(self) -> dict[str, float]:
-        return self._sum("least")
+        return {
+            "CPU": sum(group.least * group.cpus for group in self.groups),
+            "GPU": sum(group.least * group.gpus for group in self.groups),
+        }
+
+    @property
+    def unknown(self) -> list[str]:
+        """Groups of whose machines the file does not say what they have."""
+        return [group.name for group in self.groups if not group.known]
 
     @property
     def reading_cpus(self) -> float:
-        """CPUs of groups without GPUs, at their largest; of all groups where none is without."""
-        without = sum(group.cpus * group.most for group in self.groups if not group.gpus)
-        return without or self.most["CPU"]
+        """CPUs of groups without GPUs, at their largest; of all groups where none is without; 0 where not known."""
+        if self.unknown:
+            return 0.0
+        return self._most(lambda group: 0.0 if group.gpus else group.cpus) or self.most["CPU"]
 
     def places(self, **each: float) -> int:
         """How many workers that ask for these resources fit on the machines, none of them on two."""
-        return sum(
-            group.most * int(min(have / each[name] for name, have in group.resources.items() if each.get(name)))
-            for group in self.groups
+        return round(
+            self._most(
+                lambda group: int(min(have / each[name] for name, have in group.resources.items() if each.get(name)))
+            )
         )
 
-    def _sum(self, size: str) -> dict[str, float]:
-        counts = [getattr(group, size) for group in self.groups]
-        return {
-            "CPU": sum(n * group.cpus for n, group in zip(counts, self.groups, strict=True)),
-            "GPU": sum(n * group.gpus for n, group in zip(counts, self.groups, strict=True)),
-        }
+    def _most(self, each: Callable[[Group], float]) -> float:
+        """The largest sum over the machines of what each has."""
+        total, room = 0.0, float("inf")
+        if self.limit is not None:
+            room = max(0, self.limit - sum(group.least for group in self.groups))
+        for group in sorted(self.groups, key=each, reverse=True):
+            more = min(group.most - group.least, room)
+            total += (group.least + more) * each(group)
+            room -= more
+        return total
 
 
 def read(path: str) -> Machines:
@@ -83,14 +102,18 @@ def read(path: str) -> Machines:
         documents = [each for each in yaml.safe_load_all(Path(path).read_text()) if isinstance(each, dict)]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--cluster {path} is not YAML: {error}") from error
-    found = [groups for each in documents if (groups := tuple(_groups(each, path)))]
+    found = [(each, groups) for each in documents if (groups := tuple(_groups(each, path)))]
     if len(found) != 1:
         raise ValueError(
             f"--cluster {path} has {len(found)} clusters, and one is needed: name the manifest of a RayCluster or "
             "RayJob (of an overlay `kubectl kustomize OVERLAY > cluster.yaml`), or a file of `ray up` with its "
             "available_node_types"
         )
-    return Machines(path, found[0])
+    document, groups = found[0]
+    if "available_node_types" in document:  # whose max_workers counts no head
+        n_heads = int(document.get("head_node_type") in document["available_node_types"])
+        return Machines(path, groups, document.get("max_workers", _WORKERS) + n_heads)
+    return Machines(path, groups)
 
 
 def _groups(document: dict[str, Any], path: str) -> Iterator[Group]:
@@ -106,7 +129,7 @@ def _groups(document: dict[str, Any], path: str) -> Iterator[Group]:
             case {"available_node_types": types}:
                 head = document.get("head_node_type")
                 for name, node in types.items():
-                    yield _of_nodes(name, node, head == name, document.get("max_workers", 2))
+                    yield _of_nodes(name, node, head == name, document.get("max_workers", _WORKERS))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"--cluster {path} is not a manifest as KubeRay or Ray read it: {error!r}") from error
 
@@ -122,13 +145,16 @@ def _of_pods(name: str, group: dict[str, Any], least: int, most: int) -> Group:
 
 
 def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int) -> Group:
-    """A node type of Ray's launcher; max_workers: of the whole cluster."""
+    """A node type of Ray's launcher, which finds CPUs and GPUs by the type of machine where `resources` has no CPU.
+    max_workers: of the whole cluster."""
     have = node.get("resources") or {}
     if is_head:
         least = most = 1
     else:
         least, most = node.get("min_workers", 0), min(node.get("max_workers", max_workers), max_workers)
-    return Group(name, float(have.get("CPU", 0)), float(have.get("GPU", 0)), float(have.get("memory", 0)), least, most)
+    if "CPU" not in have:
+        return Group(name, 0.0, 0.0, 0.0, least, most, known=False)
+    return Group(name, float(have["CPU"]), float(have.get("GPU", 0)), float(have.get("memory", 0)), least, most)
 
 
 def _quantity(value: str | float) -> float:

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from botocore.exceptions import BotoCoreError, NoCredentialsError
@@ -20,7 +20,7 @@ from ..data.shards import Shard
 from ..evaluation import first_look
 from ..stream.source import open_source
 from ..training import run_directory
-from . import sizes
+from . import learners, sizes
 from .machines import Machines, grows
 from .sizes import Pairs
 
@@ -217,36 +217,31 @@ def _evaluation_set(run: Run, spec: run_file.EvaluationSet) -> str:
     return "there"
 
 
-def _wanted(run: Run) -> dict[str, float]:
-    """What the learners ask of a cluster, by Ray's names of resources."""
-    training = run.training
-    return {
-        "GPU": training.max_learners * training.gpus_per_learner,
-        "CPU": training.max_learners + 1,  # one to read with, at least
-    }
-
-
-def _short(wanted: dict[str, float], have: Mapping[str, float]) -> str:
-    """Of which resources there are too few."""
-    return "; ".join(
-        f"{name} {n:,.0f}, and has {have.get(name, 0):,.0f}" for name, n in wanted.items() if n > have.get(name, 0)
-    )
-
-
 def _manifest(run: Run, manifest: Machines) -> str:
     """The nodes of a manifest, all groups at their largest, have what the run asks for."""
-    if short := _short(_wanted(run), manifest.most):
-        raise ValueError(f"the run wants of the cluster of {manifest.source}, at its largest, {short}")
-    learners, each = run.training.max_learners, run.training.gpus_per_learner
-    if each and learners > (places := manifest.places(GPU=each, CPU=1)):
-        raise ValueError(
-            f"{learners} learners of {each:g} GPUs do not fit on the nodes of {manifest.source}, which have room for "
-            f"{places}: change training.gpus_per_learner, or the nodes"
-        )
-    now = _short(_wanted(run), manifest.least)
-    return f"{manifest.source} allows what the learners ask for" + (
-        "; it starts with fewer nodes, and grows" if now else ""
-    )
+    gpus = run.training.gpus_per_learner
+
+    def refusal(n: int) -> str:
+        if short := learners.short(run, n, manifest.most):
+            return f"the run wants of the cluster of {manifest.source}, at its largest, {short}"
+        if gpus and n > (places := manifest.places(**learners.place(run))):
+            return (
+                f"{n} learners of {gpus:g} GPUs do not fit on the nodes of {manifest.source}, which have room "
+                f"for {places}: change training.gpus_per_learner, or the nodes"
+            )
+        return ""
+
+    try:
+        n = learners.most(run, refusal)
+    except ValueError as error:
+        if manifest.unknown:
+            raise _NotYet(
+                f"{error}, without the machines of {', '.join(manifest.unknown)}: the file does not say what they "
+                "have, which Ray finds by their type; add `resources: {CPU: N, GPU: N}` to a copy of the file"
+            ) from None
+        raise
+    now = "; it starts with fewer nodes, and grows" if learners.short(run, n, manifest.least) else ""
+    return f"{manifest.source} has {learners.in_words(run, n)}{now}"
 
 
 def _cluster(run: Run, pairs: Pairs | None) -> str:
@@ -266,13 +261,17 @@ def _cluster(run: Run, pairs: Pairs | None) -> str:
 
     cluster.connect()
     have_all = ray.cluster_resources()
-    if short := _short(_wanted(run), have_all):
+    try:
+        n = learners.most(run, lambda n: learners.short(run, n, have_all))
+    except ValueError as short:
         said = f"the run wants of the cluster {short}"
         if not grows():
-            raise ValueError(f"{said}, and nothing adds nodes to it: add some, or lower training.n_learners")
-        raise _NotYet(f"{said} now; its autoscaler may add nodes (`jest plan --cluster FILE` says how many it may)")
+            raise ValueError(f"{said}, and nothing adds nodes to it: add some, or lower training.n_learners") from None
+        raise _NotYet(
+            f"{said} now; its autoscaler may add nodes (`jest plan --cluster FILE` says how many it may)"
+        ) from None
     if need > have_all.get("object_store_memory", 0):
         raise _NotYet(
             f"the windows may take {need / 1e9:.2f} GB, more than the object stores have: the rest is spilled"
         )
-    return "the cluster has the GPUs, CPUs and object-store memory that the learners ask for"
+    return f"the cluster has {learners.in_words(run, n)}, and the object-store memory"

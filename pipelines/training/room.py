@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 _LOOK_SECONDS = 0.5  # between two looks at the groups
-_CPUS = 2  # of a learner: its own, and one that reads for it
+CPUS = 2  # of a learner: its own, and one that reads for it
 
 
 class Room:
@@ -18,7 +18,7 @@ class Room:
 
     def __init__(self, numbers: Sequence[int], gpus: float) -> None:
         self._numbers = numbers
-        self._bundle = {"CPU": float(_CPUS), **({"GPU": gpus} if gpus else {})}
+        self._bundle = {"CPU": float(CPUS), **({"GPU": gpus} if gpus else {})}
         self._groups: dict[int, Any] = {}  # number of learners up to which it is for -> placement group
         self._running = 0
 

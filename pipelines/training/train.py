@@ -51,7 +51,6 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     in_process = alone and cluster.is_local() if in_process is None else in_process
     directory = run.path(run.run_dir)
     source = open_source(run)  # first, so that a run without its inputs claims no directory
-    first_look.before_training(run, label)
     if run.data.replay is not None:
         from . import replay
 
@@ -62,6 +61,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
             f"already at {directory}: {manifest['examples_trained']:,} examples trained in {manifest['seconds']:.0f} s",
         )
         return manifest
+    first_look.before_training(run, label)
     # workers of Ray Train have readers of their own
     readers = resolve_name("..stream.windows", __package__) if in_process else None
     with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):

@@ -2,6 +2,8 @@
 
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import stages
@@ -33,6 +35,7 @@ def test_sets_that_are_there_are_looked_at(pictures):
             "a is not there .*imagenet/train has no",
         ),
         ("{name: a, format: karpathy, shards: captions.json, tasks: [zero_shot]}", "a: .*brings no classes"),
+        ("{name: a, format: folder, shards: folder, tasks: [retrieval]}", "a: its task retrieval needs captions"),
     ],
 )
 def test_what_is_missing_is_named(pictures, spec, message):
@@ -47,6 +50,19 @@ def test_a_picture_that_the_json_names_has_to_be_there(pictures, tmp_path):
         first_look.refuse_missing(run_of(tmp_path, [spec]))
 
 
+def test_the_first_picture_of_a_set_may_be_missing(tmp_path):
+    def shard(*pictures: bytes | None) -> None:
+        table = {"jpg": pa.array(pictures, pa.binary()), "caption": ["a cat"] * len(pictures)}
+        pq.write_table(pa.table(table), tmp_path / "0.parquet")
+
+    run = run_of(tmp_path, ["{name: a, shards: 0.parquet, tasks: [retrieval]}"])
+    shard(None, None, b"a picture")
+    first_look.refuse_missing(run)
+    shard(None, None)
+    with pytest.raises(ValueError, match="a: it has no pictures"):
+        first_look.refuse_missing(run)
+
+
 def test_a_chain_that_evaluates_does_not_start_without_its_sets(tmp_path):
     run = run_of(tmp_path, ["{name: imagenet, format: folder, shards: val, tasks: [zero_shot]}"])
     with pytest.raises(FileNotFoundError, match="imagenet is not there"):
@@ -56,14 +72,22 @@ def test_a_chain_that_evaluates_does_not_start_without_its_sets(tmp_path):
         stages.run_stages(run, ["catalogue", "train"])
 
 
-def test_training_that_evaluates_in_its_loop_refuses_and_other_training_warns(tmp_path, capsys):
+def test_training_that_evaluates_in_its_loop_refuses_and_other_training_warns(tmp_path, capsys, monkeypatch):
     run = run_of(tmp_path, ["{name: imagenet, format: folder, shards: val, tasks: [zero_shot]}"])
     first_look.before_training(run, "train")
     assert "could not evaluate this run: evaluation.sets: imagenet is not there" in "".join(capsys.readouterr())
     assert run.evaluation is not None
+    monkeypatch.setattr(first_look.sets, "examples", unreadable)  # an error that nobody foresaw
+    first_look.before_training(run, "train")
+    assert "could not evaluate this run: no such codec" in "".join(capsys.readouterr())
+    monkeypatch.undo()
     evaluation = run.evaluation.model_copy(update={"every_steps": 2})
     with pytest.raises(FileNotFoundError, match="imagenet is not there"):
         first_look.before_training(run.model_copy(update={"evaluation": evaluation}), "train")
+
+
+def unreadable(*_):
+    raise AttributeError("no such codec")
 
 
 @pytest.mark.parametrize("spec", SETS)

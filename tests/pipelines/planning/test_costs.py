@@ -1,5 +1,6 @@
 """Hours and money of each stage, by arithmetic that is written out here once more."""
 
+from dataclasses import dataclass
 from importlib.resources import files
 
 import pytest
@@ -50,6 +51,40 @@ def test_reading_limits_training_where_it_takes_longer_than_the_arithmetic():
     fast = lines(Basis(RUN, None, GIVEN.model_copy(update={"read_cpu_ms": 0.1})))["train"]
     assert fast.hours == pytest.approx(computing)
     assert fast.note.startswith("computing limits")
+
+
+def test_without_a_price_of_cpus_the_learners_part_is_there():
+    assumed = Assumptions(urls=1_000_000, cpus=96, flops_per_second=4e14, learner_hour=2.0)
+    found = costs.costs(Basis(RUN, None, assumed))
+    train = next(line for line in found.lines if line.stage == "train")
+    assert train.hours is not None
+    assert train.money == pytest.approx(train.hours * 64 * 2.0)
+    assert train.note.endswith("--assume cpu_hour=P, 0 if the machines' price has them")
+    assert found.unpriced == ["the CPUs that read"]
+    assert "ingest" in found.without
+    assert "train" not in found.without
+    stages = next(iter(cost_tables.tables(Basis(RUN, None, assumed))))
+    assert "the money of the CPUs that read in reference-scores, train" in str(stages.caption)
+    free = costs.costs(Basis(RUN, None, assumed.model_copy(update={"cpu_hour": 0.0})))
+    assert free.unpriced == []
+    assert free.money == pytest.approx(found.money)
+    assert "ingest" not in free.without
+
+
+def test_the_metadata_is_opened_once_a_plan(monkeypatch, tmp_path):
+    opened = []
+    for i in range(70):
+        (tmp_path / f"part-{i:05d}.parquet").touch()
+    monkeypatch.setattr(costs, "open_shard", lambda path, columns: opened.append(path) or Rows([1000, 24]))
+    text = (LAION / "joint.yaml").read_text()
+    run = run_file.load(text, [f"root={tmp_path}", "ingest.urls=part-*.parquet"])
+    assert lines(Basis(run, None, Assumptions()))["ingest"].work == f"{70 * 1024:,} URLs"
+    assert len(opened) == 64
+
+
+@dataclass
+class Rows:
+    row_group_sizes: list[int]
 
 
 def test_scoring_covers_the_pairs_of_the_catalogue_or_those_that_may_be_fetched():

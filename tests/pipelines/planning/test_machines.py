@@ -60,8 +60,17 @@ def test_node_types_of_rays_launcher(tmp_path):
         ("learners", 0, 10),
     ]
     assert found.reading_cpus == 160
-    assert found.places(GPU=4, CPU=1) == 20
-    assert found.places(GPU=3, CPU=1) == 20  # two on each machine, and 2 GPUs of it idle
+    assert found.places(GPU=4, CPU=1) == 18  # one of the ten machines is always of the other kind
+    assert found.places(GPU=3, CPU=1) == 18  # two on each machine, and 2 GPUs of it idle
+    assert found.most == {"CPU": 9 * 96 + 16, "GPU": 72}
+
+
+def test_a_node_type_whose_resources_ray_looks_up_is_not_known(tmp_path):
+    types = {"head": {}, "data": {"resources": {"CPU": 16}}, "learners": {"resources": {"GPU": 8}}}
+    found = read(tmp_path, {"available_node_types": types, "head_node_type": "head"})
+    assert found.unknown == ["head", "learners"]
+    assert found.most == {"CPU": 32, "GPU": 0}  # of two workers, as Ray takes it where max_workers is not given
+    assert found.reading_cpus == 0
 
 
 @pytest.mark.parametrize("path", sorted((DEPLOY / "launcher").glob("*.yaml")), ids=lambda path: path.name)

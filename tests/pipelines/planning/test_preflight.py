@@ -110,6 +110,34 @@ def test_a_manifest_is_compared_at_its_largest(make_run: MakeRun):
     assert "2 learners of 2 GPUs do not fit on the nodes of cluster.yaml, which have room for 0" in refused.detail
 
 
+def test_learners_whose_number_follows_the_cluster_fail_only_below_their_least(make_run: MakeRun):
+    """Nodes as of deploy/kubernetes/gpus-8: one of 8 GPUs."""
+    nodes = (machines.Group("data", 14, 0, 0, 1, 16), machines.Group("learners", 16, 8, 0, 0, 1))
+    manifest = machines.Machines("cluster.yaml", nodes)
+    words = ["training.gpus_per_learner=1", "training.sub_batch_size=64", "data.n_streams=4"]
+
+    def found(least: int, most: int, each: machines.Machines = manifest) -> preflight.Check:
+        run = make_run("joint", *words, f"training.n_learners={{min: {least}, max: {most}}}")
+        return checks(run, each)["cluster"]
+
+    assert found(8, 64).ok
+    assert found(8, 64).detail.startswith("cluster.yaml has room for 8 learners, of 8 to 64")
+    assert found(2, 8).detail.startswith("cluster.yaml has what the learners ask for")
+    assert found(16, 64).ok is False
+    assert "GPU 16, and has 8" in found(16, 64).detail
+    halves = machines.Machines("cluster.yaml", (machines.Group("learners", 8, 8, 0, 2, 2),))
+    assert found(2, 16, halves).detail.startswith("cluster.yaml has room for 8 learners")  # of 2 CPUs each
+
+
+def test_machines_that_a_file_does_not_describe_are_not_known(make_run: MakeRun):
+    gpus = machines.Group("gpus", 0, 0, 0, 0, 8, known=False)
+    manifest = machines.Machines("cluster.yaml", (machines.Group("data", 16, 0, 0, 1, 32), gpus), limit=41)
+    found = checks(make_run("joint", "training.gpus_per_learner=1"), manifest)["cluster"]
+    assert found.ok is None
+    assert "GPU 1, and has 0, without the machines of gpus" in found.detail
+    assert checks(make_run("joint"), manifest)["cluster"].ok
+
+
 def test_a_cluster_that_is_too_small_fails_only_if_nothing_adds_nodes_to_it(
     make_run: MakeRun, ray_session, monkeypatch
 ):
@@ -124,3 +152,8 @@ def test_a_cluster_that_is_too_small_fails_only_if_nothing_adds_nodes_to_it(
     waits = checks(run)["cluster"]
     assert waits.ok is None
     assert "its autoscaler may add nodes" in waits.detail
+    follows = checks(make_run("joint", "training.n_learners={min: 1, max: 64}", "training.sub_batch_size=64"))[
+        "cluster"
+    ]
+    assert follows.ok, follows.detail
+    assert "of 1 to 64" in follows.detail

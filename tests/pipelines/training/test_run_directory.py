@@ -112,6 +112,20 @@ def test_checking_a_run_directory_writes_nothing(begun):
     assert manifests.read(run().path("begun")) == before
 
 
+def test_a_finished_run_is_not_asked_for_its_evaluation_sets(make_scored_run, capsys):
+    """They may be gone by then; a run that is yet to train is refused without them where its loop evaluates."""
+    sets = "sets: [{name: gone, shards: 'gone/*.parquet', tasks: [retrieval]}]"
+    run = make_scored_run("joint", f"evaluation={{every_steps: 2, {sets}}}")
+    begun = run_directory.claim(run)
+    with pytest.raises(FileNotFoundError, match=r"evaluation\.sets: gone is not there"):
+        train.run_stage(run)
+    done = {"stage": "train", "complete": True, "config": run_file.identity(run)}
+    manifests.finish(run.path(run.run_dir), done | {"examples_trained": 192, "seconds": 1.0})
+    assert begun is None
+    assert train.run_stage(run)["complete"]
+    assert "gone" not in "".join(capsys.readouterr())
+
+
 def test_before_the_first_checkpoint_any_budget_is_accepted(make_run):
     run_directory.claim(make_run("begun"))
     assert run_directory.claim(make_run("begun", "training.examples_trained=384")) is None
