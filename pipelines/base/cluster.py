@@ -225,8 +225,11 @@ def n_workers(gpus_each: float) -> int:
     return n_cores() if is_local() else max(1, growth.n_cpus() // 2)
 
 
-def n_tasks() -> Callable[[], int]:
-    """How many tasks of a CPU each to submit at once, asked again and again: the cluster may grow."""
+def n_tasks(fixed: int | None = None) -> Callable[[], int]:
+    """How many tasks of a CPU each to submit at once, asked again and again: the cluster may grow. fixed: if set, so
+    many."""
+    if fixed is not None:
+        return lambda: fixed
     return n_cores if is_local() else growth.AtOnce()
 
 

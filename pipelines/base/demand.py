@@ -106,19 +106,42 @@ def in_words(resources: Resources) -> str:
 
 
 def _coming() -> dict[str, int] | None:
-    """By what the autoscaler last reported. Where there is none, Ray reports each node as a type of its own."""
+    """Nodes that the autoscaler has asked for, by type. Where there is none, nodes have none, or Ray's monitor, which
+    runs all the same, reports each as one of its own."""
     from ray._private import ray_constants
     from ray.experimental.internal_kv import _internal_kv_get
 
-    status = json.loads(_internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) or b"{}")
+    status = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
+    types, coming = _of_version_1(json.loads(status)) if status else _of_version_2(_cluster_status())
+    return dict(coming) if any(name and not name.startswith("node_") for name in types) else None
+
+
+def _of_version_1(status: Mapping[str, Any]) -> tuple[list[str], Counter[str]]:
+    """Types of nodes, and how many of each are coming, as the autoscaler of version 1 last reported them."""
     report: dict[str, Any] = status.get("autoscaler_report") or {}
-    types = [*(report.get("node_type_mapping") or {}).values(), *(report.get("pending_launches") or {})]
-    if all(name.startswith("node_") for name in types):
-        return None
-    return dict(
-        Counter(report.get("pending_launches") or {})
-        + Counter(kind for _, kind, *_ in report.get("pending_nodes") or [])
-    )
+    launches = Counter(report.get("pending_launches") or {})
+    types = [*(report.get("node_type_mapping") or {}).values(), *launches]
+    return types, launches + Counter(kind for _, kind, *_ in report.get("pending_nodes") or [])
+
+
+def _of_version_2(status: Any) -> tuple[list[str], Counter[str]]:
+    """The same of version 2, which KubeRay and `ray up` start."""
+    state, nodes = status.autoscaling_state, status.cluster_resource_state.node_states
+    coming = Counter(instance.ray_node_type_name for instance in state.pending_instances)
+    for request in state.pending_instance_requests:
+        coming[request.ray_node_type_name] += request.count
+    return [*(node.ray_node_type_name for node in nodes), *coming], coming
+
+
+def _cluster_status() -> Any:
+    import ray
+    from ray.core.generated import autoscaler_pb2
+
+    worker: Any = ray._private.worker.global_worker
+    messages: Any = autoscaler_pb2
+    status = messages.GetClusterStatusReply()
+    status.ParseFromString(worker.gcs_client.get_cluster_status())
+    return status
 
 
 def _bundle(request: Any) -> tuple[tuple[str, float], ...]:

@@ -1,25 +1,32 @@
 """How many tasks of a CPU each to submit at once on a cluster that grows: some wait, and its autoscaler starts nodes.
 
 Ray prefers nodes without GPUs for them, and so do autoscalers, until no more such nodes may be started: then they start
-nodes with GPUs, for tasks that use none. So nothing more waits once that has happened.
+nodes with GPUs, for tasks that use none. So few wait; and once a node with GPUs has come, none, and its CPUs do not
+count, so that it is idle and goes.
 """
+
+from typing import Any
 
 from . import demand
 
-_MORE = 16  # tasks that wait, at least
+_LEAST, _MOST = 16, 64  # tasks that wait
 
 
 class AtOnce:
     """Called: how many may be submitted now."""
 
     def __init__(self) -> None:
-        self._n_gpu_nodes = _n_gpu_nodes()
+        self._at_start = {node["NodeID"] for node in _nodes()}
         self._grows = demand.autoscales()
 
     def __call__(self) -> int:
-        self._grows = self._grows and _n_gpu_nodes() <= self._n_gpu_nodes
-        n = n_cpus()
-        return n + max(n, _MORE) if self._grows else n
+        nodes = [node for node in _nodes() if node["Resources"].get("CPU")]
+        counted = [node for node in nodes if not node["Resources"].get("GPU") or node["NodeID"] in self._at_start]
+        if all(node["Resources"].get("GPU") for node in nodes):  # there are no others
+            counted = nodes
+        self._grows = self._grows and len(counted) == len(nodes)
+        n = max(1, int(sum(node["Resources"].get("CPU", 0) for node in counted)))
+        return n + min(max(n, _LEAST), _MOST) if self._grows else n
 
 
 def n_cpus() -> int:
@@ -29,7 +36,7 @@ def n_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
-def _n_gpu_nodes() -> int:
+def _nodes() -> list[dict[str, Any]]:
     import ray
 
-    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0))
+    return [node for node in ray.nodes() if node["Alive"]]

@@ -162,7 +162,7 @@ def _fetch_shards(run: Run, directory: str, todo: list[tuple[int, str]]) -> None
     if not todo or run.ingest is None:
         return
     fixed, text = run.ingest.n_tasks, run_file.dump(run)
-    n_tasks = cluster.n_tasks() if fixed is None else lambda: fixed
+    n_tasks = cluster.n_tasks(fixed)
     grows = fixed is None and cluster.grows()
     progress.say(STAGE, f"{len(todo):,} shards to fetch, {min(n_tasks(), len(todo)):,} at once")
     start, reasons = ray.remote(num_cpus=1, max_retries=3)(owner.carried(fetch_shard)), Counter[str]()

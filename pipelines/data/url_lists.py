@@ -59,9 +59,10 @@ def write(run: Run, directory: str, paths: list[str]) -> None:
     text, lists = run_file.dump(run), rules.load_lists(with_own_rules(run))
     there = ray.put(lists)
     jobs = [(text, paths[i], f"{directory}/urls/{i:05d}", there) for i in todo]
+    n_tasks = cluster.n_tasks(run.ingest.n_tasks if run.ingest else None)
     start, left_out, named, n_rows = ray.remote(num_cpus=1)(owner.carried(write_file)), set[str](), Counter[str](), 0
     with progress.bar("ingest (lists)", len(todo), "files") as advance:
-        for written in in_parallel.ray_tasks(start.remote, jobs, cluster.n_tasks()):
+        for written in in_parallel.ray_tasks(start.remote, jobs, n_tasks):
             left_out |= written.left_out
             named += written.named
             n_rows += written.rows

@@ -2,6 +2,7 @@
 /tmp/ray of its own, and the first of its processes as process 1."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -40,7 +41,9 @@ class Pods:
         """overrides: of each pod, the parameters of `ray start` that this machine is too small for."""
         self.logs, self.token, self.overrides = logs, token, overrides
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.close()  # what an earlier, killed test has left
+        self._turn = os.open(f"/run/lock/{BRIDGE}", os.O_CREAT)  # one test at a time: all use the same names
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        self._remove()  # what an earlier, killed test has left
         Path("/tmp/ray").mkdir(exist_ok=True)
         _ip("link", "add", BRIDGE, "type", "bridge")
         _ip("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
@@ -128,6 +131,10 @@ class Pods:
                 psutil.Process(process.pid).children()[0].kill()
             process.kill()
             process.wait(20)
+        self._remove()
+        os.close(self._turn)
+
+    def _remove(self) -> None:
         there = [name.split()[0] for name in _ip("netns", "list").splitlines() if name.startswith(PREFIX)]
         for name in there:
             for pid in _ip("netns", "pids", name).split():

@@ -143,6 +143,9 @@ def _command(process: psutil.Process) -> str:
     return ""
 
 
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
+
+
 class Job:
     """A job of the script, submitted from a folder of its own. options: of sbatch; words: of the script."""
 
@@ -169,12 +172,15 @@ class Job:
         return re.search(rf"\b{name}=(\S*)", self.slurm.call("scontrol", "show", "job", self.id))[1]
 
     def wait_until(self, happened: Callable[[], bool], seconds: float = 600) -> None:
+        """Fails if the job ends before that, or after so many seconds."""
         deadline = time.monotonic() + seconds
         while not happened():
+            ended = self.shown("JobState") in _ENDED and not happened()
+            assert not ended, self.output
             assert time.monotonic() < deadline, f"{self.output}\n{self.slurm.call('squeue')}"
             time.sleep(0.2)
 
     def end(self, seconds: float = 600) -> tuple[str, str]:
         """Wait for its end; its state and exit status."""
-        self.wait_until(lambda: self.shown("JobState") in {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}, seconds)
+        self.wait_until(lambda: self.shown("JobState") in _ENDED, seconds)
         return self.shown("JobState"), self.shown("ExitCode")
