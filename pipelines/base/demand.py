@@ -14,7 +14,9 @@ _UNITS = {"CPU": "CPU", "GPU": "GPU"}
 _OF_NO_INTEREST = ("memory", "object_store_memory", "node:", "accelerator_type:")  # in what a node has
 
 Resources = Mapping[str, float]  # name -> amount
-optional: set[str] = set()  # ids of placement groups of this process without which it goes on
+optional: set[str] = (
+    set()
+)  # ids of groups of this process without which it goes on; of removed ones too, which wait a while
 
 
 @dataclass(frozen=True)

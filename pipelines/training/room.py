@@ -76,4 +76,3 @@ class Room:
 
             for group in groups.values():
                 remove_placement_group(group)
-                demand.optional.discard(group.id.hex())
