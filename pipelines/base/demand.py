@@ -14,9 +14,8 @@ _UNITS = {"CPU": "CPU", "GPU": "GPU"}
 _OF_NO_INTEREST = ("memory", "object_store_memory", "node:", "accelerator_type:")  # in what a node has
 
 Resources = Mapping[str, float]  # name -> amount
-optional: set[str] = (
-    set()
-)  # ids of groups of this process without which it goes on; of removed ones too, which wait a while
+# Ids of this process's placement groups without which it goes on; removed ones too, which are listed for a while
+optional: set[str] = set()
 
 
 @dataclass(frozen=True)
