@@ -20,8 +20,9 @@ from .base import storage
 
 VARIABLE = "JEST_SUBMISSION"
 NAME = "failed_in_vain.json"
-# A credential may be renewed from outside
-_NOT_REMEMBERED = {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
+# A credential may be renewed from outside, a node replaced
+_NOT_REMEMBERED = {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "Unfit"}
+_LOST = "writes nothing more there"  # what storage.Lost says; as the learners' failure it is text alone
 
 
 class Failure(TypedDict):
@@ -62,10 +63,18 @@ def remembered(run: Run, stages: Sequence[str], *, retry: bool = False) -> Itera
     try:
         yield
     except Exception as error:
-        if submission and errors.status_of(error) == errors.IN_VAIN and not errors.kinds(error) & _NOT_REMEMBERED:
+        if submission and _is_for_good(error):
             with contextlib.suppress(Exception):  # the error itself matters more
                 storage.write_json(path, {**this, "error": errors.message(error)})
         raise
+
+
+def _is_for_good(error: Exception) -> bool:
+    """Whether only another run file, or other data, mends it. Another process that has taken over the run directory is
+    the next try of the same submission."""
+    if errors.status_of(error) != errors.IN_VAIN or _LOST in str(error):
+        return False
+    return not errors.kinds(error) & _NOT_REMEMBERED
 
 
 def _read(path: str) -> Failure | None:

@@ -47,10 +47,12 @@ _patiently = retry(
 _SECRET = re.compile("(^|_)(KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS?)(_ID)?$", re.IGNORECASE)
 
 
-def submit(run: Run, stages: list[str], address: str, env: dict[str, str], *, detach: bool = False) -> None:
+def submit(
+    run: Run, stages: list[str], address: str, env: dict[str, str], *, detach: bool = False, again: bool = False
+) -> None:
     """Submit the stages, show the job's log, and end as it does: RuntimeError where it fails or is stopped.
 
-    Refuses a second job on a run directory that another job works on.
+    again: although the same failed in vain before. Refuses a second job on a run directory that another job works on.
     """
     _refuse(run, stages, env)
     client, directory = _client(address), run.path(run.run_dir)
@@ -66,7 +68,7 @@ def submit(run: Run, stages: list[str], address: str, env: dict[str, str], *, de
             _copy(code, Path(folder, code.name))
         Path(folder, "run.yaml").write_text(run_file.dump(run))
         job = _when_ready(client.submit_job)(
-            entrypoint=shlex.join(["python", "-m", "jest_pipelines", "stages", *stages, "run.yaml"]),
+            entrypoint=entrypoint(stages, again=again),
             runtime_env={"working_dir": folder, "env_vars": env},
             metadata={"jest": directory, "stages": " ".join(stages)},
         )
@@ -75,6 +77,12 @@ def submit(run: Run, stages: list[str], address: str, env: dict[str, str], *, de
         progress.say("submit", f"jest submit --logs {job} --address {address} follows it; --status and --stop as well")
     else:
         follow(job, address)
+
+
+def entrypoint(stages: Sequence[str], *, again: bool) -> str:
+    """The command of the job."""
+    words = ["python", "-m", "jest_pipelines", "stages", *["--retry"] * again, *stages, "run.yaml"]
+    return shlex.join(words)
 
 
 def _copy(code: Path, into: Path) -> None:

@@ -36,7 +36,7 @@ def started(folder: Path, *words: str, n_cpus: int = 3, **environment: str) -> I
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=kept | environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while "Ray runtime started" not in (folder / "log").read_text():
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()

@@ -12,6 +12,7 @@ in_parallel  functions and Ray tasks, a limited number of them at once
 tokens       the token that a Ray cluster asks for, and the one of a local Ray
 local_ray    a Ray on this machine, started and ended by one process
 demand       what a Ray cluster has, and what it has no room for now
+own_work     whether tasks of this process's Ray job run, and how many wait
 waiting      says what Ray waits for, and ends a stage that waits in vain
 growth       how many tasks to submit at once on a cluster that grows
 cluster      start, join and leave Ray; how many tasks and actors it has room for

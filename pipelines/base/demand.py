@@ -14,14 +14,18 @@ _UNITS = {"CPU": "CPU", "GPU": "GPU"}
 _OF_NO_INTEREST = ("memory", "object_store_memory", "node:", "accelerator_type:")  # in what a node has
 
 Resources = Mapping[str, float]  # name -> amount
+# Ids of this process's placement groups without which it goes on; removed ones too, which are listed for a while
+optional: set[str] = set()
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Something that waits: `bundles` are each placed on one node, all at once if there are several; n of them wait."""
+    """Something that waits: `bundles` are each placed on one node, all at once if there are several; n of them wait.
+    group: a placement group, no task or actor."""
 
     bundles: tuple[tuple[tuple[str, float], ...], ...]
     n: int
+    group: bool = False
 
     def fits(self, nodes: Iterable[Resources]) -> bool:
         """Whether one of them finds room on nodes with these resources."""
@@ -40,8 +44,9 @@ class Demand:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A look at the cluster. total, free: of each node. coming: nodes that its autoscaler has asked for, by type; None
-    where there is no autoscaler."""
+    """A look at the cluster. total, free: of each node. waiting: of any job, but groups of this one alone, and those
+    not that it can do without. coming: nodes that its autoscaler has asked for, by type; None where there is no
+    autoscaler."""
 
     total: Sequence[Resources]
     free: Sequence[Resources]
@@ -53,7 +58,7 @@ class Cluster:
         return [demand for demand in self.waiting if not demand.fits(self.total)]
 
     def describe(self) -> str:
-        total, free = _sum(self.total), _sum(self.free)
+        total, free = (_sum(map(_of_interest, nodes)) for nodes in (self.total, self.free))
         return (
             f"{len(self.total)} node(s) with {in_words({'CPU': 0, 'GPU': 0} | total)} in all, of which "
             f"{in_words({name: free.get(name, 0) for name in {'CPU': 0, 'GPU': 0} | total})} are free"
@@ -73,12 +78,14 @@ def look() -> Cluster:
     free = [dict(node.available_resources) for node in nodes]
     asked = [Demand((_bundle(each.request),), each.count) for each in state.pending_resource_requests]
     groups = Counter(
-        tuple(sorted(_bundle(bundle) for bundle in group.requests)) for group in state.pending_gang_resource_requests
+        tuple(sorted(_bundle(bundle) for bundle in group.requests))
+        for group in state.pending_gang_resource_requests
+        if _is_own(group.details.partition(":")[0], worker.current_job_id.hex())
     )
-    asked += [Demand(bundles, n) for bundles, n in groups.items() if bundles]
+    asked += [Demand(bundles, n, group=True) for bundles, n in groups.items() if bundles]
     return Cluster(
-        total=[_of_interest(dict(node.total_resources)) for node in nodes],
-        free=[_of_interest(each) for each in free],
+        total=[dict(node.total_resources) for node in nodes],
+        free=free,
         # within a group, tasks wait until it is placed
         waiting=[each for each in asked if not _in_group(each) and not each.fits(free)],
         coming=_coming(),
@@ -140,6 +147,11 @@ def _cluster_status() -> Any:
 
 def _bundle(request: Any) -> tuple[tuple[str, float], ...]:
     return tuple(sorted((name, amount) for name, amount in request.resources_bundle.items() if amount))
+
+
+def _is_own(group: str, job: str) -> bool:
+    """Whether this job needs the placement group of that id, which ends with its job's."""
+    return group.endswith(job) and group not in optional
 
 
 def _in_group(demand: Demand) -> bool:

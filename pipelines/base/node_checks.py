@@ -26,8 +26,12 @@ _C = "#include <stdlib.h>\n#include <Python.h>\n"
 _CPP = "#include <vector>\n"
 
 
+class Unfit(ValueError):
+    """A machine lacks what the run needs."""
+
+
 def refuse_unfit(*, gpus: bool, compiled: bool) -> None:
-    """Raises ValueError where this machine, or the nodes that the cluster has now, lack what the run needs.
+    """Raises Unfit where this machine, or the nodes that the cluster has now, lack what the run needs.
 
     gpus: it computes on GPUs; those nodes are asked. compiled: by torch.compile.
     """
@@ -36,7 +40,7 @@ def refuse_unfit(*, gpus: bool, compiled: bool) -> None:
     lacking = [lacks(gpus=gpus, compiled=compiled)] if cluster.is_local() else _of_nodes(gpus, compiled)
     if wrong := [text for text in lacking if text]:
         more = f"; and {len(wrong) - 1} more nodes" if len(wrong) > 1 else ""
-        raise ValueError(f"{wrong[0]}{more}")
+        raise Unfit(f"{wrong[0]}{more}")
 
 
 def lacks(*, gpus: bool, compiled: bool) -> str:
@@ -106,5 +110,7 @@ def _compiler(what: str, variable: str, names: tuple[str, ...], language: str, s
         return f"cannot run the {language.upper()} compiler {command} ({error}), which {what} needs: {packages}"
     if ran.returncode:
         reason = (ran.stderr.strip().splitlines() or ["no message"])[0]
+        if "Python.h" in ran.stderr:  # of the system's Python
+            packages = "apt-get install python3-dev"
         return f"has a {language.upper()} compiler that lacks headers ({reason}), which {what} needs: {packages}"
     return ""

@@ -1,17 +1,19 @@
 """Says what Ray waits for, where a stage has not moved since, and ends the stage after a while.
 
 Ray waits for nodes that have what is asked for without a word, and for ever. A thread of the process that runs a stage
-looks at what waits; the stage's progress, and any change of what is free, count as movement.
+looks at what waits; the stage's progress, and tasks of its that run, count as movement: others then wait for them.
 """
 
+import dataclasses
 import os
 import signal
 import threading
 import time
 from types import FrameType
 
-from . import demand, progress
+from . import demand, own_work, progress
 from .demand import Cluster
+from .own_work import OwnWork
 
 VARIABLE = "JEST_WAIT_MINUTES"
 _MINUTES = 60.0
@@ -33,7 +35,7 @@ class Watch:
         self._alone, self._limit = alone, 60 * minutes()
         self._over = threading.Event()
         self._failure: Exception | None = None
-        self._last: tuple[float, object] = 0.0, None  # progress, and what was free
+        self._last = 0.0  # progress
         self._clear = 0
         self._handles = _WAKE is not None and threading.current_thread() is threading.main_thread()
         if self._handles and _WAKE is not None:
@@ -59,8 +61,14 @@ class Watch:
             waited = now - still
             if not cluster.waiting or waited < _PATIENCE:
                 continue
-            in_vain = self._alone and bool(cluster.never())
-            if in_vain or waited >= self._limit:
+            work = own_work.look()
+            cluster = self._own(cluster, work)
+            if (work is not None and work.runs) or not cluster.waiting:
+                still = now
+                continue
+            never = bool(cluster.never())
+            in_vain = self._alone and never
+            if in_vain or (waited >= self._limit and (work is not None or (never and cluster.coming is None))):
                 self._end(_text(cluster, waited, self._alone), in_vain=in_vain)
                 return
             if now - said >= _REPEAT:
@@ -69,12 +77,16 @@ class Watch:
                 progress.warn("ray", _text(cluster, waited, self._alone) + ends)
 
     def _moves(self, cluster: Cluster) -> bool:
-        """Whether anything has moved since the last look."""
-        before, self._last = self._last, (progress.moved(), cluster.free)
+        """Whether the stage has moved since the last look, or nothing waits."""
+        before, self._last = self._last, progress.moved()
         self._clear = 0 if cluster.waiting else self._clear + 1
-        if self._clear >= _CLEAR or before[0] != self._last[0]:
-            return True
-        return bool(cluster.waiting) and not cluster.never() and before[1] != self._last[1]
+        return self._clear >= _CLEAR or before != self._last
+
+    def _own(self, cluster: Cluster, work: OwnWork | None) -> Cluster:
+        """What waits, without tasks and actors where those are of other jobs alone. Groups are this job's."""
+        if self._alone or (work is not None and work.waits):
+            return cluster
+        return dataclasses.replace(cluster, waiting=[each for each in cluster.waiting if each.group])
 
     def _end(self, text: str, *, in_vain: bool) -> None:
         if not self._handles or _WAKE is None:

@@ -94,14 +94,13 @@ def report(
     page.write_report(run_dirs, output)
 
 
+Retry = Annotated[
+    bool, typer.Option("--retry", help="Start although the same failed in vain before (JEST_SUBMISSION).")
+]
+
+
 @app.command(rich_help_panel=PANEL)
-def stages(
-    words: StagesAndRunFile = None,
-    overrides: Overrides = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Start although the same failed in vain before (JEST_SUBMISSION).")
-    ] = False,
-) -> None:
+def stages(words: StagesAndRunFile = None, overrides: Overrides = None, retry: Retry = False) -> None:
     """Run stages one after the other, from ingest to report; each does what is missing of it."""
     if not words:
         raise ValueError("give stages and a run file, such as `jest stages catalogue train run.yaml`")
@@ -125,6 +124,7 @@ def submit(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the job's environment; no secrets.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is submitted.")] = False,
+    retry: Retry = False,
     status: Annotated[str, typer.Option(metavar="JOB", help="Print the state of a job.")] = "",
     logs: Annotated[str, typer.Option(metavar="JOB", help="Follow a job's log to its end.")] = "",
     stop: Annotated[str, typer.Option(metavar="JOB", help="End a job; it can be submitted again.")] = "",
@@ -142,4 +142,4 @@ def submit(
         jobs.stop(stop, address)
     elif words:
         run = load(Path(words[-1]), overrides)
-        jobs.submit(run, words[:-1], address, jobs.variables(env or []), detach=detach)
+        jobs.submit(run, words[:-1], address, jobs.variables(env or []), detach=detach, again=retry)

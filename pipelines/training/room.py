@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..base import demand
+
 _LOOK_SECONDS = 0.5  # between two looks at the groups
 CPUS = 2  # of a learner: its own, and one that reads for it
 
@@ -34,7 +36,10 @@ class Room:
             if nodes and "GPU" not in self._bundle:  # CPUs that are free there are those of the learners' readers
                 where = {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}
             size = high - low
-            self._groups[high] = placement_group([self._bundle] * size, bundle_label_selector=[where] * size)
+            group = placement_group([self._bundle] * size, bundle_label_selector=[where] * size)
+            self._groups[high] = group
+            if low:  # there is room for fewer learners, or they run
+                demand.optional.add(group.id.hex())
 
     def fits(self) -> int:
         """The largest number of learners for which there is room, those that run included."""

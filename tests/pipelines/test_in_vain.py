@@ -5,7 +5,7 @@ import pytest
 
 from jest_core.run_file import Run
 from pipelines import in_vain
-from pipelines.base import storage
+from pipelines.base import node_checks, owner, storage
 from pipelines.in_vain import NAME, VARIABLE, remembered
 
 
@@ -66,6 +66,24 @@ def test_what_may_be_mended_from_outside_is_not_remembered(make_run, submission,
     run = make_run("joint")
     _fail(run, error)
     assert not storage.exists(f"{run.path('joint')}/{NAME}")
+
+
+def test_nodes_that_lack_something_are_not_remembered(make_run, submission):
+    run = make_run("joint")
+    _fail(run, node_checks.Unfit("gpu-3 has no C compiler"))
+    assert not storage.exists(f"{run.path('joint')}/{NAME}")
+
+
+def test_the_next_try_that_has_taken_over_is_not_refused(make_run, submission):
+    """The learners of the one before say that the directory is lost, and nothing else would make them go on."""
+    run = make_run("joint")
+    directory = run.path(run.run_dir)
+    with owner.owned(directory) as before:
+        token = before.token
+    with owner.owned(directory), pytest.raises(storage.Lost, match="was taken over by") as lost:
+        token.check()
+    _fail(run, ValueError(f"the run stopped: {lost.value}"))
+    assert not storage.exists(f"{directory}/{NAME}")
 
 
 def test_without_a_submission_nothing_is_remembered(make_run, monkeypatch):

@@ -21,3 +21,14 @@ def test_what_waits_and_what_is_there_are_said_in_words():
     cluster = Cluster(total=[{"CPU": 2}, {"CPU": 1}], free=[{"CPU": 0}, {"CPU": 0}], waiting=waiting, coming=None)
     assert cluster.describe() == "2 node(s) with 3 CPUs, 0 GPUs in all, of which 0 CPUs, 0 GPUs are free"
     assert cluster.never() == waiting[:1]
+
+
+def test_what_a_node_has_beside_cpus_and_gpus_counts_and_is_not_shown():
+    node = {"CPU": 2.0, "memory": 8e9, "node:10.0.0.1": 1.0, "accelerator_type:H100": 1.0}
+    fits, too_large = (Demand(((("CPU", 1.0), ("memory", size)),), 1) for size in (1e9, 9e9))
+    here = Demand(((("CPU", 1.0), ("accelerator_type:H100", 0.001), ("node:10.0.0.1", 0.001)),), 1)
+    elsewhere = Demand(((("accelerator_type:A100", 0.001),),), 1)
+    waiting = [fits, too_large, here, elsewhere]
+    cluster = Cluster(total=[node], free=[node | {"CPU": 0.0}], waiting=waiting, coming=None)
+    assert cluster.never() == [too_large, elsewhere]
+    assert cluster.describe() == "1 node(s) with 2 CPUs, 0 GPUs in all, of which 0 CPUs, 0 GPUs are free"

@@ -70,6 +70,15 @@ def test_a_compiler_without_headers_is_said(tmp_path):
     assert "has a C++ compiler that lacks headers" in _lacks(gpus=False, compiled=True, CXX=str(compiler))
 
 
+def test_a_python_without_headers_is_said_with_its_package(tmp_path, monkeypatch):
+    """As Debian's own without python3-dev."""
+    monkeypatch.setattr(node_checks.sysconfig, "get_path", lambda _: str(tmp_path))
+    said = node_checks._compiler("Triton", "CC", ("gcc",), "c", node_checks._C)
+    assert "lacks headers" in said
+    assert "Python.h" in said
+    assert said.endswith("apt-get install python3-dev")
+
+
 def test_a_run_that_needs_neither_is_not_asked(monkeypatch):
     monkeypatch.setenv("PATH", "/none")
     node_checks.refuse_unfit(gpus=False, compiled=False)
