@@ -60,6 +60,12 @@ def moved() -> float:
     return _moved
 
 
+def mark_moved() -> None:
+    """Say that a stage moves, without progress to show."""
+    global _moved
+    _moved = time.monotonic()
+
+
 @contextlib.contextmanager
 def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
     """Show the progress of a stage; the block calls advance(n, note="...") after every n units of work.
@@ -69,8 +75,7 @@ def bar(stage: str, total: int, unit: str, start: int = 0) -> Iterator[Advance]:
     with _bar(stage, total, unit, start) as show:
 
         def advance(n: int, note: str = "") -> None:
-            global _moved
-            _moved = time.monotonic()
+            mark_moved()
             show(n, note=note)
 
         yield advance

@@ -15,5 +15,6 @@ draining       nodes that are taken away with notice
 room           room in the cluster for a number of learners that follows it
 attempts       starts the learners, again after a failure or a drained node, on fewer or more of them
 loop           one learner: score, select, train, log and checkpoint, step by step
+doubtful       settings that are allowed, and hardly meant
 train          the stage: has the learners started, and shows how far they are
 """

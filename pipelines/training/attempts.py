@@ -26,12 +26,12 @@ class Attempts:
     `look` for the one that waits for it."""
 
     def __init__(self, run: Run, board: Board, fit: Callable[[int], Any]) -> None:
-        self._training, self._board, self._fit = run.training, board, fit
+        self._training, self._n_steps, self._board, self._fit = run.training, run.n_steps, board, fit
         given = run.training.n_learners
         self._range = given if isinstance(given, LearnerRange) else None
         self._room = Room(run.learner_numbers, run.training.gpus_per_learner)
         self._n, self._failures, self._on = run.training.max_learners, 0, set[str]()
-        self._asks, self._lock = False, threading.Lock()  # whether room for more learners is asked for
+        self.asks, self._lock = False, threading.Lock()  # whether room for more learners is asked for
         self.leaves_this_node = False  # whether the command's node is taken away
         # `look` finds drained nodes itself, and the learners end once their checkpoint is written; Ray Train's watcher
         # would be a process more, and end them when the notice is over
@@ -47,17 +47,17 @@ class Attempts:
                     if not self._tries_again(error):
                         raise
                 else:
-                    if self._board.order(Order.go_on) == Order.go_on:  # they came to the end
+                    if self._have_ended():
                         break
         finally:
             with self._lock:
-                self._range = None  # `look` asks for no more
+                self._range, self.asks = None, False  # `look` asks for no more
                 self._room.leave()
 
     def _choose(self) -> bool:
         """Choose the number of learners; whether an attempt is to begin."""
         with self._lock:
-            self._asks = False
+            self.asks = False
             self._board.begin()
         if self._range is not None:
             wanted, seconds = self._n, 60 * self._range.wait_minutes
@@ -67,6 +67,10 @@ class Attempts:
         self._on = set()
         return not self._is_over()
 
+    def _have_ended(self) -> bool:
+        """Whether learners that ended without an error came to the end, even if they were to be started again."""
+        return self._board.order(Order.go_on) == Order.go_on or self._board.get().step >= self._n_steps
+
     def _is_over(self) -> bool:
         return self._board.order(Order.go_on) == Order.stop
 
@@ -75,6 +79,9 @@ class Attempts:
             return False
         if self._was_taken():
             self._board.tell("a node with learners was taken away: they start again from the newest checkpoint")
+            return True
+        if self._range is not None and _found_no_room(error):
+            self._board.tell(f"the cluster has no room for {self._n} learners after all: looks how many fit")
             return True
         self._failures += 1
         most = self._training.max_failures
@@ -91,7 +98,7 @@ class Attempts:
         """Have the learners end with a checkpoint where a node of theirs is drained, or there is room for more."""
         self._on |= set(seen.nodes.values())
         if leaving := draining.leaving():
-            self.leaves_this_node = draining.here() in leaving
+            self.leaves_this_node |= draining.here() in leaving
             if set(seen.nodes.values()) & leaving and self._board.order(Order.go_on) < Order.restart:
                 self._board.order(Order.restart)
                 self._board.tell("a node with learners is drained: they write a checkpoint, and go on elsewhere")
@@ -103,13 +110,20 @@ class Attempts:
         nodes = self._board.get().nodes
         if self._range is None or not 0 < self._n <= len(nodes) or self._n == self._training.max_learners:
             return
-        if not self._asks:
+        if not self.asks:
             self._room.ask(self._n, set(nodes.values()))
-            self._asks = True
+            self.asks = True
         if (n := self._room.fits()) > self._n:
             self._n = n
             if self._board.order(Order.restart_at_checkpoint) == Order.restart_at_checkpoint:
                 self._board.tell(f"the cluster has room for {n} learners: they go on from the next checkpoint")
+
+
+def _found_no_room(error: Exception) -> bool:
+    """Whether Ray Train could not start the learners' workers, which it asks for anew if it may."""
+    from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
+
+    return isinstance(getattr(error, "controller_failure", None), RETRYABLE_CONTROLLER_ERRORS)
 
 
 def _reason(error: Exception) -> str:

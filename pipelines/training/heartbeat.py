@@ -12,7 +12,9 @@ from typing import Any
 from . import draining
 
 EVALUATES = "evaluates"  # which has no time limit
+WAITS = "waits for the data"  # of which its readers need room in the cluster
 _BEAT = 2.0  # seconds between two heartbeats of a learner
+_STILL = 10.0  # seconds without anything new after which learners that wait for data count as waiting
 
 
 class Order(IntEnum):
@@ -34,6 +36,12 @@ class Progress:
     doing: dict[int, str] = field(default_factory=dict)  # by rank: each learner's last heartbeat
     silent: dict[int, float] = field(default_factory=dict)  # by rank: seconds since then
     still: float = 0.0  # seconds since a heartbeat said something new
+
+    @property
+    def moves(self) -> bool:
+        """Whether the learners work, or have just moved: those that wait for their data may wait for room."""
+        waits = any(doing.startswith(WAITS) for doing in self.doing.values())
+        return bool(self.doing) and (self.still < _STILL or not waits)
 
     def hang(self, minutes: float) -> str:
         """What each learner does, where none has moved for so many minutes; empty where one has, or none has begun."""

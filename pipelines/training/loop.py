@@ -31,7 +31,7 @@ from ..base.prefetch import prefetch
 from ..evaluation import evaluate, results
 from ..stream.source import Source, open_source
 from . import online_reference, selection_log, sub_batches
-from .heartbeat import EVALUATES, Board, Order, Pulse
+from .heartbeat import EVALUATES, WAITS, Board, Order, Pulse
 from .metrics import Journal
 from .online_reference import Online
 
@@ -65,7 +65,7 @@ def learn(run: Run, board: Board, place: Place = ALONE) -> None:
     ):
         loop.evaluate_if_missed(pulse)
         while loop.step < run.n_steps:
-            pulse.doing = f"waits for the data of step {loop.step}"
+            pulse.doing = f"{WAITS} of step {loop.step}"
             super_batch, wait_seconds = _timed_next(super_batches)
             pulse.doing = f"is in step {loop.step}"
             loop.train(super_batch, wait_seconds)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..base import demand
+from ..base import demand, progress
 
 _LOOK_SECONDS = 0.5  # between two looks at the groups
 CPUS = 2  # of a learner: its own, and one that reads for it
@@ -60,6 +60,8 @@ class Room:
             if over():
                 n = 0
                 break
+            if time.monotonic() < end:  # within the time that the run may wait, whatever JEST_WAIT_MINUTES is
+                progress.mark_moved()
             if not told and time.monotonic() > end - seconds + 2:
                 after = f"goes on with fewer after {seconds / 60:g} minutes, down to {self._numbers[0]}"
                 tell(f"waits for room for {enough} learners in the cluster, which has room for {n}: {after}")

@@ -7,12 +7,13 @@ from the newest checkpoint there. PyTorch is imported late, so that errors of th
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
 from collections.abc import Callable
 from importlib.util import resolve_name
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from jest_core import run_file
 from jest_core.run_file import Run
@@ -21,14 +22,11 @@ from ..base import cluster, manifests, node_checks, owner, progress, storage
 from ..base.owner import Owner, Token
 from ..evaluation import first_look
 from ..stream.source import Source, open_source
-from . import bottleneck, metrics_line, run_directory
+from . import bottleneck, doubtful, metrics_line, run_directory
 from .attempts import Attempts
 from .heartbeat import Board, Order, Progress, every, sigterm_noted
 from .run_directory import TrainManifest
 from .shown import Shown
-
-if TYPE_CHECKING:
-    from jest_core.models.towers import Towers
 
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
 _PATIENCE = 30.0  # seconds within which Ray Train's controller has started, and is ended
@@ -96,9 +94,9 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     if run.training.activation_checkpointing:
         pair.checkpoint_activations()
     costs = step_costs(run)
-    if note := _untrained_resolution(pair, run):
+    if note := doubtful.untrained_resolution(pair, run):
         progress.say(label, note)
-    for warning in (outlines.untrained_parameters(run.model), _unfinished_warmup(run)):
+    for warning in (outlines.untrained_parameters(run.model), doubtful.unfinished_warmup(run)):
         if warning:
             progress.warn(label, warning)
     storage.write_bytes(f"{directory}/run.yaml", run_file.dump(run).encode())
@@ -114,33 +112,6 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
         f"{learners} learner(s), {costs['flops_step'] / 1e9:.1f} GFLOPs a step",
     )
     return costs
-
-
-def _untrained_resolution(pair: Towers, run: Run) -> str | None:
-    """A warning where the learner scores at a resolution that it is never trained at."""
-    selection, low = run.selection, run.training.low_resolution
-    scored = pair.resolution(selection.score_image_size, selection.score_patch_size)
-    trained = [pair.resolution(low.image_size, low.patch_size)] if low else []
-    if low is None or low.share < 1:
-        trained.append(pair.resolution())
-    if not run.uses_learner or scored in trained:
-        return None
-    patches = f" in patches of {scored.patch_size}" if scored.patch_size else ""
-    return (
-        f"scores at {scored.image_size} pixels{patches} and never trains at that, so that its scores are poor: set "
-        "training.low_resolution to the same size"
-    )
-
-
-def _unfinished_warmup(run: Run) -> str | None:
-    """A warning where the run ends before its learning rate has reached its peak."""
-    warmup = run.training.warmup_steps
-    if warmup <= run.n_steps:
-        return None
-    return (
-        f"training.warmup_steps {warmup} is more than the {run.n_steps} steps of the run, whose learning rate ends at "
-        f"{run.n_steps / warmup:.2g} of training.learning_rate: lower the one, or train more examples"
-    )
 
 
 def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
@@ -174,6 +145,8 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
             show(seen)
             if attempts:
                 attempts.look(seen)
+            if seen.moves or (attempts and attempts.asks):
+                progress.mark_moved()
             return seen
 
         if in_process:  # in this thread: OpenMP keeps workers for each thread that computes, and they share the cores
@@ -181,7 +154,7 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
                 fit()
         else:
             threading.Thread(target=fit, daemon=True, name="fit").start()
-            if _wait(over, look, stopping, run.training.hang_minutes):
+            if _wait(over, look, board, stopping, run.training.hang_minutes):
                 failure.clear()  # that is of what was ended
             look()
     if reason := board.get().failure:
@@ -189,13 +162,23 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
     if failure:
         raise RuntimeError(f"the learners failed; {directory} keeps what they finished") from failure[0]
     reached = (checkpoints.steps(directory) or [0])[-1]
-    if (notice := _notice(stopping, attempts)) and reached < run.n_steps:
-        where = f"with a checkpoint after step {reached}" if reached else "before the first checkpoint"
-        progress.say(label, f"{notice}: stopped {where}; the same command goes on from it")
-        raise SystemExit(128 + signal.SIGTERM)
+    if reached >= run.n_steps:
+        return
+    where = f"with a checkpoint after step {reached}" if reached else "before the first checkpoint"
+    if not (notice := _notice(stopping, attempts)):
+        storage.retried(here.check)()
+        raise RuntimeError(f"the learners ended {where}, of {run.n_steps}, without an error; the same command goes on")
+    progress.say(label, f"{notice}: stopped {where}; the same command goes on from it")
+    raise SystemExit(128 + signal.SIGTERM)
 
 
-def _wait(over: threading.Event, look: Callable[[], Progress], stopping: threading.Event, hang_minutes: float) -> bool:
+def _wait(
+    over: threading.Event,
+    look: Callable[[], Progress],
+    board: Board,
+    stopping: threading.Event,
+    hang_minutes: float,
+) -> bool:
     """Wait until the learners end, however they do; whether they were ended by a SIGTERM before one had begun: where
     there is no room for them, none ever does. Raises RuntimeError where they hang."""
     try:
@@ -206,6 +189,8 @@ def _wait(over: threading.Event, look: Callable[[], Progress], stopping: threadi
             if hang := seen.hang(hang_minutes):
                 raise RuntimeError(f"{hang}; stopped, and the same command goes on from the newest checkpoint")
     finally:
+        with contextlib.suppress(Exception):  # the board may be what failed
+            board.order(Order.stop)  # or the learners would be started again while they are ended
         _give_up(over)
     return False
 
@@ -231,7 +216,7 @@ def _trainer(run: Run, token: Token, board: Board) -> Callable[[int], Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = run.training.gpus_per_learner
+    gpus, ranged = run.training.gpus_per_learner, len(run.learner_numbers) > 1
     fs, inner = storage.filesystem(f"{token.directory}/ray")
     worker: Any = learn_as_worker  # Ray Train's type of it is a plain dictionary's
     failures: Any = ray.train.FailureConfig  # which has a further argument than its type says
@@ -250,8 +235,11 @@ def _trainer(run: Run, token: Token, board: Board) -> Callable[[int], Any]:
                 name="learners",
                 storage_path=inner,
                 storage_filesystem=_arrow(fs),
-                # attempts.py starts the learners again, which Ray Train would do on the same number alone
-                failure_config=failures(max_failures=0, max_preemption_failures=0),
+                # attempts.py starts the learners again, which Ray Train would do on the same number alone; where that
+                # is all there is, Ray Train asks again for their workers, without limit
+                failure_config=failures(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=0 if ranged else -1
+                ),
             ),
         ).fit()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jest_core.training.step import train_step
-from pipelines.training import train
+from pipelines.training import doubtful
 from pipelines.training.heartbeat import Board
 from pipelines.training.metrics import Journal
 from tests.core.training.test_step import make_learner, super_batch, with_column
@@ -25,7 +25,7 @@ from tests.core.training.test_step import make_learner, super_batch, with_column
     ],
 )
 def test_a_warmup_that_is_longer_than_the_run_is_said(make_run, overrides, said):
-    warning = train._unfinished_warmup(make_run("x", *overrides))
+    warning = doubtful.unfinished_warmup(make_run("x", *overrides))
     assert re.search(said, warning or "") if said else warning is None
 
 
