@@ -1,7 +1,7 @@
 """What a run will cost, and what can be checked of it before it starts.
 
 sizes         bytes that a run has in memory, reads and writes
-machines      the machines of a cluster, by its manifest; whether a cluster grows
+machines      the machines of a cluster, by its manifest
 preflight     what can be checked of storage, metadata, shards, earlier stages and the cluster
 calibrate     `jest plan --calibrate`: what a machine sustains, by real steps of a run
 assumptions   prices, and rates that nobody measured, each with its source

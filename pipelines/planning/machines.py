@@ -1,6 +1,5 @@
 """The machines of a cluster, by group: from a manifest of KubeRay or a file of Ray's cluster launcher."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,22 +161,3 @@ def _quantity(value: str | float) -> float:
     text = str(value)
     unit = next((unit for unit in sorted(_UNITS, key=len, reverse=True) if text.endswith(unit)), "")
     return float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
-
-
-def grows() -> bool:
-    """Whether an autoscaler may add nodes to the cluster that this process has joined; True where Ray does not say.
-
-    Ray's monitor runs everywhere. Where it launches nothing, each node has a type of its own: `node_` and its id.
-    """
-    import ray
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    if status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):  # of version 1
-        report = json.loads(status).get("autoscaler_report") or {}
-        types = [*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()]
-    else:
-        found = get_cluster_status(ray.get_runtime_context().gcs_address)
-        types = [node.ray_node_type_name for node in (*found.active_nodes, *found.idle_nodes)]
-    return not types or any(not name.startswith("node_") for name in types)

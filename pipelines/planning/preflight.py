@@ -21,7 +21,7 @@ from ..evaluation import first_look
 from ..stream.source import open_source
 from ..training import run_directory
 from . import learners, sizes
-from .machines import Machines, grows
+from .machines import Machines
 from .sizes import Pairs
 
 
@@ -265,7 +265,7 @@ def _cluster(run: Run, pairs: Pairs | None) -> str:
         n = learners.most(run, lambda n: learners.short(run, n, have_all))
     except ValueError as short:
         said = f"the run wants of the cluster {short}"
-        if not grows():
+        if not cluster.grows():
             raise ValueError(f"{said}, and nothing adds nodes to it: add some, or lower training.n_learners") from None
         raise _NotYet(
             f"{said} now; its autoscaler may add nodes (`jest plan --cluster FILE` says how many it may)"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jest_core.models import configurations
-from pipelines.base import manifests, storage
+from pipelines.base import cluster, manifests, storage
 from pipelines.planning import machines, preflight, sizes
 from tests.conftest import MakeRun
 
@@ -143,12 +143,12 @@ def test_a_cluster_that_is_too_small_fails_only_if_nothing_adds_nodes_to_it(
 ):
     """The cluster of the session stands for the one of RAY_ADDRESS."""
     monkeypatch.setattr(preflight.cluster, "is_local", lambda: False)
-    monkeypatch.setattr(preflight, "grows", lambda: False)  # test_machines.py asks clusters of either kind
+    monkeypatch.setattr(cluster, "grows", lambda: False)  # test_autoscaler.py asks clusters of either kind
     run = make_run("joint", "training.gpus_per_learner=1")
     found = checks(run)["cluster"]
     assert found.ok is False
     assert "GPU 1, and has 0, and nothing adds nodes to it" in found.detail
-    monkeypatch.setattr(preflight, "grows", lambda: True)
+    monkeypatch.setattr(cluster, "grows", lambda: True)
     waits = checks(run)["cluster"]
     assert waits.ok is None
     assert "its autoscaler may add nodes" in waits.detail
