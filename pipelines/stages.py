@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from jest_core.run_file import Run
 from jest_core.run_file.rules import ScoreRule
 
-from .base import manifests
+from .base import cluster, manifests
 from .base.stage_table import STAGES, Stage
 from .evaluation import first_look
 from .training import train
 
 
+@cluster.watched()
 def run_stages(run: Run, names: Sequence[str]) -> None:
     """Run stages one after the other. Each does what is missing of it, so that the same call again goes on where the
     last one stopped.
@@ -35,6 +36,7 @@ def run_stages(run: Run, names: Sequence[str]) -> None:
         function(run)
 
 
+@cluster.watched()
 def run_stage(name: str, run: Run, **options: object) -> object:
     """One stage, with options of its own; its modules are imported now. Raises as `run_stages` does."""
     stage = STAGES[name]
@@ -76,6 +78,7 @@ class Chain:
         self.runs = list(runs)
         self.finished: set[str] = set()  # run directories, by this process
 
+    @cluster.watched()
     def finish(self, run: Run) -> str:
         """Train and evaluate the run, after what it builds on; returns its directory."""
         directory = run.path(run.run_dir)

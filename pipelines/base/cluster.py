@@ -158,6 +158,17 @@ def kill_own(name: str) -> None:
 
 
 @contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Raises why the block has been interrupted, where that was for want of room (waiting.py)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if _watch is not None and _watch.failure is not None:
+            raise _watch.failure from None
+        raise
+
+
+@contextlib.contextmanager
 def cleared_up() -> Iterator[None]:
     """Disconnect from Ray however the block ends, so that no process of a local Ray outlives it.
 
@@ -172,7 +183,8 @@ def cleared_up() -> Iterator[None]:
         if before[number] is signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, end)
     try:
-        yield
+        with watched():
+            yield
     finally:
         for number in before:  # a second signal must not interrupt this
             signal.signal(number, signal.SIG_IGN)

@@ -34,7 +34,7 @@ class Watch:
     def __init__(self, *, alone: bool) -> None:
         self._alone, self._limit = alone, 60 * minutes()
         self._over = threading.Event()
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None  # with which the stage has been ended
         self._last = 0.0  # progress
         self._clear = 0
         self._handles = _WAKE is not None and threading.current_thread() is threading.main_thread()
@@ -45,7 +45,7 @@ class Watch:
 
     def stop(self) -> None:
         self._over.set()
-        self._failure = None
+        self.failure = None
         self._thread.join(_LOOK_SECONDS)
 
     def _run(self) -> None:
@@ -92,12 +92,12 @@ class Watch:
         if not self._handles or _WAKE is None:
             progress.warn("ray", text)
             return
-        self._failure = ValueError(text) if in_vain else NoRoom(text)
+        self.failure = ValueError(text) if in_vain else NoRoom(text)
         signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise KeyboardInterrupt  # no other exception ends a call of Ray's that waits
 
 
 def minutes() -> float:

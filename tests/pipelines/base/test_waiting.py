@@ -62,7 +62,8 @@ def test_a_local_ray_without_room_is_refused_at_once_and_says_what_is_asked(tmp_
     code = (
         f"{_SHORT} import os, time, ray; from pipelines import errors; from pipelines.base import cluster, own_work\n"
         "from pipelines.training.room import Room\n"
-        "with cluster.cleared_up():\n"
+        "@cluster.cleared_up()\n"
+        "def stage():\n"
         "    cluster.connect()\n"
         "    print('ROOM', Room([1, 1000], 0).wait(1000, 6.0, lambda: False, print))\n"
         "    while own_work.look() != own_work.OwnWork(False, 0): time.sleep(0.1)\n"
@@ -73,8 +74,10 @@ def test_a_local_ray_without_room_is_refused_at_once_and_says_what_is_asked(tmp_
         "    while own_work.look() != own_work.OwnWork(True, 3): time.sleep(0.1)\n"
         f"    open('{tmp_path}/over', 'w').close()\n"
         "    ray.get(tasks)\n"
-        "    try: ray.get(ray.remote(num_gpus=3)(lambda: 1).remote())\n"
-        "    except Exception as error: raise SystemExit(errors.report(error))"
+        "    ray.get(ray.remote(num_gpus=3)(lambda: 1).remote())\n"
+        "try:\n"
+        "    stage()\n"
+        "except Exception as error: raise SystemExit(errors.report(error))"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code],
