@@ -2,6 +2,7 @@
 
 sizes         bytes that a run has in memory, reads and writes
 machines      the machines of a cluster, by its manifest
+learners      whether learners find room in a cluster, and how many
 preflight     what can be checked of storage, metadata, shards, earlier stages and the cluster
 calibrate     `jest plan --calibrate`: what a machine sustains, by real steps of a run
 assumptions   prices, and rates that nobody measured, each with its source
