@@ -57,9 +57,8 @@ test-newest: ## test-fast, and what compiles, on the newest Python that is here,
 test-slow: install-dev ## only those
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-# three processes on two cores, since these tests wait a lot: for Ray's start, for a kill to be noticed
 test-long: install-dev ## what takes minutes: kills (chaos and endurance with them), clusters, Slurm, ssh, benchmarks
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m long $(ARGS) || [ $$? -eq 5 ] # 5: ARGS names none of these
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS) || [ $$? -eq 5 ] # 5: ARGS names none of these
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "chaos or endurance" $(ARGS) || [ $$? -eq 5 ]
 
 test-endurance: install-dev ## ten times the object store from S3; LAION-2B's run file on a cluster of three nodes

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 BIN = Path(sys.executable).parent
-# a node counts as dead after five seconds without an answer
+# a node counts as dead after five seconds without an answer; a test that does without that may set more, as a busy machine
+# answers late
 _PATIENCE = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
 
 
@@ -26,7 +27,7 @@ class Hosts:
     """Hosts 0, 1 ... with the addresses 10.213.0.10 ..., on one bridge. They share all files and process ids."""
 
     def __init__(self, folder: str, n: int) -> None:
-        self.environment = os.environ | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment = os.environ | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"} | _PATIENCE
         self._prefix, self.n = f"jest{os.getpid()}", n  # tests of several processes each have hosts of their own
         _remove_left()
 
@@ -60,14 +61,14 @@ class Hosts:
 
     def start_ray(self, i: int, n_cpus: int) -> None:
         """Start a Ray node on host i: the head on host 0."""
-        started = self.start(i, *self._ray(i, n_cpus), **_PATIENCE)
+        started = self.start(i, *self._ray(i, n_cpus))
         output, _ = started.communicate(timeout=100)
         assert started.returncode == 0, output
 
     def start_pod(self, i: int, n_cpus: int) -> subprocess.Popen[str]:
         """Start a Ray node on host i as KubeRay does it in a pod: by the process that Kubernetes sends SIGTERM to."""
         command = " ".join([*self._ray(i, n_cpus), "--block"])
-        return self.start(i, "/bin/bash", "-c", "--", f"ulimit -n 65536; {command}", **_PATIENCE)
+        return self.start(i, "/bin/bash", "-c", "--", f"ulimit -n 65536; {command}")
 
     def _ray(self, i: int, n_cpus: int) -> list[str]:
         role = ["--head", "--include-dashboard", "false"] if i == 0 else ["--address", f"{self.address(0)}:6379"]

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
     with opened(4) as hosts:
+        hosts.environment["RAY_health_check_failure_threshold"] = "30"  # no network is cut here
         hosts.start_ray(0, 0)
         yield hosts
 
