@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 BIN = Path(sys.executable).parent
-# a node counts as dead after five seconds without an answer; a test that does without that may set more, as a busy machine
-# answers late
+# a node counts as dead after five seconds without an answer; tests may set more, as a busy machine answers late
 _PATIENCE = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
 
 
