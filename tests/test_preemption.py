@@ -19,7 +19,7 @@ from tests.hosts import BIN, Hosts, opened, wait_until
 # columns of the log that a uniform run fills; its scores are NaN
 IDENTITY = ["step", "position", "uid", "occurrence", "shard", "row"]
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
