@@ -55,17 +55,17 @@ class Room:
         """The number of learners to start: at least `enough`, or after so many seconds what there is room for, once
         that is the smallest number. 0 where over() says that none are wanted any more."""
         self.ask(0)
-        end, told = time.monotonic() + seconds, False
+        end, said = time.monotonic() + seconds, False
         while (n := self.fits()) < enough and not (n and time.monotonic() >= end):
             if over():
                 n = 0
                 break
             if time.monotonic() < end:  # within the time that the run may wait, whatever JEST_WAIT_MINUTES is
                 progress.mark_moved()
-            if not told and time.monotonic() > end - seconds + 2:
+            if not said and time.monotonic() > end - seconds + 2:
                 after = f"goes on with fewer after {seconds / 60:g} minutes, down to {self._numbers[0]}"
                 tell(f"waits for room for {enough} learners in the cluster, which has room for {n}: {after}")
-                told = True
+                said = True
             time.sleep(_LOOK_SECONDS)
         self.leave()
         return n

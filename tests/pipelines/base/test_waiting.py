@@ -58,7 +58,7 @@ def test_tasks_that_wait_are_this_jobs_where_it_has_some_and_groups_always():
 
 @pytest.mark.slow
 def test_a_local_ray_without_room_is_refused_at_once_and_says_what_is_asked(tmp_path):
-    """Room that a run can do without is not refused, and work under way is told from work that waits."""
+    """Room that a run can do without is not refused, and work under way is not taken for work that waits."""
     code = (
         f"{_SHORT} import os, time, ray; from pipelines import errors; from pipelines.base import cluster, own_work\n"
         "from pipelines.training.room import Room\n"
