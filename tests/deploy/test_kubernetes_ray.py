@@ -90,10 +90,15 @@ def _log(pods: Pods, name: str) -> str:
 
 def test_only_who_has_the_token_gets_in(cluster: Pods, spec):
     dashboard = f"http://{cluster.address('head')}:8265"
-    assert get(f"{dashboard}/api/gcs_healthz")[0] == 200  # what the pod that submits a job waits for, without a token
+    # what the pod that submits a job waits for, without a token
+    wait_for(
+        lambda: get(f"{dashboard}/api/gcs_healthz")[0] == 200, 120, lambda: (cluster.logs / "head.log").read_text()
+    )
     assert get(f"{dashboard}/api/jobs/")[0] == 401
     assert get(f"{dashboard}/api/jobs/", "wrong")[0] == 403
-    assert get(f"{dashboard}/api/jobs/", TOKEN)[0] == 200
+    wait_for(
+        lambda: get(f"{dashboard}/api/jobs/", TOKEN)[0] == 200, 120, lambda: (cluster.logs / "head.log").read_text()
+    )
     waits = ["health-check", "--address", f"{cluster.address('head')}:6379"]  # KubeRay's init container
     assert _ray(cluster, spec, *waits).returncode == 0
     assert _ray(cluster, spec, *waits, RAY_AUTH_TOKEN="wrong").returncode != 0
