@@ -55,6 +55,9 @@ class Data(Part):
     """When pictures are decoded. eager: all at the model's image size. late: all at selection.score_image_size, and the
     selected ones again at the model's."""
 
+    read_cpus: Circumstance[PositiveInt | None] = None
+    """CPUs of the cluster on which windows are read and decoded for all learners together. If not given, all."""
+
     replay: str | None = Field(default=None, examples=["runs/joint"])
     """Run directory of another run: train on the examples that it selected, step by step, and score nothing. `jest
     train --replay` sets it. If not given, the run selects by itself."""

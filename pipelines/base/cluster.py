@@ -20,7 +20,6 @@ from .local_ray import is_own as is_own
 from .local_ray import local_object_store_bytes as local_object_store_bytes
 from .log_level import LogLevel, shows
 
-_DATA_CPUS = 2  # concurrent read tasks of one learner
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -51,7 +50,7 @@ def connect() -> None:
     waiting.minutes()  # raises where it is wrong
     if is_local():
         atexit.register(disconnect)  # where a user's program calls jest, not the command line
-        local_ray.start(shown=shown)
+        local_ray.start(n_cores(), shown=shown)
     else:
         _join(os.environ["RAY_ADDRESS"], shown=shown)
     _watch = waiting.Watch(alone=is_local())
@@ -86,7 +85,7 @@ def connected_meanwhile(module: str, *, readers: str | None) -> Iterator[None]:
 
         warm = []
         if readers and is_local():
-            warm = [ray.remote(num_cpus=1)(import_large).remote(readers) for _ in range(data_cpus(1))]
+            warm = [ray.remote(num_cpus=1)(import_large).remote(readers) for _ in range(n_cores())]
         imported.result()
     yield
     ray.get(warm)  # while these workers are busy Ray would start others for the read tasks
@@ -211,12 +210,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def data_cpus(n_learners: int) -> int:
-    """Concurrent read tasks of one learner; on a single machine no more than its share of the cores, since each task
-    keeps one core busy."""
+def for_reading() -> dict[str, Any]:
+    """Ray's options of a task that reads and decodes: a CPU anywhere on the cluster. A local Ray has more CPUs than
+    there are cores, and runs a task for each core."""
+    return {"num_cpus": 1, "scheduling_strategy": "SPREAD", "resources": {local_ray.CORE: 1} if is_local() else {}}
+
+
+def reading_cpus() -> float:
+    """How many of these tasks run at once."""
     import ray
 
-    return min(_DATA_CPUS, max(1, n_cores() // n_learners)) if len(ray.nodes()) == 1 else _DATA_CPUS
+    return float(ray.cluster_resources().get(local_ray.CORE if is_local() else "CPU", 1))
 
 
 def is_local() -> bool:

@@ -2,6 +2,6 @@
 
 source         the catalogue, order and score cache that a run's super-batches are made of
 windows        the task: read, decode and tokenise the examples of one window of the order
-read_ahead     run such tasks by Ray Data, ahead of the learner, and return their rows in order
+read_ahead     run such tasks anywhere on the cluster, ahead of the learner; their rows in order
 super_batches  windows -> each learner's share of the super-batches
 """

@@ -1,62 +1,78 @@
-"""A list of things to read -> their rows, in order: by tasks of Ray Data anywhere on the cluster, ahead of the caller.
+"""A list of things to read -> their rows, in order: by Ray tasks anywhere on the cluster, ahead of the caller.
 
-The list defines the order; Ray Data only executes it.
+One plain task for each. The list defines the order, the cluster's CPUs and its object store how far ahead is read.
 """
 
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
-import ray.data
 
 from ..base import cluster
 
 T = TypeVar("T")
 
+_TRIES = 20  # of a task whose process or node is lost
+_LOOK_SECONDS = 5.0  # between two looks at the size of the cluster, which may grow and shrink
+_AHEAD = 2  # tasks for each CPU: one that runs, and one that starts when it ends
+_STORE_SHARE = 0.4  # of Ray's object stores: what tasks have read and no learner has taken yet
+
+
+class Share:
+    """A learner's share of the cluster: how much of it reads ahead for this learner."""
+
+    def __init__(self, n_learners: int, most_cpus: int | None) -> None:
+        """n_learners share the cluster. most_cpus: that read for all of them together; None: all there are."""
+        self._n_learners, self._most_cpus, self._next_look = n_learners, most_cpus, 0.0
+        self._n_tasks, self._n_bytes = 1, 0.0
+
+    def has_room(self, n_tasks: int, n_bytes: float) -> bool:
+        """Whether so many tasks, with tables of so many bytes together, may run or wait at once."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+            n_cpus = min(cluster.reading_cpus(), self._most_cpus or math.inf)
+            self._n_tasks = max(1, round(_AHEAD * n_cpus / self._n_learners))
+            self._n_bytes = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0) / self._n_learners
+        return n_tasks <= self._n_tasks and n_bytes <= self._n_bytes
+
 
 def read_ahead(
     planned: Iterator[T],
     item: Callable[[T], Mapping[str, Any]],
-    size: Callable[[T], int],
+    n_bytes: Callable[[T], int],
     read: Callable[..., pa.Table],
-    n_ahead: int,
-    n_cpus: int,
+    share: Share,
     **settings: Any,
 ) -> Iterator[tuple[T, pa.Table]]:
-    """Each of `planned` with its rows, in order, read by tasks of Ray Data anywhere on the cluster.
+    """Each of `planned` with its rows, in order.
 
-    item: turns one of them into the row of Ray Data that its task gets. size: its number of rows. read: the task, with
-    the keyword arguments `settings`. n_ahead: how many are in one Ray dataset. n_cpus: how many tasks run at once.
+    item: turns one of them into what its task reads. n_bytes: roughly how many bytes its rows are going to have. read:
+    the task, with the item and the keyword arguments `settings`.
     """
-    cluster.data_context(n_cpus)
+    task, common = _read.options(**cluster.for_reading()), ray.put(settings)  # type: Any, Any
+    waiting: deque[tuple[T, ray.ObjectRef[pa.Table]]] = deque()
 
-    def start(some: list[T]) -> "list[ray.ObjectRef[pa.Table]]":
-        """Run one Ray dataset; returns references to its blocks, in order."""
-        dataset = ray.data.from_items([item(one) for one in some], override_num_blocks=len(some)).map_batches(
-            read,
-            batch_size=1,
-            batch_format="numpy",
-            fn_kwargs=settings,
-        )
-        return dataset.to_arrow_refs()
+    def taken() -> tuple[T, pa.Table]:
+        one, reference = waiting.popleft()
+        return one, ray.get(reference)
 
-    # One dataset at a time, and the next while this one is consumed. A dataset over the whole run would be bounded by
-    # Ray Data's backpressure only, whose scheduler then spins in the learner's process and keeps its interpreter busy.
-    with ThreadPoolExecutor(1, "read-ahead") as reader:
-        some = list(islice(planned, n_ahead))
-        reading = reader.submit(start, some)
-        while some:
-            blocks_in = iter(reading.result())
-            coming = list(islice(planned, n_ahead))
-            if coming:
-                reading = reader.submit(start, coming)
-            for one in some:
-                # Ray may split the block of a task; as it preserves the order, the parts follow each other
-                parts: list[pa.Table] = []
-                while sum(map(len, parts)) < size(one):
-                    parts.append(ray.get(next(blocks_in)))
-                yield one, pa.concat_tables(parts)
-            some = coming
+    try:
+        for one in planned:
+            while waiting and not share.has_room(len(waiting) + 1, sum(n_bytes(each) for each, _ in waiting)):
+                yield taken()
+            waiting.append((one, task.remote(read, item(one), common)))
+        while waiting:
+            yield taken()
+    finally:
+        if ray.is_initialized():
+            for _, reference in waiting:  # Ray would run those that nobody waits for any more
+                ray.cancel(reference)
+
+
+@ray.remote(max_retries=_TRIES)
+def _read(read: Callable[..., pa.Table], item: Mapping[str, Any], settings: Mapping[str, Any]) -> pa.Table:
+    return read(item, **settings)

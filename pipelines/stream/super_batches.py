@@ -1,7 +1,7 @@
 """Catalogue + score cache -> each learner's share of the super-batches, in the order of jest_core.examples.order.
 
-Each learner runs one small Ray dataset of windows after the other (read_ahead); tasks anywhere on the cluster read and
-decode them (windows), and they arrive in order. The learner itself opens no shard.
+Ray tasks anywhere on the cluster read and decode windows (windows) ahead of the learner, which gets them in order
+(read_ahead). The learner itself opens no shard.
 """
 
 from collections import deque
@@ -21,12 +21,12 @@ from jest_core.examples.super_batch import Examples
 from jest_core.models import configurations
 from jest_core.run_file import Run
 
-from ..base import blocks, cluster
+from ..base import blocks
 from . import windows
-from .read_ahead import read_ahead
+from .read_ahead import Share, read_ahead
 from .source import Source
 
-_WINDOWS_AHEAD = 2  # windows of each stream in one Ray dataset; at most two datasets are in memory
+_ENCODED_BYTES = 32_000  # of an encoded picture, roughly
 
 
 def stream(
@@ -80,10 +80,17 @@ def _windows(
     if run.data.decode == "late":
         assert run.selection.score_image_size is not None
         inputs = replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))
-    n_ahead, n_cpus = _WINDOWS_AHEAD * len(streams), cluster.data_cpus(n_learners)
-    return read_ahead(
-        planned, item, len, windows.of_window, n_ahead, n_cpus, run_text=run_file.dump(run), inputs=inputs
-    )
+
+    def n_bytes(window: Window) -> int:
+        return len(window) * row_bytes(inputs)
+
+    share = Share(n_learners, run.data.read_cpus)
+    return read_ahead(planned, item, n_bytes, windows.of_window, share, run_text=run_file.dump(run), inputs=inputs)
+
+
+def row_bytes(inputs: Inputs) -> int:
+    """Of an example that is read, roughly: its picture, encoded and decoded, and its tokens."""
+    return _ENCODED_BYTES + 3 * inputs.view.image_size**2 + 8 * inputs.tokenizer.context_length
 
 
 def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:

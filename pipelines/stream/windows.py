@@ -3,12 +3,12 @@
 Nothing here imports PyTorch, for the reason that data/rows.py gives.
 """
 
+from functools import lru_cache
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from jest_core import run_file
 from jest_core.examples.inputs import Inputs
@@ -29,17 +29,21 @@ class Item(TypedDict):
     places: dict[int, Place]
 
 
-def of_window(batch: dict[str, NDArray[np.object_]], run_text: str, inputs: Inputs) -> pa.Table:
+def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:
     """One window -> its slots in stream order: encoded and decoded images, tokens, cached reference embeddings.
 
-    batch: the columns of one Item. inputs: how the model prepares images and texts.
+    inputs: how the model prepares images and texts.
     """
-    run = run_file.load(run_text)
-    window: Window = batch["window"][0]
-    places: dict[int, Place] = batch["places"][0]
+    run, window, places = _run(run_text), item["window"], item["places"]
     pieces = [_of_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
     return decoded(table, inputs)
+
+
+@lru_cache(maxsize=2)
+def _run(text: str) -> Run:
+    """The run file, parsed once in a process."""
+    return run_file.load(text)
 
 
 @storage.retried

@@ -19,17 +19,15 @@ from jest_core import run_file
 from jest_core.examples.inputs import Inputs
 from jest_core.run_file import Run
 
-from ..base import cluster, storage
+from ..base import storage
 from ..data.catalogue import held_catalogue
 from ..data.places import Place
 from ..data.rows import decoded, encoded
-from ..stream.read_ahead import read_ahead
+from ..stream.read_ahead import Share, read_ahead
 from . import selection_log
 
 if TYPE_CHECKING:
     from jest_core.examples.super_batch import Examples
-
-_AHEAD = 4  # tasks in one Ray dataset
 
 
 @dataclass(frozen=True)
@@ -68,17 +66,17 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
 
     from ..stream import super_batches
 
-    share = run.sub_batch_size // n_learners
+    share, inputs = run.sub_batch_size // n_learners, configurations.inputs_of(run.model)
 
     def item(steps: Steps) -> dict[str, Any]:
         return {"steps": steps, "first": rank * share, "share": share}
 
-    def size(steps: Steps) -> int:
-        return len(steps.row_groups) * share
+    def n_bytes(steps: Steps) -> int:
+        return len(steps.row_groups) * share * super_batches.row_bytes(inputs)
 
     planned = _plan(run, first_step, max(1, run.data.window_rows // share))
-    settings = {"run_text": run_file.dump(run), "inputs": configurations.inputs_of(run.model)}
-    for _, table in read_ahead(planned, item, size, _read, _AHEAD, cluster.data_cpus(n_learners), **settings):
+    room = Share(n_learners, run.data.read_cpus)
+    for _, table in read_ahead(planned, item, n_bytes, _read, room, run_text=run_file.dump(run), inputs=inputs):
         for start in range(0, len(table), share):
             yield super_batches.examples(table.slice(start, share), image_size, with_reference=False)
 
@@ -94,10 +92,10 @@ def _plan(run: Run, first_step: int, at_once: int) -> Iterator[Steps]:
             yield Steps(f"{directory}/selection/{name}", groups)
 
 
-def _read(batch: dict[str, np.ndarray], run_text: str, inputs: Inputs) -> pa.Table:
+def _read(item: dict[str, Any], run_text: str, inputs: Inputs) -> pa.Table:
     """The rows of a few steps, decoded images and tokens. Those of a step are in the order of the shards, so that
     learners share few row groups."""
-    run, steps, first, share = run_file.load(run_text), batch["steps"][0], batch["first"][0], batch["share"][0]
+    run, steps, first, share = run_file.load(run_text), item["steps"], item["first"], item["share"]
     log = storage.open_parquet(steps.part)
     rows = pa.concat_tables(_selected(log.read_row_group(i), run, steps).slice(first, share) for i in steps.row_groups)
     catalogue = held_catalogue(run.path(run.data.catalogue))

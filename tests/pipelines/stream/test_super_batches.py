@@ -10,7 +10,7 @@ from tenacity import stop_after_attempt
 
 from jest_core import run_file
 from jest_core.models import configurations, towers
-from pipelines.base import cluster, storage
+from pipelines.base import storage
 from pipelines.data import catalogue
 from pipelines.stream import super_batches, windows
 from pipelines.stream.source import open_source
@@ -54,12 +54,6 @@ def test_an_epoch_has_each_kept_row_once_and_is_followed_by_the_next(run):
 
 def test_a_resumed_stream_continues_at_the_same_example(run):
     assert uids_of(run, 1, 2, first_step=9) == uids_of(run, 1, 2)[9:]
-
-
-def test_readers_of_one_machine_share_its_cores(monkeypatch):
-    for n_cores, n_learners, each in ((2, 1, 2), (2, 2, 1), (2, 4, 1), (96, 8, 2)):
-        monkeypatch.setattr(cluster, "n_cores", lambda n=n_cores: n)
-        assert cluster.data_cpus(n_learners) == each
 
 
 def test_captions_and_pictures_arrive_unchanged(run):
@@ -149,11 +143,11 @@ def test_a_task_that_reads_imports_no_pytorch(scored, tmp_path):
     source, inputs = open_source(scored), configurations.inputs_of(scored.model)
     window = next(source.order.windows(0, 0))
     places = {piece.shard: source.catalogue.place(piece.shard) for piece in window.pieces}
-    arguments = {"window": [window], "places": [places]}, {"run_text": run_file.dump(scored), "inputs": inputs}
+    arguments = {"window": window, "places": places}, {"run_text": run_file.dump(scored), "inputs": inputs}
     (tmp_path / "arguments").write_bytes(pickle.dumps(arguments))
     code = (
-        "import pickle, sys; from pipelines.stream import windows; batch, settings = pickle.load(sys.stdin.buffer);"
-        "table = windows.of_window(batch, **settings); print(table.num_rows, {'torch', 'open_clip'} & {*sys.modules})"
+        "import pickle, sys; from pipelines.stream import windows; item, settings = pickle.load(sys.stdin.buffer);"
+        "table = windows.of_window(item, **settings); print(table.num_rows, {'torch', 'open_clip'} & {*sys.modules})"
     )
     with (tmp_path / "arguments").open("rb") as pickled:
         out = subprocess.run([sys.executable, "-c", code], stdin=pickled, capture_output=True, text=True, check=True)
