@@ -120,7 +120,7 @@ class Towers:
     ) -> Float[Tensor, "B D"]:
         """Image embeddings of pixels in 0..255, not normalised, float32, differentiable."""
         resolution = resolution or self.resolution()
-        pixels = resize(pixels.to(self.device), resolution.image_size)
+        pixels = resize(pixels.to(self.device, non_blocking=True), resolution.image_size)
         inputs = normalise(pixels, self.inputs.mean, self.inputs.std)
         with self._autocast(precision), flexible.at(self.model.visual, resolution):
             embeddings: Tensor = self.model.encode_image(inputs, normalize=False)

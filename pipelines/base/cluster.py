@@ -50,7 +50,7 @@ def connect() -> None:
     waiting.minutes()  # raises where it is wrong
     if is_local():
         atexit.register(disconnect)  # where a user's program calls jest, not the command line
-        local_ray.start(n_cores(), shown=shown)
+        local_ray.start(shown=shown)
     else:
         _join(os.environ["RAY_ADDRESS"], shown=shown)
     _watch = waiting.Watch(alone=is_local())
@@ -208,19 +208,6 @@ def keep_freed_memory() -> None:
             _M_MMAP_THRESHOLD, 1 << 25
         )  # the most that older versions allow
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def for_reading() -> dict[str, Any]:
-    """Ray's options of a task that reads and decodes: a CPU anywhere on the cluster. A local Ray has more CPUs than
-    there are cores, and runs a task for each core."""
-    return {"num_cpus": 1, "scheduling_strategy": "SPREAD", "resources": {local_ray.CORE: 1} if is_local() else {}}
-
-
-def reading_cpus() -> float:
-    """How many of these tasks run at once."""
-    import ray
-
-    return float(ray.cluster_resources().get(local_ray.CORE if is_local() else "CPU", 1))
 
 
 def is_local() -> bool:

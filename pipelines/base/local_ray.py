@@ -14,13 +14,11 @@ from . import tokens
 
 _GIB = 1 << 30
 _FOLDER = "jest-ray-"  # and the process id: the folder of its sockets and logs
-CORE = "core"  # a resource: as many as there are cores, while there are more CPUs than that
 _PATIENCE = 5.0  # seconds that Ray's processes get to end by themselves
 
 
-def start(n_cores: int, *, shown: bool) -> None:
-    """Start it, and join it. n_cores: that its tasks may keep busy. shown: whether Ray's messages and the output of its
-    workers are shown."""
+def start(*, shown: bool) -> None:
+    """Start it, and join it. shown: whether Ray's messages and the output of its workers are shown."""
     import ray
 
     os.environ.setdefault(
@@ -35,7 +33,6 @@ def start(n_cores: int, *, shown: bool) -> None:
         # more CPUs than there are: an actor pool that reserves all CPUs would leave none to the tasks that read for it,
         # and the pipeline would never start
         num_cpus=max(8, 2 * cores),
-        resources={CORE: n_cores},
         include_dashboard=False,
         object_store_memory=local_object_store_bytes(),
         log_to_driver=shown,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from heapq import merge
 from operator import itemgetter
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -26,7 +27,7 @@ from . import windows
 from .read_ahead import Share, read_ahead
 from .source import Source
 
-_ENCODED_BYTES = 32_000  # of an encoded picture, roughly
+_ENCODED_BYTES = 100_000  # of an encoded picture, rather more than less
 
 
 def stream(
@@ -45,6 +46,7 @@ def stream(
     buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
     skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
     blocks_in = _windows(run, source, mine, first_step, m, n_learners)
+    pin = bool(run.training.gpus_per_learner) and torch.cuda.is_available()
     if run.data.decode == "late":
         image_size = run.selection.score_image_size or image_size
     for _ in range(first_step, run.n_steps):
@@ -56,7 +58,7 @@ def stream(
                 buffers[window.stream].append(block.slice(late))
             parts.append(_pop(buffers[s], m))
         table = pa.concat_tables(parts).slice(low - mine.start * m, share)
-        yield examples(table, image_size, run.reads_scores)
+        yield examples(table, image_size, run.reads_scores, pin=pin)
 
 
 def _windows(
@@ -81,11 +83,10 @@ def _windows(
         assert run.selection.score_image_size is not None
         inputs = replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))
 
-    def n_bytes(window: Window) -> int:
-        return len(window) * row_bytes(inputs)
-
     share = Share(n_learners, run.data.read_cpus)
-    return read_ahead(planned, item, n_bytes, windows.of_window, share, run_text=run_file.dump(run), inputs=inputs)
+    return read_ahead(
+        planned, item, len, row_bytes(inputs), windows.of_window, share, run_text=run_file.dump(run), inputs=inputs
+    )
 
 
 def row_bytes(inputs: Inputs) -> int:
@@ -103,19 +104,29 @@ def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Ex
     return Examples(table, torch.from_numpy(pixels), torch.from_numpy(tokens))
 
 
-def examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples:
-    """Decoded rows as tensors. with_reference: the rows have cached embeddings of the reference."""
+def examples(table: pa.Table, image_size: int, with_reference: bool, *, pin: bool = False) -> Examples:
+    """Decoded rows as tensors. with_reference: the rows have cached embeddings of the reference. pin: in page-locked
+    memory, which a GPU reads by itself."""
     image, text = (
-        (torch.from_numpy(blocks.unpack(table[name]).copy()) if with_reference else None)
-        for name in ("reference_image", "reference_text")
+        (_tensor(table[name], pin=pin) if with_reference else None) for name in ("reference_image", "reference_text")
     )
     return Examples(
         table.select(tables.EXAMPLE.names),
-        torch.from_numpy(blocks.unpack(table["pixels"]).reshape(-1, 3, image_size, image_size).copy()),
-        torch.from_numpy(blocks.unpack(table["tokens"]).copy()),
+        _tensor(table["pixels"], pin=pin).view(-1, 3, image_size, image_size),
+        _tensor(table["tokens"], pin=pin),
         image,
         text,
     )
+
+
+def _tensor(column: pa.ChunkedArray, *, pin: bool) -> torch.Tensor:
+    """A column of k fixed-size lists -> (k, width), each byte copied once: from Ray's object store, whose memory goes
+    back to it. PyTorch keeps page-locked memory for the next super-batch."""
+    parts = [blocks.unpack(chunk) for chunk in column.chunks]
+    dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
+    out = torch.empty((len(column), column.type.list_size), dtype=dtype, pin_memory=pin)
+    np.concatenate(parts, out=out.numpy())
+    return out
 
 
 def _pop(buffer: deque[pa.Table], n: int) -> pa.Table:

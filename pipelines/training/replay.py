@@ -71,12 +71,14 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
     def item(steps: Steps) -> dict[str, Any]:
         return {"steps": steps, "first": rank * share, "share": share}
 
-    def n_bytes(steps: Steps) -> int:
-        return len(steps.row_groups) * share * super_batches.row_bytes(inputs)
+    def n_rows(steps: Steps) -> int:
+        return len(steps.row_groups) * share
 
     planned = _plan(run, first_step, max(1, run.data.window_rows // share))
     room = Share(n_learners, run.data.read_cpus)
-    for _, table in read_ahead(planned, item, n_bytes, _read, room, run_text=run_file.dump(run), inputs=inputs):
+    for _, table in read_ahead(
+        planned, item, n_rows, super_batches.row_bytes(inputs), _read, room, run_text=run_file.dump(run), inputs=inputs
+    ):
         for start in range(0, len(table), share):
             yield super_batches.examples(table.slice(start, share), image_size, with_reference=False)
 
