@@ -39,10 +39,8 @@ def stream(
     alone says where a restart goes on. A learner's share is B / n_learners consecutive slots. image_size: of the model,
     in pixels; with data.decode `late` images have selection.score_image_size instead.
     """
-    m = run.super_batch_size // run.data.n_streams
-    share = run.super_batch_size // n_learners
-    low, high = rank * share, (rank + 1) * share
-    mine = range(low // m, -(-high // m))  # streams with slots of this learner
+    m, share = run.super_batch_size // run.data.n_streams, run.super_batch_size // n_learners
+    low, mine = rank * share, streams_of(run, rank, n_learners)
     buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
     skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
     blocks_in = _windows(run, source, mine, first_step, m, n_learners)
@@ -59,6 +57,12 @@ def stream(
             parts.append(_pop(buffers[s], m))
         table = pa.concat_tables(parts).slice(low - mine.start * m, share)
         yield examples(table, image_size, run.reads_scores, pin=pin)
+
+
+def streams_of(run: Run, rank: int, n_learners: int) -> range:
+    """The streams that a learner reads: those of which its share of a super-batch has slots."""
+    m, share = run.super_batch_size // run.data.n_streams, run.super_batch_size // n_learners
+    return range(rank * share // m, -(-(rank + 1) * share // m))
 
 
 def _windows(

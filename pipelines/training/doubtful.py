@@ -35,3 +35,17 @@ def unfinished_warmup(run: Run) -> str | None:
         f"training.warmup_steps {warmup} is more than the {run.n_steps} steps of the run, whose learning rate ends at "
         f"{run.n_steps / warmup:.2g} of training.learning_rate: lower the one, or train more examples"
     )
+
+
+def repeated_reading(run: Run) -> str | None:
+    """A warning where several learners read and decode the same windows."""
+    from ..stream.super_batches import streams_of
+
+    n_learners, n_streams = run.training.max_learners, run.data.n_streams
+    n_read = sum(len(streams_of(run, rank, n_learners)) for rank in range(n_learners))
+    if n_read == n_streams:
+        return None
+    return (
+        f"data.n_streams {n_streams} is no multiple of the {n_learners} learners, which read and decode "
+        f"{n_read / n_streams:.3g} times as many pictures as they use: a multiple saves that, in a new run"
+    )

@@ -96,7 +96,8 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     costs = step_costs(run)
     if note := doubtful.untrained_resolution(pair, run):
         progress.say(label, note)
-    for warning in (outlines.untrained_parameters(run.model), doubtful.unfinished_warmup(run)):
+    doubts = outlines.untrained_parameters(run.model), doubtful.unfinished_warmup(run), doubtful.repeated_reading(run)
+    for warning in doubts:
         if warning:
             progress.warn(label, warning)
     storage.write_bytes(f"{directory}/run.yaml", run_file.dump(run).encode())

@@ -41,3 +41,15 @@ def test_pictures_that_do_not_decode_are_not_counted_as_trained(make_run):
     assert [line["jest/samples_trained"] for line in lines] == [32, 57, 89]
     assert [line["jest/samples_seen"] for line in lines] == [32, 64, 96]
     assert [line["train/samples_per_second"] for line in lines] == [16, 12.5, 16]
+
+
+@pytest.mark.parametrize(
+    ("n_streams", "n_learners", "times"), [(4, 8, "2"), (6, 4, "1.33"), (8, 8, None), (8, 2, None)]
+)
+def test_streams_that_several_learners_read_are_named(make_run, n_streams, n_learners, times):
+    sizes = [f"data.n_streams={n_streams}", "training.sub_batch_size=48", "training.examples_trained=48"]
+    warning = doubtful.repeated_reading(
+        make_run("uniform", "selection.method=uniform", *sizes, f"training.n_learners={n_learners}")
+    )
+    assert (warning is None) == (times is None)
+    assert warning is None or f"{times} times as many pictures" in warning
