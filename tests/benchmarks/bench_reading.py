@@ -33,7 +33,7 @@ def _sleep(item: Any, seconds: float) -> pa.Table:
 
 def _tasks(n: int, n_cpus: int, seconds: float) -> Iterator[int]:
     """By plain tasks, as a learner reads."""
-    rows = read_ahead(iter(range(n)), lambda i: {"number": i}, lambda _: 1, _sleep, Share(1, None), seconds=seconds)
+    rows = read_ahead(iter(range(n)), lambda i: {"number": i}, lambda _: 1, 1, _sleep, Share(1, None), seconds=seconds)
     return (one for one, _ in rows)
 
 
