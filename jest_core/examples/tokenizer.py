@@ -4,6 +4,7 @@ CLIP's tokenizer is implemented here: open_clip's imports PyTorch, which process
 """
 
 import gzip
+import hashlib
 import html
 from collections import defaultdict
 from collections.abc import Sequence
@@ -40,13 +41,19 @@ class _Vocabulary(NamedTuple):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Captions -> tokens; name and context_length identify which tokens."""
+    """Captions -> tokens.
+
+    name and context_length say which, to people. identity: equal only where all tokens are; None where that is unknown.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def context_length(self) -> int: ...
+
+    @property
+    def identity(self) -> str | None: ...
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
         """Tokens (B, context_length), of the first MAX_CHARACTERS of each caption."""
@@ -59,6 +66,10 @@ class ClipTokenizer:
 
     context_length: int = 77
     name: str = "SimpleTokenizer"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.name} {self.context_length} {_digest()}"
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
         """Tokens (B, context_length): start, caption, end, then zeros; a caption that is too long is cut."""
@@ -148,12 +159,22 @@ class _Parts:
         return [part for part in parts if part]
 
 
-@lru_cache(maxsize=1)
-def vocabulary() -> _Vocabulary:
+def _merges() -> bytes:
+    """The file of the merges."""
     spec = find_spec("open_clip")  # found, not imported
     assert spec is not None
     assert spec.origin is not None
-    lines = gzip.decompress((Path(spec.origin).parent / _FILE).read_bytes()).decode().split("\n")
+    return gzip.decompress((Path(spec.origin).parent / _FILE).read_bytes())
+
+
+@lru_cache(maxsize=1)
+def _digest() -> str:
+    return hashlib.sha256(_merges()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> _Vocabulary:
+    lines = _merges().decode().split("\n")
     first, second = zip(*(line.split() for line in lines[1 : _N_MERGES + 1]), strict=True)
     pairs = list(zip(first, second, strict=True))
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

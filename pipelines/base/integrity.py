@@ -8,7 +8,7 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -61,6 +61,10 @@ class ParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
         with naming(f"{self.path}, row group {i},"):
             return super().read_row_group(i, *args, **options)
+
+    def read_row_groups(self, row_groups: Iterable[int], *args: Any, **options: Any) -> pa.Table:
+        with naming(self.path):
+            return super().read_row_groups(list(row_groups), *args, **options)
 
 
 def _tail(file: BinaryIO) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from heapq import merge
 from operator import itemgetter
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -90,7 +91,7 @@ def _windows(
 
 def row_bytes(inputs: Inputs) -> int:
     """Of an example that is read, roughly: its picture, encoded and decoded, and its tokens."""
-    return _ENCODED_BYTES + 3 * inputs.view.image_size**2 + 8 * inputs.tokenizer.context_length
+    return _ENCODED_BYTES + 3 * inputs.view.image_size**2 + 4 * inputs.tokenizer.context_length
 
 
 def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:
@@ -112,7 +113,7 @@ def examples(table: pa.Table, image_size: int, with_reference: bool) -> Examples
     return Examples(
         table.select(tables.EXAMPLE.names),
         torch.from_numpy(blocks.unpack(table["pixels"]).reshape(-1, 3, image_size, image_size).copy()),
-        torch.from_numpy(blocks.unpack(table["tokens"]).copy()),
+        torch.from_numpy(blocks.unpack(table["tokens"]).astype(np.int64)),
         image,
         text,
     )
