@@ -25,9 +25,12 @@ class SlotStatus(IntEnum):
         return self.name.lower()
 
 
+_LABELS = {int(status): status.label for status in SlotStatus}
+
+
 def status_labels(numbers: Iterable[int] | NDArray[Any]) -> list[str]:
     """The labels of statuses given by their numbers."""
-    return [SlotStatus(number).label for number in numbers]
+    return [_LABELS[number] for number in numbers]
 
 
 # The slots of a super-batch, as a learner receives them (in memory; uid as two 64-bit halves)

@@ -30,7 +30,7 @@ def pack_halves(array: NDArray[np.float16]) -> pa.FixedSizeBinaryArray:
 
 def halves(column: pa.ChunkedArray) -> pa.FixedSizeListArray:
     """A column of pack_halves, or of lists of D float16 -> those lists; copies nothing of a column of one chunk."""
-    array: pa.Array = column.combine_chunks()
+    array: pa.Array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if not pa.types.is_fixed_size_binary(array.type):
         return array
     size = array.type.byte_width

@@ -77,8 +77,11 @@ class Embedder:
         columns["status"], values = self._embed(block)
         for name, value in values.items():
             columns[name] = blocks.pack_halves(value) if value.ndim > 1 else value
-        columns |= stored_tokens.pack(blocks.unpack(block["tokens"]), block["caption"])
-        schema = tables.score_cache(configurations.width(self.reference.name), list(self.scorers), tokens=True)
+        with_tokens = self.reference.inputs.tokenizer.identity is not None
+        if with_tokens:
+            columns |= stored_tokens.pack(blocks.unpack(block["tokens"]), block["caption"])
+        width = configurations.width(self.reference.name)
+        schema = tables.score_cache(width, list(self.scorers), tokens=with_tokens)
         table = pa.table(columns).select(schema.names).cast(schema)
         read = cast(ReadReport, {name: block[name][0].as_py() for name in ReadReport.__annotations__})
         report: EmbedReport = {**read, "embed": time.perf_counter() - started, "began": began}

@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from jest_core.tables import SlotStatus
 from ..base import blocks, cluster, damage, in_parallel, manifests, owner, storage
 from ..data.catalogue import Catalogue, held_catalogue
 from ..data.rows import ReadReport
-from .score_cache import EMBEDDINGS, LAYOUT, STAGE, Config, Layout, Manifest, n_bad, part_path, reasons, refuse_unsound
+from .score_cache import EMBEDDINGS, STAGE, TOKENIZER, Config, Manifest, n_bad, part_path, reasons, refuse_unsound
 
 _AT_ONCE = 32  # parts that a cluster writes at the same time
 _MOST_ROWS = 4096  # of a row group of a part: a window reads only those that it needs of a larger one of the shard
@@ -60,8 +60,8 @@ class Description(TypedDict):
     """What a part says of itself, as JSON in its Parquet metadata.
 
     config: fingerprint of the cache's configuration. counts: rows of each status. groups: for each row group, rows with
-    embeddings and the sum of their multiplicities. bad_rows: uid, row of the shard, and status of each. tokenizer: as
-    Layout says.
+    embeddings and the sum of their multiplicities. bad_rows: uid, row of the shard, and status of each. tokenizer: the
+    identity of the one whose tokens the part has.
     """
 
     config: str
@@ -134,12 +134,11 @@ def write_part(
         "bad_rows": bad_rows,
         "tokenizer": tokenizer,
     }
-    sizes = [[*[_MOST_ROWS] * ((size - 1) // _MOST_ROWS), (size - 1) % _MOST_ROWS + 1] for size in row_group_sizes]
-    layout = Layout(row_groups=list(map(len, sizes)), tokenizer=tokenizer)
     table = pa.concat_tables(body) if body else schema.empty_table()
-    says = {_DESCRIPTION: description, LAYOUT: layout}
-    table = table.replace_schema_metadata({key: json.dumps(value).encode() for key, value in says.items()})
-    storage.write_table(part_path(directory, shard), table, chain.from_iterable(sizes))
+    says = {_DESCRIPTION: json.dumps(description)} | ({TOKENIZER: tokenizer} if tokenizer else {})
+    storage.write_table(
+        part_path(directory, shard), table.replace_schema_metadata(says), row_group_sizes, most_rows=_MOST_ROWS
+    )
 
 
 def _lay_out(

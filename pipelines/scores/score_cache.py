@@ -4,7 +4,6 @@
 This file reads it; `parts` writes it.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -23,7 +22,7 @@ from ..data.shards import part_name
 
 STAGE = "reference-scores"
 EMBEDDINGS = ("image_embedding", "text_embedding")
-LAYOUT = b"jest.layout"  # key of a part's Parquet metadata
+TOKENIZER = b"jest.tokenizer"  # key of a part's Parquet metadata: the identity of the one whose tokens it has
 _ROUNDING = 0.02  # of the square of a norm, in float16 or coarser
 
 
@@ -60,17 +59,6 @@ class Manifest(manifests.Manifest[Config]):
     counts: dict[str, int]
     logit_bias: float
     tokenizer: NotRequired[str]
-
-
-class Layout(TypedDict):
-    """What a reader needs to know of a part, as JSON in its Parquet metadata; those of versions before have none.
-
-    row_groups: how many row groups of the part have the rows of each row group of the shard. tokenizer: the identity of
-    the one whose tokens it has; None where it has none.
-    """
-
-    row_groups: list[int]
-    tokenizer: str | None
 
 
 def part_path(directory: str, shard: int) -> str:
@@ -116,24 +104,21 @@ def is_whole(directory: str, todo: NDArray[np.int64]) -> bool:
 class CachedRows:
     """The cached rows of a row group of a shard, with some of the columns; embeddings are lists of D float16.
 
-    uids: of the row group's rows in the shard. tokenizer: as Layout says. Of a row group that the part has in several,
-    `take` reads those that it needs. Raises Damaged where the part is, lacks the row group, or has embeddings that are
-    none; ValueError where it has other uids.
+    uids: of the row group's rows in the shard. tokenizer: the identity of the one whose tokens the part has. Of a row
+    group that the part has in several, `take` reads those that it needs. Raises Damaged where the part is, lacks the
+    row group, or has embeddings that are none; ValueError where it has other uids.
     """
 
     def __init__(self, directory: str, place: Place, row_group: int, uids: list[str], columns: list[str]) -> None:
         self._path, self._name, self._columns = part_path(directory, place.number), f"row group {row_group}", columns
         with damage.noted(self._path, STAGE):
             self._file = storage.open_parquet(self._path)
-            stored = (self._file.schema_arrow.metadata or {}).get(LAYOUT)
-            before: Layout = {"row_groups": [1] * self._file.num_row_groups, "tokenizer": None}
-            layout: Layout = json.loads(stored) if stored else before
-            if row_group >= len(layout["row_groups"]):
+            groups = self._file.cut_groups()
+            if row_group >= len(groups):
                 raise Damaged(f"{self._path} ends before row group {row_group} of {place.path}")
-        first = sum(layout["row_groups"][:row_group])
-        self._groups = np.arange(first, first + layout["row_groups"][row_group])
+            tokenizer = (self._file.schema_arrow.metadata or {}).get(TOKENIZER)
+        self._groups, self.tokenizer = np.array(groups[row_group]), tokenizer and tokenizer.decode()
         self._whole = self._read(self._groups, ["uid", *columns] if len(self._groups) == 1 else ["uid", "status"])
-        self.tokenizer = layout["tokenizer"]
         if not self._whole["uid"].equals(pa.chunked_array([pa.array(uids, pa.string())])):
             raise ValueError(
                 f"the score cache does not line up with {place.path}, row group {row_group}: score it again into a new "

@@ -27,8 +27,6 @@ from . import windows
 from .read_ahead import Share, read_ahead
 from .source import Source
 
-_ENCODED_BYTES = 32_000  # of an encoded picture, roughly
-
 
 def stream(
     run: Run, source: Source, image_size: int, *, rank: int, n_learners: int, first_step: int
@@ -91,7 +89,7 @@ def _windows(
 
 def row_bytes(inputs: Inputs) -> int:
     """Of an example that is read, roughly: its picture, encoded and decoded, and its tokens."""
-    return _ENCODED_BYTES + 3 * inputs.view.image_size**2 + 4 * inputs.tokenizer.context_length
+    return sum(windows.example_bytes(inputs).values())
 
 
 def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:

@@ -21,6 +21,8 @@ from ..data.rows import decoded, encoded, tokenised, with_tokens
 from ..scores import score_cache, stored_tokens
 from ..scores.score_cache import CachedRows
 
+_ENCODED_BYTES = 32_000  # of an encoded picture, roughly
+
 
 class Item(TypedDict):
     """What a task reads: a window, and the places of its shards by their numbers."""
@@ -38,6 +40,19 @@ def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:
     pieces = [_of_piece(run, piece, places[piece.shard], window.epoch, inputs.tokenizer) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
     return decoded(table, inputs.view)
+
+
+def example_bytes(inputs: Inputs, width: int = 0, encoded: int = _ENCODED_BYTES) -> dict[str, int]:
+    """What an example of a window takes of Ray's object store, by part, beside its caption and some 50 bytes.
+
+    width: of the cached embeddings; 0 where none are read. encoded: bytes of a picture as it is in the shard.
+    """
+    return {
+        "encoded": encoded,
+        "pixels": 3 * inputs.view.image_size**2,
+        "tokens": 4 * inputs.tokenizer.context_length,
+        "embeddings": 2 * 2 * width,
+    }
 
 
 @lru_cache(maxsize=2)
