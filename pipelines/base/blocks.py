@@ -16,9 +16,11 @@ def pack(array: NDArray[Any]) -> pa.FixedSizeListArray:
 
 
 def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """A column of k fixed-size lists -> (k, width) array."""
+    """A column of k fixed-size lists, or of pack_halves -> (k, width) array."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    if pa.types.is_fixed_size_binary(column.type):
+        column = halves(pa.chunked_array([column]))
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 

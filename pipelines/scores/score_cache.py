@@ -150,13 +150,18 @@ class CachedRows:
     def _read(self, groups: NDArray[np.int64], columns: list[str]) -> pa.Table:
         with damage.noted(self._path, STAGE):
             table = self._file.read_row_groups(groups.tolist(), columns=columns)
-            for name in EMBEDDINGS:
-                if name in table.column_names:
-                    lists = blocks.halves(table[name])
-                    if pa.types.is_fixed_size_list(table[name].type):  # `parts` of a version before did not look
-                        refuse_unsound(lists, f"{self._path}, {self._name}: {name}")
-                    table = table.set_column(table.schema.get_field_index(name), name, lists)
-        return table
+            for name in set(EMBEDDINGS).intersection(table.column_names):
+                if pa.types.is_fixed_size_list(table[name].type):  # `parts` of a version before did not look
+                    refuse_unsound(table[name], f"{self._path}, {self._name}: {name}")
+        return with_lists(table)
+
+
+def with_lists(part: pa.Table) -> pa.Table:
+    """Rows of a part with embeddings as lists of D float16; copies nothing of a table of one row group."""
+    for name in EMBEDDINGS:
+        if name in part.column_names:
+            part = part.set_column(part.schema.get_field_index(name), name, blocks.halves(part[name]))
+    return part
 
 
 @storage.retried
@@ -165,7 +170,7 @@ def read(directory: str, place: Place, row_group: int, uids: list[str], columns:
     return CachedRows(directory, place, row_group, uids, columns).all()
 
 
-def refuse_unsound(column: pa.Array, what: str) -> None:
+def refuse_unsound(column: pa.ChunkedArray | pa.Array, what: str) -> None:
     """Raises Damaged where an embedding is neither of unit norm, nor zero, as it is of a row that has none."""
     embeddings = blocks.unpack(column).astype(np.float32)
     norms = np.einsum("ij,ij->i", embeddings, embeddings)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jest_core import run_file, tables
-from pipelines.base import blocks, manifests, storage
+from pipelines.base import manifests, storage
 from pipelines.data import uid_lists
 from pipelines.data.catalogue import open_catalogue
 from pipelines.offline import export
@@ -83,9 +83,8 @@ def test_export_files_group_neighbouring_shards_up_to_a_size():
 
 def columns(run) -> dict[str, dict]:
     parts = [storage.open_parquet(score_cache.part_path(run.path(run.reference.scores), i)).read() for i in range(4)]
-    for name in score_cache.EMBEDDINGS:
-        parts = [p.set_column(p.schema.get_field_index(name), name, blocks.halves(p[name])) for p in parts]
-    return {row["uid"]: row for part in parts for row in part.to_pylist() if row["status"] == "ok"}
+    rows = [row for part in parts for row in score_cache.with_lists(part).to_pylist()]
+    return {row["uid"]: row for row in rows if row["status"] == "ok"}
 
 
 def imported(run, tmp_path, features: str, *overrides):

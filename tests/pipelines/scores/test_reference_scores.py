@@ -43,7 +43,7 @@ def test_the_cache_has_every_kept_pair_in_the_order_of_its_shard(make_run, shard
         pixels, _ = pair.view.batch(shard["webp"].to_pylist())
         expected = pair.embed(torch.from_numpy(pixels), pair.tokens(shard["caption"].to_pylist()), batch_size=50)
         ok = np.array(table["status"].to_pylist()) == "ok"
-        image = torch.from_numpy(blocks.unpack(blocks.halves(table["image_embedding"])).astype(np.float32))
+        image = torch.from_numpy(blocks.unpack(table["image_embedding"]).astype(np.float32))
         torch.testing.assert_close(image[ok], expected.image[ok], atol=1e-3, rtol=1e-3)
         cosines = (expected.image * expected.text).sum(1)
         losses = F.softplus(-(expected.logit_scale * cosines + expected.logit_bias))
@@ -85,7 +85,7 @@ def test_a_reference_may_score_at_another_resolution(make_run, shards):
     tokens = torch.zeros(len(pixels), 16, dtype=torch.int64)
     seen = pair.embed(torch.from_numpy(pixels), tokens, batch_size=50, resolution=pair.resolution(patch_size=16)).image
     ok = np.array(table["status"].to_pylist()) == "ok"
-    image = torch.from_numpy(blocks.unpack(blocks.halves(table["image_embedding"])).astype(np.float32))
+    image = torch.from_numpy(blocks.unpack(table["image_embedding"]).astype(np.float32))
     torch.testing.assert_close(image[ok], seen[ok], atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match=r"another configuration .*resolution: there .*patches of 16"):
         reference_scores.run_stage(make_run("joint"))
@@ -165,7 +165,7 @@ def test_scorers_add_columns_and_the_precision_can_be_chosen(make_run, tmp_path)
     assert manifest["config"]["precision"].startswith("bf16")
     part = storage.open_parquet(score_cache.part_path(run.path("scores"), 1)).read()
     ok = np.array(part["status"].to_pylist()) == "ok"
-    sums = blocks.unpack(blocks.halves(part["image_embedding"])).astype(np.float32).sum(1)
+    sums = blocks.unpack(part["image_embedding"]).astype(np.float32).sum(1)
     np.testing.assert_allclose(part["beauty"].to_numpy()[ok], sums[ok], atol=0.01)
     place = catalogue.open_catalogue(run.path("catalogue")).place(1)
     captions = [c for g in range(3) for c in place.open({}).captions(g)]

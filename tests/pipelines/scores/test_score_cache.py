@@ -43,7 +43,7 @@ def test_verify_refuses_embeddings_of_other_images(scored, tmp_path):
     run = in_a_copy(scored, tmp_path)
     path = Path(score_cache.part_path(run.path("scores"), 2))
     table = pq.read_table(path)
-    images = np.roll(blocks.unpack(blocks.halves(table["image_embedding"])), 1, axis=0)
+    images = np.roll(blocks.unpack(table["image_embedding"]), 1, axis=0)
     index = table.schema.get_field_index("image_embedding")
     table = table.set_column(index, "image_embedding", blocks.pack(images))
     storage.write_table(str(path), table, [50, 50, 50])
@@ -152,7 +152,7 @@ def test_a_reference_that_gives_nan_costs_the_rows_alone_or_is_named(scored, tmp
     bad = np.array(embedded["status"].to_pylist()) == "damaged"
     assert (bad == of_word).all()
     for name in ("image_embedding", "text_embedding"):
-        norms = np.linalg.norm(blocks.unpack(blocks.halves(embedded[name])).astype(np.float32), axis=1)
+        norms = np.linalg.norm(blocks.unpack(embedded[name]).astype(np.float32), axis=1)
         np.testing.assert_allclose(norms, ~bad, atol=1e-3)
     with torch.no_grad():
         pair.model.visual.ln_post.weight.fill_(torch.nan)

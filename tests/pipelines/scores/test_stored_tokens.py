@@ -165,7 +165,7 @@ def test_embeddings_that_are_none_are_not_written(scored, tmp_path):
     catalogue = open_catalogue(scored.path("catalogue"))
     config = score_cache.opened(scored.path("scores"))["config"]
     before = pq.read_table(score_cache.part_path(scored.path("scores"), 1)).replace_schema_metadata(None)
-    twice = blocks.pack_halves(2 * blocks.unpack(blocks.halves(before["text_embedding"])))
+    twice = blocks.pack_halves(2 * blocks.unpack(before["text_embedding"]))
     table = before.set_column(before.schema.get_field_index("text_embedding"), "text_embedding", twice)
     storage.write_table(f"{tmp_path}/f.parquet", table[:50])
     with pytest.raises(ValueError, match=r"what is to be .*, row group 0: text_embedding is NaN, infinite or not of"):
