@@ -25,9 +25,12 @@ class SlotStatus(IntEnum):
         return self.name.lower()
 
 
+_LABELS = {int(status): status.label for status in SlotStatus}
+
+
 def status_labels(numbers: Iterable[int] | NDArray[Any]) -> list[str]:
     """The labels of statuses given by their numbers."""
-    return [SlotStatus(number).label for number in numbers]
+    return [_LABELS[number] for number in numbers]
 
 
 # The slots of a super-batch, as a learner receives them (in memory; uid as two 64-bit halves)
@@ -78,24 +81,30 @@ ROW_GROUPS = pa.schema(
 
 
 SCORE_CACHE_COLUMNS = ("uid", "row", "status", "image_embedding", "text_embedding", "matched_pair_loss", "cosine")
+TOKEN_COLUMNS = pa.schema(
+    [
+        ("token_ids", pa.list_(pa.field("element", pa.uint32(), nullable=False))),  # the last stands for all after it
+        ("caption_crc32", pa.uint32()),  # CRC-32 of the caption that they are of, as UTF-8
+    ]
+)
 
 
-def score_cache(width: int, scorers: Sequence[str] = ()) -> pa.Schema:
+def score_cache(width: int, scorers: Sequence[str] = (), *, tokens: bool = False) -> pa.Schema:
     """<scores>/parts/00000.parquet: one row per row of the shard, in its order and its row groups.
 
-    width: of both embeddings; scorers: names of further columns.
+    width: of both embeddings; scorers: names of further columns; tokens: whether it has TOKEN_COLUMNS.
     """
     types = (
         pa.string(),
         pa.int32(),
         pa.string(),  # label of a SlotStatus, or "dropped" (by the catalogue); the other columns are zero unless "ok"
-        pa.list_(pa.float16(), width),  # unit norm
-        pa.list_(pa.float16(), width),
+        pa.binary(2 * width),  # float16, little-endian, unit norm; a list of D float16 in caches of versions before
+        pa.binary(2 * width),
         pa.float32(),  # of the pair by the reference, nats: its sigmoid loss, or minus its logit if trained by softmax
         pa.float32(),
     )
     fixed = list(zip(SCORE_CACHE_COLUMNS, types, strict=True))
-    return pa.schema([*fixed, *((name, pa.float32()) for name in scorers)])
+    return pa.schema([*fixed, *(TOKEN_COLUMNS if tokens else ()), *((name, pa.float32()) for name in scorers)])
 
 
 # <scores>/row_groups.parquet: one row per row group of every shard

@@ -4,15 +4,15 @@ CLIP's tokenizer is implemented here: open_clip's imports PyTorch, which process
 """
 
 import gzip
+import hashlib
 import html
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -41,13 +41,19 @@ class _Vocabulary(NamedTuple):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Captions -> tokens; name and context_length identify which tokens."""
+    """Captions -> tokens.
+
+    name and context_length say which, to people. identity: equal only where all tokens are; None where that is unknown.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def context_length(self) -> int: ...
+
+    @property
+    def identity(self) -> str | None: ...
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
         """Tokens (B, context_length), of the first MAX_CHARACTERS of each caption."""
@@ -61,22 +67,27 @@ class ClipTokenizer:
     context_length: int = 77
     name: str = "SimpleTokenizer"
 
+    @property
+    def identity(self) -> str:
+        return f"{self.name} {self.context_length} {_digest()}"
+
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
         """Tokens (B, context_length): start, caption, end, then zeros; a caption that is too long is cut."""
         captions = [captions] if isinstance(captions, str) else captions
         numbers = vocabulary().numbers
-        out = np.zeros((len(captions), self.context_length), np.int64)
-        for row, caption in zip(out, captions, strict=True):
-            tokens = [numbers[_START], *islice(_tokens(caption), self.context_length)][: self.context_length - 1]
-            row[: len(tokens) + 1] = [*tokens, numbers[_END]]
+        start, end = numbers[_START], numbers[_END]
+        every, lengths, most = list[int](), list[int](), self.context_length - 1
+        for caption in captions:
+            tokens = [start]
+            for word in _WORD.findall(_clean(caption[:MAX_CHARACTERS])):
+                tokens += _cached_tokens(word) if len(word) <= _CACHED_LETTERS else _word_tokens(word)
+                if len(tokens) >= most:
+                    break
+            every += [*tokens[:most], end]
+            lengths.append(min(len(tokens), most) + 1)
+        out = np.zeros((len(lengths), self.context_length), np.int64)
+        out[np.arange(self.context_length) < np.array(lengths, np.int64)[:, None]] = every
         return out
-
-
-def _tokens(caption: str) -> Iterator[int]:
-    letters = vocabulary().letters
-    for match in _WORD.finditer(_clean(caption[:MAX_CHARACTERS])):
-        word = "".join(letters[byte] for byte in match[0].encode())
-        yield from _cached_tokens(word) if len(word) <= _CACHED_LETTERS else _word_tokens(word)
 
 
 def _clean(caption: str) -> str:
@@ -95,8 +106,10 @@ def _cached_tokens(word: str) -> tuple[int, ...]:
 
 
 def _word_tokens(word: str) -> tuple[int, ...]:
-    numbers = vocabulary().numbers
-    return (numbers[word],) if word in (_START, _END) else tuple(numbers[part] for part in parts_of(word))
+    letters, _, numbers = vocabulary()
+    if word in (_START, _END):
+        return (numbers[word],)
+    return tuple(numbers[part] for part in parts_of("".join(letters[byte] for byte in word.encode())))
 
 
 def parts_of(word: str) -> list[str]:
@@ -146,12 +159,22 @@ class _Parts:
         return [part for part in parts if part]
 
 
-@lru_cache(maxsize=1)
-def vocabulary() -> _Vocabulary:
+def _merges() -> bytes:
+    """The file of the merges."""
     spec = find_spec("open_clip")  # found, not imported
     assert spec is not None
     assert spec.origin is not None
-    lines = gzip.decompress((Path(spec.origin).parent / _FILE).read_bytes()).decode().split("\n")
+    return gzip.decompress((Path(spec.origin).parent / _FILE).read_bytes())
+
+
+@lru_cache(maxsize=1)
+def _digest() -> str:
+    return hashlib.sha256(_merges()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> _Vocabulary:
+    lines = _merges().decode().split("\n")
     first, second = zip(*(line.split() for line in lines[1 : _N_MERGES + 1]), strict=True)
     pairs = list(zip(first, second, strict=True))
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

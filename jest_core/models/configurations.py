@@ -1,7 +1,10 @@
 """open_clip's models by name, with jest's: their sizes, and which pixels and tokens they need."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 import open_clip
 import timm
 from numpy.typing import NDArray
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
@@ -190,7 +193,7 @@ def _tokenizer(name: str, length: int | None) -> Tokenizer:
     tokenizer = open_clip_tokenizer(name, context_length(name, length))
     if type(tokenizer) is SimpleTokenizer and not configuration(name)["text_cfg"].get("tokenizer_kwargs"):
         return ClipTokenizer(tokenizer.context_length)
-    return OpenClipTokenizer(name, tokenizer.context_length, type(tokenizer).__name__)
+    return OpenClipTokenizer(name, tokenizer.context_length, type(tokenizer).__name__, _identity(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,7 @@ class OpenClipTokenizer:
     model: str
     context_length: int
     name: str
+    identity: str | None = dataclass_field(default=None, compare=False)
 
     def __call__(self, captions: Sequence[str]) -> NDArray[np.int64]:
         """Tokens (B, context_length). Raises ValueError where open_clip here has another tokenizer for the model."""
@@ -208,6 +212,22 @@ class OpenClipTokenizer:
         if (here := type(tokenizer).__name__) != name:
             raise ValueError(f"{self.model} has a {here} here, and a {name} where the run started")
         return _tokens(tokenizer, [caption[:MAX_CHARACTERS] for caption in captions])
+
+
+def _identity(tokenizer: Any) -> str | None:
+    """Of a tokenizer by Hugging Face's library in Rust: a digest of what decides its tokens, not of its name."""
+    backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)
+    if not isinstance(tokenizer, HFTokenizer) or backend is None:
+        return None
+    whole = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # those are of the last call
+    hugging, ids = tokenizer.tokenizer, ("bos", "eos", "sep", "cls", "pad", "unk")
+    settings = [
+        *(getattr(hugging, f"{name}_token_id") for name in ids),
+        *(hugging.padding_side, hugging.truncation_side, tokenizer.clean_fn.__name__),
+        *(tokenizer.strip_sep_token, tokenizer.tokenizer_mode),
+    ]
+    digest = hashlib.sha256(json.dumps([settings, whole], sort_keys=True).encode()).hexdigest()[:32]
+    return f"{type(tokenizer).__name__} {tokenizer.context_length} {digest}"
 
 
 def _tokens(tokenizer: Any, captions: list[str]) -> NDArray[np.int64]:

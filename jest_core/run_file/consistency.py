@@ -221,9 +221,12 @@ def _reference(part: str, reference: Reference) -> Iterator[str]:
 
 
 def _scorers(part: str, names: list[str]) -> Iterator[str]:
-    from jest_core.tables import SCORE_CACHE_COLUMNS  # and with it Arrow, which few run files need to be checked
+    from jest_core.tables import (
+        SCORE_CACHE_COLUMNS,
+        TOKEN_COLUMNS,
+    )  # and with it Arrow, which few run files need to be checked
 
-    if taken := sorted({n for n in names if names.count(n) > 1 or n in SCORE_CACHE_COLUMNS}):
+    if taken := sorted({n for n in names if names.count(n) > 1 or n in {*SCORE_CACHE_COLUMNS, *TOKEN_COLUMNS.names}}):
         yield (
             f"{part}.scorers: the names {', '.join(taken)} are taken, by another scorer or a column of the score "
             "cache; give each scorer another name"

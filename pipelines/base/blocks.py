@@ -16,10 +16,30 @@ def pack(array: NDArray[Any]) -> pa.FixedSizeListArray:
 
 
 def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """A column of k fixed-size lists -> (k, width) array."""
+    """A column of k fixed-size lists, or of pack_halves -> (k, width) array."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    if pa.types.is_fixed_size_binary(column.type):
+        column = halves(pa.chunked_array([column]))
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+def pack_halves(array: NDArray[np.float16]) -> pa.FixedSizeBinaryArray:
+    """(k, D) float16 -> a column of 2 D bytes a row, which Parquet reads at the speed of a copy."""
+    buffer = pa.py_buffer(np.ascontiguousarray(array, "<f2"))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * array.shape[1]), len(array), [None, buffer])
+
+
+def halves(column: pa.ChunkedArray) -> pa.FixedSizeListArray:
+    """A column of pack_halves, or of lists of D float16 -> those lists; copies nothing of a column of one chunk."""
+    array: pa.Array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if not pa.types.is_fixed_size_binary(array.type):
+        return array
+    size = array.type.byte_width
+    data = array.buffers()[1].slice(array.offset * size, len(array) * size)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.Array.from_buffers(pa.float16(), len(array) * size // 2, [None, data]), size // 2
+    )
 
 
 def append_constants(block: pa.Table, values: Mapping[str, object]) -> pa.Table:

@@ -6,10 +6,12 @@ it, where no reader of Parquet looks. Files of users and of earlier versions are
 
 import hashlib
 import io
+import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ _TAIL = 1 << 16  # bytes read at the end of a Parquet file, which mostly hold it
 _END = 8  # bytes after the footer: its length, and PAR1
 _SEAL = b"jest footer SHA-256 "  # then the digest
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
+CUT = b"jest.row_groups"  # key of a file's metadata: into how many each row group was cut, as JSON
 _IS_FOLDER = 0x10  # attribute of a zip's record: PyTorch then reads nothing, and takes what is in memory for its values
 
 
@@ -61,6 +64,16 @@ class ParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
         with naming(f"{self.path}, row group {i},"):
             return super().read_row_group(i, *args, **options)
+
+    def cut_groups(self) -> list[range]:
+        """For each row group that `storage.write_table` was given, the row groups of the file that have its rows."""
+        stored = (self.schema_arrow.metadata or {}).get(CUT)
+        counts = json.loads(stored) if stored else [1] * self.num_row_groups
+        return [range(stop - n, stop) for n, stop in zip(counts, accumulate(counts), strict=True)]
+
+    def read_row_groups(self, row_groups: Iterable[int], *args: Any, **options: Any) -> pa.Table:
+        with naming(self.path):
+            return super().read_row_groups(list(row_groups), *args, **options)
 
 
 def _tail(file: BinaryIO) -> bytes:

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,9 @@ import ray
 from numpy.typing import NDArray
 
 from jest_core import run_file, tables
+from jest_core.examples.decode import View
 from jest_core.examples.inputs import Inputs
+from jest_core.examples.tokenizer import Tokenizer
 from jest_core.run_file import Run
 
 from ..base import blocks, storage
@@ -58,15 +60,22 @@ class ReadReport(TypedDict):
     decode: float
 
 
-def decoded(table: pa.Table, inputs: Inputs) -> pa.Table:
-    """Encoded rows with the columns status, pixels and tokens. inputs: how the model prepares images and texts."""
-    pixels, status = inputs.view.batch(table["image"].to_pylist())
-    tokens = inputs.tokenizer(table["caption"].to_pylist())
-    return (
-        table.append_column(tables.EXAMPLE.field("status"), pa.array(status))
-        .append_column("pixels", blocks.pack(pixels))
-        .append_column("tokens", blocks.pack(tokens))
+def decoded(table: pa.Table, view: View) -> pa.Table:
+    """Encoded rows with the columns status and pixels."""
+    pixels, status = view.batch(table["image"].to_pylist())
+    return table.append_column(tables.EXAMPLE.field("status"), pa.array(status)).append_column(
+        "pixels", blocks.pack(pixels)
     )
+
+
+def tokenised(table: pa.Table, tokenizer: Tokenizer) -> pa.Table:
+    """Rows with the column tokens."""
+    return with_tokens(table, tokenizer(table["caption"].to_pylist()))
+
+
+def with_tokens(table: pa.Table, tokens: NDArray[np.integer[Any]]) -> pa.Table:
+    """Rows with the column tokens, as int32: half the bytes of int64, which a learner makes of them."""
+    return table.append_column("tokens", blocks.pack(tokens.astype(np.int32)))
 
 
 def encoded(
@@ -126,7 +135,7 @@ def of_row_group(
         images = group.images(part)
         read = time.perf_counter()
         pixels, status = inputs.view.batch(images)
-        tokens = inputs.tokenizer(group.captions[part])
+        tokens = inputs.tokenizer(group.captions[part]).astype(np.int32)
         block = pa.table(
             {
                 "row": pa.array(group.rows[part] + first_row, pa.int32()),

@@ -156,7 +156,8 @@ def apply(
             assert rule.at_least is not None
             keep = shard.numbers(row_group, rule.column) >= rule.at_least
         case ScoreRule():
-            cached = storage.open_parquet(str(scores)).read_row_group(row_group, columns=["status", rule.column])
+            file = storage.open_parquet(str(scores))
+            cached = file.read_row_groups(file.cut_groups()[row_group], columns=["status", rule.column])
             scored = np.array(cached["status"].to_pylist(), dtype=object) == SlotStatus.OK.label
             assert rule.at_least is not None  # with_thresholds has set it
             keep = scored & (cached[rule.column].to_numpy() >= rule.at_least)

@@ -5,6 +5,7 @@ Rows come in row groups; images stay encoded.
 
 import contextlib
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,7 @@ ALIASES = {
 }
 WHOLE_BYTES = 256 << 20  # of the pictures of a row group that are read at once
 _AT_ONCE = 1024  # pictures that are hashed at once
+_UID = re.compile("[0-9a-fA-F]{32}")
 _FEW = 16  # values of a row group, beside others, that say nothing on what a column is
 # What Arrow raises on a value that Python's type of it cannot have
 _UNUSUAL = (ValueError, LookupError, OverflowError, NotImplementedError, pa.ArrowException)
@@ -231,4 +233,4 @@ def _is_missing(text: str) -> bool:
 
 
 def _is_uid(value: str) -> bool:
-    return len(value) == 32 and all(c in "0123456789abcdefABCDEF" for c in value)
+    return _UID.fullmatch(value) is not None

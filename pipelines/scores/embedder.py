@@ -19,6 +19,7 @@ from jest_core.tables import SlotStatus
 
 from ..base import blocks, checkpoints, storage
 from ..data.rows import ReadReport
+from . import stored_tokens
 from .parts import EmbedReport
 
 
@@ -75,10 +76,13 @@ class Embedder:
         columns = {name: block[name] for name in ("uid", "row")}
         columns["status"], values = self._embed(block)
         for name, value in values.items():
-            columns[name] = blocks.pack(value) if value.ndim > 1 else value
-        table = pa.table(columns).cast(
-            tables.score_cache(configurations.width(self.reference.name), list(self.scorers))
-        )
+            columns[name] = blocks.pack_halves(value) if value.ndim > 1 else value
+        with_tokens = self.reference.inputs.tokenizer.identity is not None
+        if with_tokens:
+            columns |= stored_tokens.pack(blocks.unpack(block["tokens"]), block["caption"])
+        width = configurations.width(self.reference.name)
+        schema = tables.score_cache(width, list(self.scorers), tokens=with_tokens)
+        table = pa.table(columns).select(schema.names).cast(schema)
         read = cast(ReadReport, {name: block[name][0].as_py() for name in ReadReport.__annotations__})
         report: EmbedReport = {**read, "embed": time.perf_counter() - started, "began": began}
         return blocks.append_constants(table, report)
@@ -95,7 +99,7 @@ class Embedder:
         pixels = torch.from_numpy(blocks.unpack(block["pixels"])[ok].reshape(-1, 3, size, size))
         embeddings = self.reference.embed(
             pixels,
-            torch.from_numpy(blocks.unpack(block["tokens"])[ok]),
+            torch.from_numpy(blocks.unpack(block["tokens"])[ok].astype(np.int64)),
             batch_size=self.spec.batch_size,
             resolution=resolution_of(self.spec, self.reference),
             precision=self.spec.precision,

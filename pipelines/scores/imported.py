@@ -281,5 +281,5 @@ def _fragment(
     }
     for name, value in values.items():
         masked = torch.where(sound.view(-1, *[1] * (value.ndim - 1)), value, torch.zeros_like(value)).numpy()
-        columns[name] = blocks.pack(masked) if masked.ndim > 1 else masked
+        columns[name] = blocks.pack_halves(masked) if masked.ndim > 1 else masked
     return pa.table(columns).cast(tables.score_cache(config["width"]))

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,10 @@ from jest_core.tables import SlotStatus
 from ..base import blocks, cluster, damage, in_parallel, manifests, owner, storage
 from ..data.catalogue import Catalogue, held_catalogue
 from ..data.rows import ReadReport
-from .score_cache import STAGE, Config, Manifest, n_bad, part_path, reasons
+from .score_cache import EMBEDDINGS, STAGE, TOKENIZER, Config, Manifest, n_bad, part_path, reasons, refuse_unsound
 
 _AT_ONCE = 32  # parts that a cluster writes at the same time
+_MOST_ROWS = 4096  # of a row group of a part: a window reads only those that it needs of a larger one of the shard
 _DESCRIPTION = b"jest.scores"  # key of a part's Parquet metadata
 
 
@@ -59,13 +60,15 @@ class Description(TypedDict):
     """What a part says of itself, as JSON in its Parquet metadata.
 
     config: fingerprint of the cache's configuration. counts: rows of each status. groups: for each row group, rows with
-    embeddings and the sum of their multiplicities. bad_rows: uid, row of the shard, and status of each.
+    embeddings and the sum of their multiplicities. bad_rows: uid, row of the shard, and status of each. tokenizer: the
+    identity of the one whose tokens the part has.
     """
 
     config: str
     counts: dict[str, int]
     groups: list[tuple[int, int]]
     bad_rows: list[tuple[str, int, str]]
+    tokenizer: NotRequired[str | None]
 
 
 def store(block: pa.Table, session: str) -> pa.Table:
@@ -93,12 +96,15 @@ def write_part(
     fragments: list[Fragment],
     config: Config,
     max_bad_share: float,
+    tokenizer: str | None = None,
 ) -> None:
     """A shard's fragments -> its part. Rows that no fragment has are `dropped` where the catalogue says so, `missing`
-    elsewhere. Raises ValueError where more than max_bad_share of the kept rows is bad.
+    elsewhere. tokenizer: the identity of the one whose tokens the fragments have. Raises ValueError where more than
+    max_bad_share of the kept rows is bad.
     """
     place, row_group_sizes = catalogue.place(shard), catalogue.row_group_sizes(shard)
-    schema = tables.score_cache(config["width"], [scorer["name"] for scorer in config["scorers"]])
+    names = [scorer["name"] for scorer in config["scorers"]]
+    schema = tables.score_cache(config["width"], names, tokens=tokenizer is not None)
     counts: Counter[str] = Counter()
     groups: list[tuple[int, int]] = []
     bad_rows: list[tuple[str, int, str]] = []
@@ -107,6 +113,8 @@ def write_part(
         uids, multiplicity = place.rows(number)
         embedded = [storage.open_parquet(f.path).read() for f in fragments if start <= f.first_row < stop]
         body.append(_lay_out(embedded, uids, multiplicity, start, schema))
+        for name in EMBEDDINGS:
+            refuse_unsound(blocks.halves(body[-1][name]), f"what is to be {place.path}, row group {number}: {name}")
         status = np.array(body[-1]["status"].to_pylist(), dtype=object)
         ok = status == SlotStatus.OK.label
         counts.update(status.tolist())
@@ -124,10 +132,13 @@ def write_part(
         "counts": counts,
         "groups": groups,
         "bad_rows": bad_rows,
+        "tokenizer": tokenizer,
     }
     table = pa.concat_tables(body) if body else schema.empty_table()
-    table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(description).encode()})
-    storage.write_table(part_path(directory, shard), table, row_group_sizes)
+    says = {_DESCRIPTION: json.dumps(description)} | ({TOKENIZER: tokenizer} if tokenizer else {})
+    storage.write_table(
+        part_path(directory, shard), table.replace_schema_metadata(says), row_group_sizes, most_rows=_MOST_ROWS
+    )
 
 
 def _lay_out(
@@ -144,24 +155,32 @@ def _lay_out(
         )
     status[rows] = fragments["status"].to_pylist()
     columns = {"uid": uids, "row": np.arange(start, start + len(uids)), "status": status.tolist()}
-    for field in schema:
-        if field.name not in columns:
-            is_list = pa.types.is_fixed_size_list(field.type)
-            column = blocks.unpack(fragments[field.name]) if is_list else fragments[field.name].to_numpy()
-            values = np.zeros((len(uids), *column.shape[1:]), dtype=column.dtype)
-            values[rows] = column
-            columns[field.name] = blocks.pack(values) if is_list else values
-    return pa.table(columns).cast(schema)
+    source = np.full(len(uids), len(fragments))  # of each row: its number among the fragments' rows, or of `zeros`
+    source[rows] = np.arange(len(fragments))
+    zeros = pa.table({field.name: pa.array([_zero(field.type)], field.type) for field in schema})
+    laid_out = pa.concat_tables([fragments, zeros.cast(schema)]).take(pa.array(source))
+    for name, values in columns.items():
+        laid_out = laid_out.set_column(
+            schema.get_field_index(name), schema.field(name), pa.array(values, schema.field(name).type)
+        )
+    return laid_out
+
+
+def _zero(kind: pa.DataType) -> object:
+    if pa.types.is_fixed_size_binary(kind):
+        return bytes(kind.byte_width)
+    return "" if pa.types.is_string(kind) else [] if pa.types.is_list(kind) else 0
 
 
 class Parts:
     """Writes the parts of shards whose fragments are complete, in Ray tasks, a few at a time; removes the fragments."""
 
-    def __init__(self, run: Run, directory: str, config: Config) -> None:
+    def __init__(self, run: Run, directory: str, config: Config, tokenizer: str | None = None) -> None:
+        """tokenizer: the identity of the one whose tokens the fragments have."""
         import ray
 
         self._write: Any = ray.remote(num_cpus=1)(owner.carried(_write))
-        self.run, self.directory, self.config = run, directory, config
+        self.run, self.directory, self.config, self.tokenizer = run, directory, config, tokenizer
         self.at_once = cluster.n_cores() if cluster.is_local() else _AT_ONCE
         self.under_way: list[Any] = []
 
@@ -169,7 +188,8 @@ class Parts:
         """Start a shard's part. Raises the error of a part that was started before."""
         import ray
 
-        self.under_way.append(self._write.remote(self.run, self.directory, shard, fragments, self.config))
+        arguments = self.run, self.directory, shard, fragments, self.config, self.tokenizer
+        self.under_way.append(self._write.remote(*arguments))
         if len(self.under_way) > self.at_once:
             done, self.under_way = ray.wait(self.under_way)
             ray.get(done)  # raises its error, if it had one
@@ -182,10 +202,12 @@ class Parts:
 
 
 @storage.retried
-def _write(run: Run, directory: str, shard: int, fragments: list[Fragment], config: Config) -> None:
+def _write(
+    run: Run, directory: str, shard: int, fragments: list[Fragment], config: Config, tokenizer: str | None
+) -> None:
     try:
         catalogue = held_catalogue(run.path(run.data.catalogue))
-        write_part(directory, catalogue, shard, fragments, config, run.data.max_bad_share)
+        write_part(directory, catalogue, shard, fragments, config, run.data.max_bad_share, tokenizer)
     except FileNotFoundError:
         # another process that writes this cache has finished it, and removed the fragments
         if not storage.exists(part_path(directory, shard)):
@@ -200,6 +222,7 @@ def finish(directory: str, catalogue: Catalogue, config: Config, logit_bias: flo
     counts: Counter[str] = Counter()
     groups: list[NDArray[np.int64]] = []  # of each shard: shard, row group, ok, slots
     bad_rows: list[tuple[int, str, int, int, str]] = []  # columns of tables.BAD_ROWS
+    tokenizers: set[str | None] = set()
     expected = storage.fingerprint(config)
     paths = [part_path(directory, shard) for shard in range(len(catalogue.shards))]
     for shard, description in enumerate(in_parallel.read_each(_describe, paths)):
@@ -209,6 +232,7 @@ def finish(directory: str, catalogue: Catalogue, config: Config, logit_bias: flo
                 "again"
             )
         counts.update(description["counts"])
+        tokenizers.add(description.get("tokenizer"))
         lines = [(shard, g, ok, slots) for g, (ok, slots) in enumerate(description["groups"])]
         groups.append(np.array(lines, dtype=np.int64).reshape(-1, len(tables.SCORED)))
         bad_rows += [(-1, uid, shard, number, reason) for uid, number, reason in description["bad_rows"]]
@@ -219,17 +243,17 @@ def finish(directory: str, catalogue: Catalogue, config: Config, logit_bias: flo
     storage.write_table(f"{directory}/bad_rows.parquet", pa.Table.from_pylist(bad, tables.BAD_ROWS))
     for name in storage.names(f"{directory}/parts", ".tmp"):  # half written by a process that was killed
         storage.remove(f"{directory}/parts/{name}")
-    return manifests.finish(
-        directory,
-        Manifest(
-            stage=STAGE,
-            complete=True,
-            config=config,
-            shards_fingerprint=catalogue.manifest["shards_fingerprint"],
-            counts=dict(sorted(counts.items())),
-            logit_bias=logit_bias,
-        ),
+    manifest = Manifest(
+        stage=STAGE,
+        complete=True,
+        config=config,
+        shards_fingerprint=catalogue.manifest["shards_fingerprint"],
+        counts=dict(sorted(counts.items())),
+        logit_bias=logit_bias,
     )
+    if len(tokenizers) == 1 and (tokenizer := tokenizers.pop()) is not None:
+        manifest["tokenizer"] = tokenizer
+    return manifests.finish(directory, manifest)
 
 
 def _describe(part: str) -> Description:

@@ -188,10 +188,10 @@ def _embed_shards(
     """Read and decode -> embed -> store fragments -> a part for each shard, all at once on the cluster."""
     directory = run.path(spec.scores)
     units = _units(catalogue, todo)
-    parts = Parts(run, directory, config)
+    inputs = configurations.inputs_of(spec.model)
+    parts = Parts(run, directory, config, inputs.tokenizer.identity)
     for shard in np.setdiff1d(todo, units.shard).tolist():
         parts.write(shard, [])
-    inputs = configurations.inputs_of(spec.model)
     rows_a_block = spec.batch_size * max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2 * spec.batch_size))
     # no actor without a block to embed: it would load the model for nothing, and Ray warns of it
     n_blocks = int(np.ceil(units.slots / rows_a_block).sum())

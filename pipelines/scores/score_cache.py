@@ -9,7 +9,10 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from jest_core.tables import SlotStatus
 
 from ..base import blocks, damage, manifests, storage
 from ..base.integrity import Damaged
@@ -18,6 +21,8 @@ from ..data.places import Place
 from ..data.shards import part_name
 
 STAGE = "reference-scores"
+EMBEDDINGS = ("image_embedding", "text_embedding")
+TOKENIZER = b"jest.tokenizer"  # key of a part's Parquet metadata: the identity of the one whose tokens it has
 _ROUNDING = 0.02  # of the square of a norm, in float16 or coarser
 
 
@@ -47,12 +52,13 @@ class Manifest(manifests.Manifest[Config]):
     """The manifest of a finished score cache.
 
     shards_fingerprint: of the catalogue's shards. counts: rows of each status. logit_bias: the reference's, or the one
-    that fits its pairs best.
+    that fits its pairs best. tokenizer: the identity of the one whose tokens all parts have.
     """
 
     shards_fingerprint: str
     counts: dict[str, int]
     logit_bias: float
+    tokenizer: NotRequired[str]
 
 
 def part_path(directory: str, shard: int) -> str:
@@ -95,31 +101,76 @@ def is_whole(directory: str, todo: NDArray[np.int64]) -> bool:
     return not len(todo)
 
 
+class CachedRows:
+    """The cached rows of a row group of a shard, with some of the columns; embeddings are lists of D float16.
+
+    uids: of the row group's rows in the shard. tokenizer: the identity of the one whose tokens the part has. Of a row
+    group that the part has in several, `take` reads those that it needs. Raises Damaged where the part is, lacks the
+    row group, or has embeddings that are none; ValueError where it has other uids.
+    """
+
+    def __init__(self, directory: str, place: Place, row_group: int, uids: list[str], columns: list[str]) -> None:
+        self._path, self._name, self._columns = part_path(directory, place.number), f"row group {row_group}", columns
+        with damage.noted(self._path, STAGE):
+            self._file = storage.open_parquet(self._path)
+            groups = self._file.cut_groups()
+            if row_group >= len(groups):
+                raise Damaged(f"{self._path} ends before row group {row_group} of {place.path}")
+            tokenizer = (self._file.schema_arrow.metadata or {}).get(TOKENIZER)
+        self._groups, self.tokenizer = np.array(groups[row_group]), tokenizer and tokenizer.decode()
+        self._whole = self._read(self._groups, ["uid", *columns] if len(self._groups) == 1 else ["uid", "status"])
+        if not self._whole["uid"].equals(pa.chunked_array([pa.array(uids, pa.string())])):
+            raise ValueError(
+                f"the score cache does not line up with {place.path}, row group {row_group}: score it again into a new "
+                "directory"
+            )
+
+    @property
+    def is_ok(self) -> NDArray[np.bool_]:
+        """Of each row, whether it has embeddings; `status` is one of the columns."""
+        return pc.equal(self._whole["status"], SlotStatus.OK.label).to_numpy()
+
+    def all(self) -> pa.Table:
+        """Every row, with its uid."""
+        if len(self._groups) == 1:
+            return self._whole
+        return self._read(self._groups, ["uid", *self._columns])
+
+    def take(self, rows: NDArray[np.int64]) -> pa.Table:
+        """The rows with these numbers."""
+        if len(self._groups) == 1:
+            return self._whole.take(pa.array(rows))
+        sizes = np.array([self._file.metadata.row_group(group).num_rows for group in self._groups.tolist()])
+        stops = np.cumsum(sizes)
+        wanted, which = np.unique(np.searchsorted(stops, rows, side="right"), return_inverse=True)
+        firsts = np.cumsum(sizes[wanted]) - sizes[wanted]  # among the rows that are read
+        table = self._read(self._groups[wanted], self._columns)
+        return table.take(pa.array(rows - (stops - sizes)[wanted][which] + firsts[which]))
+
+    def _read(self, groups: NDArray[np.int64], columns: list[str]) -> pa.Table:
+        with damage.noted(self._path, STAGE):
+            table = self._file.read_row_groups(groups.tolist(), columns=columns)
+            for name in set(EMBEDDINGS).intersection(table.column_names):
+                if pa.types.is_fixed_size_list(table[name].type):  # `parts` of a version before did not look
+                    refuse_unsound(table[name], f"{self._path}, {self._name}: {name}")
+        return with_lists(table)
+
+
+def with_lists(part: pa.Table) -> pa.Table:
+    """Rows of a part with embeddings as lists of D float16; copies nothing of a table of one row group."""
+    for name in EMBEDDINGS:
+        if name in part.column_names:
+            part = part.set_column(part.schema.get_field_index(name), name, blocks.halves(part[name]))
+    return part
+
+
 @storage.retried
 def read(directory: str, place: Place, row_group: int, uids: list[str], columns: list[str]) -> pa.Table:
-    """Columns of the cached rows of a row group. uids: of the row group's rows in the shard.
-
-    Raises Damaged where the part is, lacks the row group, or has embeddings that are none; ValueError where it has
-    other uids.
-    """
-    path = part_path(directory, place.number)
-    with damage.noted(path, STAGE):
-        file = storage.open_parquet(path)
-        if row_group >= file.num_row_groups:
-            raise Damaged(f"{path} ends before row group {row_group} of {place.path}")
-        rows = file.read_row_group(row_group, columns=["uid", *columns])
-        for name in ("image_embedding", "text_embedding"):
-            if name in columns:
-                _refuse_unsound(rows[name], f"{path}, row group {row_group}: {name}")
-    if not rows["uid"].equals(pa.chunked_array([pa.array(uids, pa.string())])):
-        raise ValueError(
-            f"the score cache does not line up with {place.path}, row group {row_group}: score it again into a new "
-            "directory"
-        )
-    return rows
+    """These columns of all rows of a row group, with their uids; see CachedRows."""
+    return CachedRows(directory, place, row_group, uids, columns).all()
 
 
-def _refuse_unsound(column: pa.ChunkedArray, what: str) -> None:
+def refuse_unsound(column: pa.ChunkedArray | pa.Array, what: str) -> None:
     """Raises Damaged where an embedding is neither of unit norm, nor zero, as it is of a row that has none."""
     embeddings = blocks.unpack(column).astype(np.float32)
     norms = np.einsum("ij,ij->i", embeddings, embeddings)

@@ -27,8 +27,6 @@ from . import windows
 from .read_ahead import Share, read_ahead
 from .source import Source
 
-_ENCODED_BYTES = 100_000  # of an encoded picture, rather more than less
-
 
 def stream(
     run: Run, source: Source, image_size: int, *, rank: int, n_learners: int, first_step: int
@@ -95,7 +93,7 @@ def _windows(
 
 def row_bytes(inputs: Inputs) -> int:
     """Of an example that is read, roughly: its picture, encoded and decoded, and its tokens."""
-    return _ENCODED_BYTES + 3 * inputs.view.image_size**2 + 8 * inputs.tokenizer.context_length
+    return sum(windows.example_bytes(inputs).values())
 
 
 def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:
@@ -112,23 +110,23 @@ def examples(table: pa.Table, image_size: int, with_reference: bool, *, pin: boo
     """Decoded rows as tensors. with_reference: the rows have cached embeddings of the reference. pin: in page-locked
     memory, which a GPU reads by itself."""
     image, text = (
-        (_tensor(table[name], pin=pin) if with_reference else None) for name in ("reference_image", "reference_text")
+        (_tensor(table[name], torch.float16, pin=pin) if with_reference else None)
+        for name in ("reference_image", "reference_text")
     )
     return Examples(
         table.select(tables.EXAMPLE.names),
-        _tensor(table["pixels"], pin=pin).view(-1, 3, image_size, image_size),
-        _tensor(table["tokens"], pin=pin),
+        _tensor(table["pixels"], torch.uint8, pin=pin).view(-1, 3, image_size, image_size),
+        _tensor(table["tokens"], torch.int64, pin=pin),
         image,
         text,
     )
 
 
-def _tensor(column: pa.ChunkedArray, *, pin: bool) -> torch.Tensor:
+def _tensor(column: pa.ChunkedArray, dtype: torch.dtype, *, pin: bool) -> torch.Tensor:
     """A column of k fixed-size lists -> (k, width), each byte copied once: from Ray's object store, whose memory goes
     back to it. PyTorch keeps page-locked memory for the next super-batch."""
     parts = [blocks.unpack(chunk) for chunk in column.chunks]
-    dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
-    out = torch.empty((len(column), column.type.list_size), dtype=dtype, pin_memory=pin)
+    out = torch.empty((len(column), parts[0].shape[1]), dtype=dtype, pin_memory=pin)
     np.concatenate(parts, out=out.numpy())
     return out
 

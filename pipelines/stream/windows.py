@@ -8,18 +8,20 @@ from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from jest_core import run_file
+from jest_core import run_file, tables
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Piece, Window
+from jest_core.examples.tokenizer import Tokenizer
 from jest_core.run_file import Run
-from jest_core.tables import SlotStatus
 
 from ..base import storage
 from ..data.places import Place
-from ..data.rows import decoded, encoded
-from ..scores import score_cache
+from ..data.rows import decoded, encoded, tokenised, with_tokens
+from ..scores import score_cache, stored_tokens
+from ..scores.score_cache import CachedRows
+
+_ENCODED_BYTES = 32_000  # of an encoded picture, roughly
 
 
 class Item(TypedDict):
@@ -30,14 +32,27 @@ class Item(TypedDict):
 
 
 def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:
-    """One window -> its slots in stream order: encoded and decoded images, tokens, cached reference embeddings.
+    """One window -> its slots in stream order: encoded and decoded images, tokens (int32), cached reference embeddings.
 
     inputs: how the model prepares images and texts.
     """
     run, window, places = _run(run_text), item["window"], item["places"]
-    pieces = [_of_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
+    pieces = [_of_piece(run, piece, places[piece.shard], window.epoch, inputs.tokenizer) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
-    return decoded(table, inputs)
+    return decoded(table, inputs.view)
+
+
+def example_bytes(inputs: Inputs, width: int = 0, encoded: int = _ENCODED_BYTES) -> dict[str, int]:
+    """What an example of a window takes of Ray's object store, by part, beside its caption and some 50 bytes.
+
+    width: of the cached embeddings; 0 where none are read. encoded: bytes of a picture as it is in the shard.
+    """
+    return {
+        "encoded": encoded,
+        "pixels": 3 * inputs.view.image_size**2,
+        "tokens": 4 * inputs.tokenizer.context_length,
+        "embeddings": 2 * 2 * width,
+    }
 
 
 @lru_cache(maxsize=2)
@@ -47,16 +62,16 @@ def _run(text: str) -> Run:
 
 
 @storage.retried
-def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
+def _of_piece(run: Run, piece: Piece, place: Place, epoch: int, tokenizer: Tokenizer) -> pa.Table:
     """The slots of a piece, in the order of the shard; a row comes as often as its multiplicity says."""
     shard = place.open(run.data.columns)
     uids, multiplicity = place.aligned(shard, piece.row_group)
     cached = None
     if run.reads_scores:
         assert run.reference is not None
-        columns = ["status", "image_embedding", "text_embedding"]
-        cached = score_cache.read(run.path(run.reference.scores), place, piece.row_group, uids, columns)
-        multiplicity = np.where(pc.equal(cached["status"], SlotStatus.OK.label).to_numpy(), multiplicity, 0)
+        columns = ["status", *score_cache.EMBEDDINGS, *tables.TOKEN_COLUMNS.names]
+        cached = CachedRows(run.path(run.reference.scores), place, piece.row_group, uids, columns)
+        multiplicity = np.where(cached.is_ok, multiplicity, 0)
     try:
         rows, occurrences = piece.rows(multiplicity, epoch)
     except ValueError as error:
@@ -66,8 +81,12 @@ def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
         ) from error
     table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences)
     if cached is None:
-        return table
-    cached = cached.take(pa.array(rows))
-    return table.append_column("reference_image", cached["image_embedding"]).append_column(
-        "reference_text", cached["text_embedding"]
+        return tokenised(table, tokenizer)
+    scores = cached.take(rows)
+    if cached.tokenizer is not None and cached.tokenizer == tokenizer.identity:
+        table = with_tokens(table, stored_tokens.unpack(scores, table["caption"], tokenizer))
+    else:
+        table = tokenised(table, tokenizer)
+    return table.append_column("reference_image", scores["image_embedding"]).append_column(
+        "reference_text", scores["text_embedding"]
     )

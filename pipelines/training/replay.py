@@ -22,7 +22,7 @@ from jest_core.run_file import Run
 from ..base import storage
 from ..data.catalogue import held_catalogue
 from ..data.places import Place
-from ..data.rows import decoded, encoded
+from ..data.rows import decoded, encoded, tokenised
 from ..stream.read_ahead import Share, read_ahead
 from . import selection_log
 
@@ -109,7 +109,7 @@ def _read(item: dict[str, Any], run_text: str, inputs: Inputs) -> pa.Table:
             order.append(at[positions])
             tables.append(table)
     back = np.argsort(np.concatenate(order))
-    return decoded(pa.concat_tables(tables).take(pa.array(back)), inputs)
+    return decoded(tokenised(pa.concat_tables(tables).take(pa.array(back)), inputs.tokenizer), inputs.view)
 
 
 def _selected(rows: pa.Table, run: Run, steps: Steps) -> pa.Table:

@@ -21,19 +21,17 @@ import ray
 import typer
 
 from pipelines.stream.read_ahead import Share, read_ahead
+from tests.benchmarks import sleeping
 from tests.benchmarks.measure import console, machine, table
 
 _A_RAYLET = 32  # logical CPUs
 
 
-def _sleep(item: Any, seconds: float) -> pa.Table:
-    time.sleep(seconds)
-    return pa.table({"number": [item["number"]]})
-
-
 def _tasks(n: int, n_cpus: int, seconds: float) -> Iterator[int]:
     """By plain tasks, as a learner reads."""
-    rows = read_ahead(iter(range(n)), lambda i: {"number": i}, lambda _: 1, 1, _sleep, Share(1, None), seconds=seconds)
+    rows = read_ahead(
+        iter(range(n)), lambda i: {"number": i}, lambda _: 1, 1, sleeping.read, Share(1, None), seconds=seconds
+    )
     return (one for one, _ in rows)
 
 
@@ -42,7 +40,7 @@ def _datasets(n: int, n_cpus: int, seconds: float) -> Iterator[int]:
     import ray.data
 
     def sleep(batch: Any) -> pa.Table:
-        return _sleep({"number": int(batch["id"][0])}, seconds)
+        return sleeping.read({"number": int(batch["id"][0])}, seconds)
 
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -59,7 +57,7 @@ def _dataset(n: int, n_cpus: int, seconds: float) -> Iterator[int]:
     import ray.data
 
     def sleep(batch: Any) -> pa.Table:
-        return _sleep({"number": int(batch["id"][0])}, seconds)
+        return sleeping.read({"number": int(batch["id"][0])}, seconds)
 
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False

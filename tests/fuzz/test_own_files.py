@@ -69,7 +69,8 @@ def test_cache_parts(tmp_path: Path):
     columns = {"uid": UIDS, "row": np.arange(n), "status": ["ok"] * n}
     for side in ("image", "text"):
         embeddings = rng.normal(size=(n, width))
-        columns[f"{side}_embedding"] = blocks.pack(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
+        unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        columns[f"{side}_embedding"] = blocks.pack_halves(unit.astype(np.float16))
     columns |= {name: rng.normal(size=n) for name in ("matched_pair_loss", "cosine")}
     embedded, fragments = pa.table(columns).cast(tables.score_cache(width)), list[parts.Fragment]()
     for g in range(len(GROUPS)):

@@ -145,4 +145,14 @@ def test_a_tokenizer_of_hugging_face_comes_with_its_folder_from_object_storage(t
     tokens = inputs.tokenizer(captions)
     assert tokens.shape == (3, 64)
     assert np.array_equal(tokens, open_clip.get_tokenizer(stock)(captions).numpy())
+
+    again = configurations.inputs(stock).tokenizer  # by another name
+    assert again.identity == inputs.tokenizer.identity is not None
+    again(captions)
+    assert configurations._identity(configurations.open_clip_tokenizer(stock, 64)) == again.identity  # after use too
+    assert configurations.inputs(stock, context_length=32).tokenizer.identity != again.identity
+    other = folder_of(tmp_path / "other", text_cfg=text | siglip | {"tokenizer_kwargs": {"clean": "whitespace"}})
+    for path in (tmp_path / "model").glob("*token*"):
+        (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
+    assert configurations.inputs(other).tokenizer.identity not in (again.identity, None)
     folders._cache.cache_clear()

@@ -83,7 +83,8 @@ def test_export_files_group_neighbouring_shards_up_to_a_size():
 
 def columns(run) -> dict[str, dict]:
     parts = [storage.open_parquet(score_cache.part_path(run.path(run.reference.scores), i)).read() for i in range(4)]
-    return {row["uid"]: row for part in parts for row in part.to_pylist() if row["status"] == "ok"}
+    rows = [row for part in parts for row in score_cache.with_lists(part).to_pylist()]
+    return {row["uid"]: row for row in rows if row["status"] == "ok"}
 
 
 def imported(run, tmp_path, features: str, *overrides):

@@ -32,6 +32,7 @@ def make_subset_run(scored, tmp_path):
 
 def rows_of(run, directory):
     parts = [storage.open_parquet(score_cache.part_path(directory, i)).read() for i in range(4)]
+    parts = [score_cache.with_lists(part) for part in parts]
     return {
         (i, row["row"]): row
         for i, part in enumerate(parts)

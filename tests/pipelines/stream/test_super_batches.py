@@ -161,7 +161,9 @@ def test_a_lasting_storage_outage_is_fatal_and_not_a_bad_row(on_s3, s3_server):
     s3_server.kill()
     try:
         with pytest.raises(Exception, match=r"(?i)connect") as raised:
-            impatient(on_s3, piece, source.catalogue.place(piece.shard), 0)
+            impatient(
+                on_s3, piece, source.catalogue.place(piece.shard), 0, configurations.inputs_of(on_s3.model).tokenizer
+            )
         assert not isinstance(raised.value, ValueError)
     finally:
         s3_server.start()
