@@ -46,6 +46,10 @@ _MOST_TASKS = 5_000  # that read: each reads consecutive row groups, and Ray kee
 _BLOCK_BYTES = 32 << 20  # of the pixels of a block, or one batch where that is more
 
 
+class _Decoder(TypedDict, total=False):
+    decoder: str
+
+
 class _Resolution(TypedDict, total=False):
     resolution: str
 
@@ -166,12 +170,18 @@ def _other_resolution(spec: Reference, reference: Towers) -> _Resolution:
     return {"resolution": f"{seen.image_size} pixels" + (f", patches of {seen.patch_size}" if seen.patch_size else "")}
 
 
+def _other_decoder(reference: Towers) -> _Decoder:
+    """The decoder of pictures, where it is not the one of versions that had no other."""
+    return {} if reference.view.decoder == "pillow" else {"decoder": reference.view.decoder}
+
+
 def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> Config:
     return {
         "catalogue": catalogue.manifest["fingerprint"],
         "model": reference.name,
         "weights": towers.weights_hash(reference.model),
         "preprocessing": reference.inputs.fingerprint,
+        **_other_decoder(reference),
         **_other_resolution(spec, reference),
         "precision": f"{spec.precision} forward, float16 embeddings",
         "loss": reference.loss,
@@ -191,7 +201,7 @@ def _embed_shards(
     parts = Parts(run, directory, config)
     for shard in np.setdiff1d(todo, units.shard).tolist():
         parts.write(shard, [])
-    inputs = configurations.inputs_of(spec.model)
+    inputs = configurations.inputs_of(spec.model, run.data.decoder)
     rows_a_block = spec.batch_size * max(1, _BLOCK_BYTES // (3 * inputs.view.image_size**2 * spec.batch_size))
     # no actor without a block to embed: it would load the model for nothing, and Ray warns of it
     n_blocks = int(np.ceil(units.slots / rows_a_block).sum())
