@@ -91,7 +91,7 @@ class View:
             raise BadImage(SlotStatus.NO_IMAGE) from None
         except (Image.DecompressionBombError, MemoryError):
             raise BadImage(SlotStatus.TOO_LARGE) from None
-        except BadImage:
+        except (BadImage, ImportError):  # of PyTorch, which is no fault of the picture
             raise
         except Exception as error:  # whatever Pillow raises: it has nothing but these bytes
             raise BadImage(SlotStatus.DAMAGED) from error
