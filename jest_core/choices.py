@@ -12,6 +12,7 @@ Precision = Literal["exact", "fast"]  # of selection's sums; fast: products of b
 ForwardPrecision = Literal["fp32", "bf16", "fp16"]  # of a forward pass: float32, or autocast to the other
 Schedule = Literal["cosine", "rsqrt", "constant"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Decoder = Literal["pillow", "simplejpeg"]  # of pictures: examples/decode.py
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 It is open_clip's evaluation transform, pixel for pixel, without its last step, the conversion to floats: a quarter of
 the bytes are sent between processes. Both use Pillow, but a process that only reads examples does not have to import
-PyTorch, torchvision and open_clip, which take 6 CPU seconds and 0.8 GB.
+PyTorch, torchvision and open_clip, which take 6 CPU seconds and 0.8 GB. The decoder `simplejpeg` takes about half of
+Pillow's time; whatever it does not decode without fault goes through Pillow, so that a picture has the same status.
 """
 
 import io
@@ -17,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from jest_core.choices import Decoder
+from jest_core.examples import exif, rgbx
 from jest_core.tables import SlotStatus
 
 # Not all that Pillow opens: some of the others run programs
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 89_478_485  # Pillow's limit for a decompression bomb, which is an error here; before and after the resize
 MAX_PASSES = 20  # a progressive JPEG has about 10 scans, and each goes over all pixels: 120 bytes can take 0.1 s
+_SCAN, _SCAN_BYTES = b"\xff\xda", 10  # the marker of a JPEG's scan, and the least that a scan takes
 _LARGE = (
     20_000_000  # pixels of a picture that is decoded alone: MAX_PIXELS in each of many threads would fill a machine
 )
@@ -50,7 +54,8 @@ class View:
     black; or `squash`. margin: resize to image_size / margin before the centre crop; 1 keeps the whole of the shorter
     side, 0.875 is what ImageNet is evaluated with. reduced: let the JPEG decoder halve the picture as often as it
     stays larger than the view. Several times faster, with slightly other pixels: for pictures that are scored but not
-    trained on (`data.decode: late`).
+    trained on (`data.decode: late`). decoder: pillow, or simplejpeg and PyTorch, which shows pictures upright and in
+    front of white (`data.decoder`).
     """
 
     image_size: int
@@ -59,6 +64,7 @@ class View:
     resize_mode: str = "shortest"
     margin: float = 1.0
     reduced: bool = False
+    decoder: Decoder = "pillow"
 
     def __post_init__(self) -> None:
         if self.resize_mode not in ("shortest", "longest", "squash"):
@@ -69,44 +75,84 @@ class View:
     def __call__(self, data: bytes | None) -> NDArray[np.uint8]:
         """Pixels (3, H, W). Raises BadImage where the bytes are not an image that decodes, or one whose pixels, before
         or after the resize, are more than MAX_PIXELS: what a picture can take of memory and time is bounded."""
+        pixels = np.empty((3, self.image_size, self.image_size), dtype=np.uint8)
+        self._fill(pixels, data)
+        return pixels
+
+    def _fill(self, pixels: NDArray[np.uint8], data: bytes | None) -> None:
+        """pixels (3, H, W): written where the image decodes, and left as they are where it raises BadImage."""
         if not data:
             raise BadImage(SlotStatus.MISSING)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if self._is_too_large(image, data):
-                    raise BadImage(SlotStatus.TOO_LARGE)
-                if self.reduced:
-                    scale = self.image_size / min(image.size)
-                    image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-                with _alone if math.prod(image.size) > _LARGE else nullcontext():
-                    picture = self._cut(image if image.mode == "RGB" else image.convert("RGB"))
+            decoded = self._by_simplejpeg(data) if self.decoder == "simplejpeg" else None
+            if decoded is None:
+                decoded = self._by_pillow(data)
         except UnidentifiedImageError:
             raise BadImage(SlotStatus.NO_IMAGE) from None
         except (Image.DecompressionBombError, MemoryError):
             raise BadImage(SlotStatus.TOO_LARGE) from None
-        except BadImage:
+        except (BadImage, ImportError):  # of PyTorch, which is no fault of the picture
             raise
         except Exception as error:  # whatever Pillow raises: it has nothing but these bytes
             raise BadImage(SlotStatus.DAMAGED) from error
-        return np.asarray(picture).transpose(2, 0, 1)
+        rgbx.to_planes(decoded, pixels)
 
-    def _is_too_large(self, image: Image.Image, data: bytes) -> bool:
-        """By the header alone: nothing is decoded yet."""
-        pixels, resized = math.prod(image.size), math.prod(self._shape(*image.size))
-        passes = data.count(b"\xff\xda") if "progressive" in image.info else 1  # the marker of a scan
+    def _by_pillow(self, data: bytes) -> rgbx.Pixels:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            passes = data.count(_SCAN) if "progressive" in image.info else 1
+            if self._is_too_large(image.size, passes):
+                raise BadImage(SlotStatus.TOO_LARGE)
+            if self.reduced:
+                scale = self.image_size / min(image.size)
+                image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            with _alone if math.prod(image.size) > _LARGE else nullcontext():
+                if self.decoder == "simplejpeg":
+                    pixels = rgbx.of_rgb(rgbx.on_white(image))
+                    return self._cut(pixels, exif.orientation(image.info.get("exif", b"")))
+                picture = image if image.mode == "RGB" else image.convert("RGB")
+                shape = self._shape(*picture.size)
+                if shape != picture.size:
+                    picture = picture.resize(shape, _FILTERS[self.interpolation])
+                return self._square(rgbx.of_rgb(picture))
+
+    def _by_simplejpeg(self, data: bytes) -> rgbx.Pixels | None:
+        """None of all that is not a JPEG without fault: Pillow decodes it, or says what is wrong with it."""
+        size = rgbx.jpeg_size(data)
+        if size is None:
+            return None
+        if self._is_too_large(size):
+            raise BadImage(SlotStatus.TOO_LARGE)
+        # few are large enough that their scans have to be counted, which takes a tenth of the time of decoding
+        if self._is_too_large(size, len(data) // _SCAN_BYTES) and self._is_too_large(size, data.count(_SCAN)):
+            return None
+        orientation = exif.orientation(exif.of_jpeg(data))
+        smallest = size
+        if self.reduced:
+            smallest = self._shape(*size) if orientation < 5 else self._shape(*size[::-1])[::-1]
+        with _alone if math.prod(size) > _LARGE else nullcontext():
+            pixels = rgbx.of_jpeg(data, smallest)
+            return None if pixels is None else self._cut(pixels, orientation)
+
+    def _is_too_large(self, size: tuple[int, int], passes: int = 1) -> bool:
+        """By the header alone: nothing is decoded yet. passes: scans of a progressive JPEG."""
+        pixels, resized = math.prod(size), math.prod(self._shape(*size))
         return max(pixels, resized, pixels * passes // MAX_PASSES) > MAX_PIXELS
 
     @property
     def _resized(self) -> int:
         return round(self.image_size / self.margin)
 
-    def _cut(self, picture: Image.Image) -> Image.Image:
-        shape = self._shape(*picture.size)
-        if shape != picture.size:
-            picture = picture.resize(shape, _FILTERS[self.interpolation])
+    def _cut(self, pixels: rgbx.Pixels, orientation: int) -> rgbx.Pixels:
+        pixels = rgbx.upright(pixels, orientation)
+        size = (pixels.shape[1], pixels.shape[0])
+        shape = self._shape(*size)
+        return self._square(pixels if shape == size else rgbx.resized(pixels, *shape, self.interpolation))
+
+    def _square(self, pixels: rgbx.Pixels) -> rgbx.Pixels:
+        """The middle of a picture of the resized shape."""
         if self.resize_mode == "longest":
-            picture = _padded(picture, self._resized)
-        return _centre(_centre(picture, self._resized), self.image_size)
+            pixels = rgbx.padded(pixels, self._resized)
+        return rgbx.centre(rgbx.centre(pixels, self._resized), self.image_size)
 
     def _shape(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that a picture is resized to."""
@@ -137,7 +183,7 @@ class View:
 
         def fill(i: int) -> None:
             try:
-                pixels[i] = self(images[i])
+                self._fill(pixels[i], images[i])
             except BadImage as error:
                 status[i] = error.status
 
@@ -146,7 +192,8 @@ class View:
         return pixels, status
 
     def __repr__(self) -> str:
-        """The steps as open_clip's transform writes them; the fingerprint of a score cache contains this text."""
+        """The steps as open_clip's transform writes them, after the decoder where that is another one; the fingerprint
+        of a score cache contains this text."""
         size, name = self._resized, self.interpolation
         resize = "Resize(size={}, interpolation={}, max_size=None, antialias=True)"
         crop = "CenterCrop(size=({0}, {0}))"
@@ -159,19 +206,5 @@ class View:
             ],
         }[self.resize_mode]
         last = [crop.format(self.image_size)] * (size != self.image_size)
-        return "; ".join([*steps, "MaybeConvertMode()", *last])
-
-
-def _padded(picture: Image.Image, size: int) -> Image.Image:
-    """A picture of at most `size` a side, in the middle of a black square of that."""
-    if picture.size == (size, size):
-        return picture
-    square = Image.new("RGB", (size, size))
-    square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
-    return square
-
-
-def _centre(picture: Image.Image, size: int) -> Image.Image:
-    """The square of `size` a side in the middle of a picture that is at least that large."""
-    left, top = round((picture.width - size) / 2), round((picture.height - size) / 2)
-    return picture.crop((left, top, left + size, top + size))
+        decoder = [f"Decoder({self.decoder})"] * (self.decoder != "pillow")
+        return "; ".join([*decoder, *steps, "MaybeConvertMode()", *last])

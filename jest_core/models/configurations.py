@@ -19,6 +19,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 
+from jest_core.choices import Decoder
 from jest_core.examples.decode import View
 from jest_core.examples.inputs import Colour, Inputs
 from jest_core.examples.tokenizer import MAX_CHARACTERS, ClipTokenizer, Tokenizer, parts_of, vocabulary
@@ -103,10 +104,10 @@ def context_length(name: str, given: int | None = None) -> int:
     return given or configuration(name)["text_cfg"].get("context_length", 77)  # open_clip's default
 
 
-def inputs_of(model: Model) -> Inputs:
-    """Which pixels and tokens a run file's model needs."""
+def inputs_of(model: Model, decoder: Decoder = "pillow") -> Inputs:
+    """Which pixels and tokens a run file's model needs. decoder: the run file's data.decoder."""
     shown = (model.image_mean, model.image_std, model.interpolation, model.resize_mode)
-    return inputs(model.name, model.pretrained, *shown, model.context_length)
+    return inputs(model.name, model.pretrained, *shown, model.context_length, decoder=decoder)
 
 
 @lru_cache(maxsize=8)
@@ -118,6 +119,8 @@ def inputs(
     interpolation: str | None = None,
     resize_mode: str | None = None,
     context_length: int | None = None,
+    *,
+    decoder: Decoder = "pillow",
 ) -> Inputs:
     """Which pixels and tokens an open_clip model needs, by its configuration and its pretrained tag; cached.
 
@@ -136,6 +139,7 @@ def inputs(
         image_size(name),
         interpolation=interpolation or tag.get("interpolation", "bicubic"),
         resize_mode=resize_mode or tag.get("resize_mode", "shortest"),
+        decoder=decoder,
     )
     plain = (0.5, 0.5, 0.5)
     colours = tuple(mean or tag.get("mean", plain)), tuple(std or tag.get("std", plain))

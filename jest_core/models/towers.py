@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from jest_core.choices import LOSSES, ForwardPrecision, Loss
+from jest_core.choices import LOSSES, Decoder, ForwardPrecision, Loss
 from jest_core.examples.decode import View
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.preprocess import normalise, resize
@@ -180,9 +180,10 @@ def create(name: str, *, seed: int, pretrained: str | None = None, inputs: Input
     return Towers(model, name, inputs)
 
 
-def build(model: Model, seed: int) -> Towers:
-    """A run file's model, with fresh weights from `seed` or with those of its pretrained tag."""
-    return create(model.name, seed=seed, pretrained=model.pretrained, inputs=configurations.inputs_of(model))
+def build(model: Model, seed: int, decoder: Decoder = "pillow") -> Towers:
+    """A run file's model, with fresh weights from `seed` or with those of its pretrained tag. decoder: data.decoder."""
+    inputs = configurations.inputs_of(model, decoder)
+    return create(model.name, seed=seed, pretrained=model.pretrained, inputs=inputs)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from jest_core.choices import Decoder
 from jest_core.run_file.parts import Circumstance, Part, Unit
 from jest_core.run_file.paths import sources
 from jest_core.run_file.rules import Rule, RuleOrBasicFilter, expanded
@@ -54,6 +55,12 @@ class Data(Part):
     decode: Literal["eager", "late"] = "eager"
     """When pictures are decoded. eager: all at the model's image size. late: all at selection.score_image_size, and the
     selected ones again at the model's."""
+
+    decoder: Decoder = "pillow"
+    """What makes pixels of encoded pictures, for learner, reference and evaluation alike. pillow: as open_clip does.
+    simplejpeg: JPEGs by simplejpeg and resizing by PyTorch, in about half of the time with nearly the same pixels;
+    pictures are shown upright (EXIF), transparent ones on white, and 16-bit grey is scaled rather than clipped. Score
+    caches are made for one of them."""
 
     read_cpus: Circumstance[PositiveInt | None] = None
     """CPUs of the cluster on which windows are read and decoded for all learners together. If not given, all."""

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ from .results import Line
 from .tasks import SetEvaluation
 
 _PATIENCE = 10.0  # seconds between two looks for a new checkpoint
+
+
+class _Decoder(TypedDict, total=False):
+    decoder: str
 
 
 @owner.until_return
@@ -103,11 +107,17 @@ def _digest(path: str, version: str) -> str:
 
 
 def protocol(run: Run, spec: EvaluationSet) -> str:
-    """A hash of all that decides a set's scores but the model: its definition and its classes."""
+    """A hash of all that decides a set's scores but the model: its definition, its classes, and the decoder."""
     assert run.evaluation is not None
     tasks = {*spec.tasks, spec.few_shot.classes if spec.few_shot else None}
     used = {name: task for name, task in sets.class_tasks(run).items() if name in tasks}
-    return storage.fingerprint([spec.model_dump(), used, run.evaluation.canonical_prompts])[:16]
+    decides = [spec.model_dump(), used, run.evaluation.canonical_prompts, *_other_decoder(run).values()]
+    return storage.fingerprint(decides)[:16]
+
+
+def _other_decoder(run: Run) -> _Decoder:
+    """The decoder of pictures, where it is not the one of versions that had no other."""
+    return {} if run.data.decoder == "pillow" else {"decoder": run.data.decoder}
 
 
 def _sets(run: Run) -> list[EvaluationSet]:
@@ -144,7 +154,7 @@ def _on_cluster(run: Run, steps: list[int]) -> Iterator[list[Line]]:
 
 def _of_checkpoint(run: Run, step: int) -> list[Line]:
     """Results of one checkpoint; an empty list where its run has removed it since it was listed."""
-    pair = towers.build(run.model, seed=0)
+    pair = towers.build(run.model, seed=0, decoder=run.data.decoder)
     if torch.cuda.is_available():
         pair.model.cuda()
     directory = run.path(run.run_dir)
@@ -189,6 +199,7 @@ def _evaluate(run: Run, pair: Towers, step: int, weights: str) -> list[Line]:
                 samples_trained=step * run.sub_batch_size,
                 protocol=protocol(run, spec),
                 checkpoint=weights,
+                **_other_decoder(run),
             )
             for spec in _sets(run)
             for task, metrics in SetEvaluation(run, spec, pair, class_tasks, embedded, decoders).run_tasks()

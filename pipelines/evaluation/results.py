@@ -28,6 +28,7 @@ class Line(TypedDict):
     samples_seen: int  # examples of the super-batches so far
     samples_trained: int  # examples of the sub-batches so far
     protocol: NotRequired[str]  # hash of the set's definition; versions before this key did not write it
+    decoder: NotRequired[str]  # data.decoder, where it is not pillow
     checkpoint: NotRequired[str]  # hash of what the checkpoint holds, empty where none was written; as for protocol
 
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -234,9 +234,9 @@ def _view(model: View, spec: EvaluationSet) -> View:
         case "model":
             return model
         case "crop":
-            return View(model.image_size, interpolation=model.interpolation, margin=0.875)
+            return replace(model, resize_mode="shortest", margin=0.875)
         case "squash":
-            return View(model.image_size, interpolation=model.interpolation, resize_mode="squash")
+            return replace(model, resize_mode="squash", margin=1.0)
 
 
 def _numbered(classes: ClassNames) -> dict[str, int]:

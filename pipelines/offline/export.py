@@ -107,7 +107,7 @@ def _export_model(run: Run, output: str) -> None:
     from jest_core.models import configurations, folders, towers
 
     path = checkpoints.file_of(run.path(run.run_dir))
-    pair = towers.build(run.model, seed=0)
+    pair = towers.build(run.model, seed=0, decoder=run.data.decoder)
     towers.load_weights(pair, checkpoints.read(path), path)
     config = configurations.open_clip_config(pair.name, pair.inputs)
     state = {name: value.contiguous() for name, value in pair.model.state_dict().items()}

@@ -134,6 +134,7 @@ def _caches(run: Run) -> dict[str, _Cache]:
         directory = run.path(run.reference.scores)
         manifest = score_cache.opened(directory)
         score_cache.refuse_other(manifest, open_catalogue(run.path(run.data.catalogue)), directory)
+        score_cache.refuse_other_decoder(manifest, run.data.decoder, directory)
         caches["reference"] = _Cache(directory, manifest)
     return caches
 

@@ -180,7 +180,7 @@ def _reference(run: Run) -> str:
     if run.reference.model.name.removeprefix(folders.PREFIX) != beside and storage.exists(f"{beside}/{folders.FILE}"):
         from jest_core.models import configurations  # with PyTorch, which takes seconds
 
-        inputs = configurations.inputs_of(run.reference.model)
+        inputs = configurations.inputs_of(run.reference.model, run.data.decoder)
         configurations.refuse_other_pixels(folders.read(f"{folders.PREFIX}{beside}"), inputs, found, "reference.model.")
     return found
 

@@ -82,7 +82,7 @@ def super_batch(run: Run, sub_batch_size: int) -> tuple[Run, Examples, Embedding
     run = run.model_copy(update={"data": run.data.model_copy(update={"n_streams": n_streams, "decode": "eager"})})
     cluster.connect()
     source = open_source(run)
-    size = configurations.inputs_of(run.model).view.image_size
+    size = configurations.inputs_of(run.model, run.data.decoder).view.image_size
     examples = next(super_batches.stream(run, source, size, rank=0, n_learners=1, first_step=0))
     assert source.scale_and_bias is not None
     assert examples.reference_image is not None
@@ -97,7 +97,7 @@ def super_batch(run: Run, sub_batch_size: int) -> tuple[Run, Examples, Embedding
 
 def learner_at(run: Run, step: int, examples: Examples) -> Embeddings:
     """The super-batch as the run's learner saw it after so many updates; 0: before the first."""
-    pair = towers.build(run.model, seed=run.seed)
+    pair = towers.build(run.model, seed=run.seed, decoder=run.data.decoder)
     if step:
         towers.load_weights(pair, checkpoints.read(checkpoints.path_of(run.path(run.run_dir), step)))
     return pair.embed(

@@ -29,7 +29,7 @@ def load_reference(run: Run, spec: Reference) -> Towers:
     Raises ValueError where its towers cannot look at reference.score_image_size or score_patch_size.
     """
     towers.refuse_resolution(spec.model, "reference.score_", spec.score_image_size, spec.score_patch_size)
-    reference = towers.build(spec.model, seed=0)
+    reference = towers.build(spec.model, seed=0, decoder=run.data.decoder)
     if spec.checkpoint is not None:
         path = checkpoints.file_of(run.path(spec.checkpoint))
         checkpoint = checkpoints.read(path)

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import TypedDict, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -44,10 +44,6 @@ _ROUNDING = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-3}  # of 1 - cosine, between
 _FEW_CORES = 4  # up to so many, this process embeds: each actor would import PyTorch first, which takes seconds
 _MOST_TASKS = 5_000  # that read: each reads consecutive row groups, and Ray keeps a record of every task
 _BLOCK_BYTES = 32 << 20  # of the pixels of a block, or one batch where that is more
-
-
-class _Resolution(TypedDict, total=False):
-    resolution: str
 
 
 @dataclass(frozen=True)
@@ -158,21 +154,12 @@ def verify_cache(run: Run, n_pairs: int = 256) -> None:
     progress.say(STAGE, result)
 
 
-def _other_resolution(spec: Reference, reference: Towers) -> _Resolution:
-    """The resolution at which the reference looks at images, where it is not the model's usual one."""
-    seen = resolution_of(spec, reference)
-    if seen == reference.resolution():
-        return {}
-    return {"resolution": f"{seen.image_size} pixels" + (f", patches of {seen.patch_size}" if seen.patch_size else "")}
-
-
 def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> Config:
-    return {
+    config: Config = {
         "catalogue": catalogue.manifest["fingerprint"],
         "model": reference.name,
         "weights": towers.weights_hash(reference.model),
         "preprocessing": reference.inputs.fingerprint,
-        **_other_resolution(spec, reference),
         "precision": f"{spec.precision} forward, float16 embeddings",
         "loss": reference.loss,
         "logit_scale": reference.scale_and_bias()[0],
@@ -180,6 +167,12 @@ def _config(spec: Reference, catalogue: Catalogue, reference: Towers) -> Config:
         "width": configurations.width(reference.name),
         "scorers": [scorer.model_dump() for scorer in spec.scorers],
     }
+    if reference.view.decoder != "pillow":
+        config["decoder"] = reference.view.decoder
+    if (seen := resolution_of(spec, reference)) != reference.resolution():
+        patches = f", patches of {seen.patch_size}" if seen.patch_size else ""
+        config["resolution"] = f"{seen.image_size} pixels{patches}"
+    return config
 
 
 def _embed_shards(
@@ -188,7 +181,7 @@ def _embed_shards(
     """Read and decode -> embed -> store fragments -> a part for each shard, all at once on the cluster."""
     directory = run.path(spec.scores)
     units = _units(catalogue, todo)
-    inputs = configurations.inputs_of(spec.model)
+    inputs = configurations.inputs_of(spec.model, run.data.decoder)
     parts = Parts(run, directory, config, inputs.tokenizer.identity)
     for shard in np.setdiff1d(todo, units.shard).tolist():
         parts.write(shard, [])

@@ -30,7 +30,8 @@ class Config(TypedDict):
     """What decides a score cache's content: another value of any of these makes another cache.
 
     catalogue: its fingerprint. weights: SHA-256 in hex of the model's parameters; None where another tool embedded.
-    resolution: pixels and patches, where not the model's usual ones. precision: of the forward pass and the embeddings.
+    decoder: of pictures, where not Pillow (preprocessing names it too). resolution: pixels and patches, where not the
+    model's usual ones. precision: of the forward pass and the embeddings.
     loss: that the reference was trained with. logit_scale: the multiplier. logit_bias: None where the reference has
     none. width: of both embeddings. scorers: those of the run file, with their options.
     """
@@ -39,6 +40,7 @@ class Config(TypedDict):
     model: str
     weights: str | None
     preprocessing: str
+    decoder: NotRequired[str]
     resolution: NotRequired[str]
     precision: str
     loss: str
@@ -77,6 +79,18 @@ def refuse_other(manifest: Manifest, catalogue: Catalogue, directory: str) -> No
         raise ValueError(
             f"{directory} was scored for another catalogue than {catalogue.directory}, and for none that it refines: "
             "run `jest reference-scores` into a new directory"
+        )
+
+
+def refuse_other_decoder(manifest: Manifest, decoder: str, directory: str) -> None:
+    """Raises ValueError unless the cached embeddings are of the pixels that `decoder` makes (data.decoder). Those of
+    another tool are of pixels that are not known."""
+    config = manifest["config"]
+    scored = config.get("decoder", "pillow")
+    if config["weights"] is not None and scored != decoder:
+        raise ValueError(
+            f"{directory} was scored with data.decoder {scored}, and data.decoder is {decoder}: learner and reference "
+            f"have to see the same pixels; set data.decoder to {scored}, or score into a new directory"
         )
 
 

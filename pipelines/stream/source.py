@@ -29,7 +29,7 @@ class Source:
 
 def open_source(run: Run) -> Source:
     """Open catalogue and score cache. Raises FileNotFoundError where a stage has not run, and ValueError where the
-    cache was made for another catalogue."""
+    cache was made for another catalogue, or with another decoder."""
     catalogue = open_catalogue(run.path(run.data.catalogue))
     if not run.reads_scores:
         return Source(catalogue.order(run), catalogue, None)
@@ -37,6 +37,7 @@ def open_source(run: Run) -> Source:
     directory = run.path(run.reference.scores)
     scores = score_cache.opened(directory)
     score_cache.refuse_other(scores, catalogue, directory)
+    score_cache.refuse_other_decoder(scores, run.data.decoder, directory)
     scale_and_bias = score_cache.scale_and_bias(scores)
     if scores["config"]["catalogue"] == catalogue.manifest["fingerprint"]:
         return Source(catalogue.order(run, score_cache.good_slots(directory)), catalogue, scale_and_bias)

@@ -80,7 +80,7 @@ def _windows(
     def item(window: Window) -> windows.Item:
         return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
-    inputs = configurations.inputs_of(run.model)
+    inputs = configurations.inputs_of(run.model, run.data.decoder)
     if run.data.decode == "late":
         assert run.selection.score_image_size is not None
         inputs = replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))

@@ -248,7 +248,7 @@ def _create(
     run: Run, source: Source, place: Place, group: dist.ProcessGroup | None, reference: Online | None
 ) -> Learner:
     config = run.training
-    pair = towers.build(run.model, seed=run.seed)
+    pair = towers.build(run.model, seed=run.seed, decoder=run.data.decoder)
     start_from(run, pair)
     layout = torch.contiguous_format if config.shard_weights else torch.channels_last
     pair.model.to(device=place.device, memory_format=layout)
@@ -290,7 +290,7 @@ def _whole(run: Run, pair: Towers, rank: int) -> Towers:
     state = checkpoints.copied(pair.model.state_dict(), keep=rank == 0)
     if rank:
         return pair
-    copy = towers.build(run.model, seed=0)
+    copy = towers.build(run.model, seed=0, decoder=run.data.decoder)
     towers.load_weights(copy, state)
     copy.model.to(pair.device)
     return copy

@@ -66,7 +66,7 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
 
     from ..stream import super_batches
 
-    share, inputs = run.sub_batch_size // n_learners, configurations.inputs_of(run.model)
+    share, inputs = run.sub_batch_size // n_learners, configurations.inputs_of(run.model, run.data.decoder)
 
     def item(steps: Steps) -> dict[str, Any]:
         return {"steps": steps, "first": rank * share, "share": share}

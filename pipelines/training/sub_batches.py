@@ -54,7 +54,7 @@ class SubBatches:
         self.directory = run.path(run.run_dir)
         self.group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if self.group else (0, 1)
-        self.pair = Towers(model, run.model.name, configurations.inputs_of(run.model))
+        self.pair = Towers(model, run.model.name, configurations.inputs_of(run.model, run.data.decoder))
         towers.refuse_batch_norm(model)
         outlines.refuse_resolutions(run)
         if run.data.replay is not None:

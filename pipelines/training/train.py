@@ -86,7 +86,7 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     from . import loop
     from .metrics import step_costs
 
-    pair = towers.build(run.model, seed=0)
+    pair = towers.build(run.model, seed=0, decoder=run.data.decoder)
     towers.refuse_loss(pair, run.training.loss, "training.loss")
     outlines.refuse_resolutions(run)
     outlines.refuse_hidden_state(run.model)

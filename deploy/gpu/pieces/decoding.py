@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torchvision.io as io
 
 from deploy.gpu import timing
 from deploy.gpu.results import Results
+from jest_core.choices import Decoder
 from jest_core.examples.decode import View
 
 
@@ -26,10 +28,12 @@ def run(results: Results) -> None:
         with results.attempt(what):
             results.row(what, images_a_second=n / timing.seconds(decode, results.device, repeats=3))
 
-    view = View(256)
-    rate("Pillow, decoded and resized to 256 as readers do, one core", lambda: view.batch(images))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rate(f"the same, {os.cpu_count()} threads", lambda: view.batch(images, pool))
+    decoders: tuple[Decoder, ...] = ("pillow", "simplejpeg")
+    for decoder in decoders:
+        view = View(256, decoder=decoder)
+        rate(f"{decoder}, decoded and resized to 256 as readers do, one core", partial(view.batch, images))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            rate(f"the same, {os.cpu_count()} threads", partial(view.batch, images, pool))
     rate("torchvision on one core, decoded alone", lambda: [io.decode_jpeg(file) for file in files])
     if not results.cuda:
         results.skip("torchvision on the card (nvJPEG)", "needs CUDA")

@@ -179,7 +179,7 @@ def test_a_small_file_takes_neither_gigabytes_nor_minutes():
     before = resource.getrusage(resource.RUSAGE_SELF)
     for kind, (data, status) in files.items():
         assert len(data) < 500_000
-        for view in (View(256), View(512).smaller(256)):
+        for view in (View(256), View(512).smaller(256), View(256, decoder="simplejpeg")):
             assert status_labels(view.batch([data])[1]) == [status], kind
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 200_000 * (1 if sys.platform == "linux" else 1024)
@@ -212,18 +212,23 @@ def test_large_pictures_are_decoded_one_at_a_time():
 def test_a_picture_for_which_there_is_no_memory_has_a_status_and_the_next_one_decodes(tmp_path):
     """In a process of its own, which may take 100 MB more than it has."""
     (tmp_path / "large").write_bytes(encode(Image.new("L", (9_000, 9_000))))
+    (tmp_path / "large.jpeg").write_bytes(encode(Image.new("L", (9_000, 9_000)), "JPEG"))
     (tmp_path / "small").write_bytes(encode(picture()))
     code = """
 import resource, sys
 from pathlib import Path
 from jest_core.examples.decode import View
-view, folder = View(16), Path(sys.argv[1])
+folder = Path(sys.argv[1])
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 100_000_000,) * 2)
-print(*view.batch([(folder / name).read_bytes() for name in ("large", "small")])[1])
+for decoder in ("pillow", "simplejpeg"):
+    view = View(16, decoder=decoder)
+    print(*view.batch([(folder / name).read_bytes() for name in ("large", "large.jpeg")])[1])
+print(*View(16).batch([(folder / "small").read_bytes()])[1])
 """
     out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert out.stdout.split() == [str(int(SlotStatus.TOO_LARGE)), str(int(SlotStatus.OK))], out.stderr
+    too_large = [str(int(SlotStatus.TOO_LARGE))] * 4
+    assert out.stdout.split() == [*too_large, str(int(SlotStatus.OK))], out.stderr
 
 
 def test_reduced_decoding_is_close_to_full_decoding():

@@ -28,6 +28,15 @@ def test_the_fingerprint_of_inputs_is_that_of_earlier_versions():
     )
 
 
+def test_the_decoder_is_a_part_of_what_prepares_examples_where_it_is_not_pillow():
+    name = "jest-drawings"
+    ours, other = configurations.inputs(name), configurations.inputs(name, decoder="simplejpeg")
+    assert ours == configurations.inputs(name, decoder="pillow")
+    assert other.fingerprint == f"Decoder(simplejpeg); {ours.fingerprint}"
+    assert not ours.prepares_as(other)
+    assert other.view.smaller(32).decoder == "simplejpeg"
+
+
 def test_inputs_pickle_to_less_than_1000_bytes():
     inputs = configurations.inputs("ViT-B-32", "openai")
     pickled = pickle.dumps(inputs)

@@ -63,6 +63,10 @@ def test_only_what_changed_is_evaluated_again(pictures, tmp_path, monkeypatch):
     evaluate.run_stage(squashed)
     after = results.read(one.path("run"))
     assert [line["protocol"] for line in after] != [line["protocol"] for line in before]
+    decoded = run_file.load(run_file.dump(squashed), ["data.decoder=simplejpeg"])
+    last = [line for line in evaluate.run_stage(decoded) if line["key"] == "folder/zero_shot"]
+    assert [line.get("decoder") for line in last] == ["simplejpeg"]
+    assert last[0]["protocol"] not in [line["protocol"] for line in after]
 
 
 def test_results_are_those_of_what_the_checkpoint_holds_not_of_its_name(pictures, tmp_path):

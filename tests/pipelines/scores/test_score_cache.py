@@ -20,6 +20,8 @@ from pipelines.data.catalogue import open_catalogue
 from pipelines.data.places import Place
 from pipelines.scores import calibration, parts, reference_scores, score_cache
 from pipelines.scores.embedder import Embedder, load_reference
+from pipelines.stream import super_batches
+from pipelines.stream.source import open_source
 
 
 def in_a_copy(run, tmp_path, *overrides):
@@ -159,6 +161,30 @@ def test_a_reference_that_gives_nan_costs_the_rows_alone_or_is_named(scored, tmp
     checkpoints.write(run.path("reference"), 1, {"state_dict": pair.model.state_dict(), "jest": {"step": 1}})
     with pytest.raises(ValueError, match="the reference jest-tiny gives embeddings that are NaN or infinite"):
         Embedder(run_file.dump(run), run.reference.model_dump_json())(block)
+
+
+def test_a_cache_serves_the_decoder_that_it_was_scored_with(scored, tmp_path):
+    run = in_a_copy(scored, tmp_path, "data.decoder=simplejpeg")
+    with pytest.raises(
+        ValueError, match=r"scores was scored with data\.decoder pillow, and data\.decoder is simplejpeg"
+    ):
+        open_source(run)
+    with pytest.raises(ValueError, match=r"another configuration .*decoder: there null, here .simplejpeg."):
+        reference_scores.run_stage(run)
+    storage.remove_tree(run.path("scores"))
+    manifest = reference_scores.run_stage(run)
+    assert manifest["config"]["preprocessing"].startswith("Decoder(simplejpeg); Resize")
+    assert manifest["counts"] == score_cache.opened(scored.path("scores"))["counts"]
+    reference_scores.verify_cache(run)
+    source, size = open_source(run), configurations.image_size(run.model.name)
+    batch = next(super_batches.stream(run, source, size, rank=0, n_learners=1, first_step=0))
+    view = configurations.inputs_of(run.model, run.data.decoder).view
+    pixels, _ = view.batch(batch.rows["image"].to_pylist())
+    assert (batch.pixels.numpy() == pixels).all()
+    with pytest.raises(ValueError, match=r"scored with data\.decoder simplejpeg, and data\.decoder is pillow"):
+        open_source(run_file.load(run_file.dump(run), ["data.decoder=pillow"]))
+    config = manifest["config"] | {"weights": None}  # another tool embedded, by pixels that are not known
+    score_cache.refuse_other_decoder({**manifest, "config": config}, "pillow", "scores")
 
 
 def test_a_calibration_sample_has_unit_norm_embeddings(scored):
