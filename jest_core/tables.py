@@ -63,6 +63,7 @@ SHARDS = pa.schema(
         ("rows", pa.int64()),
         ("fingerprint", pa.string()),  # of its size, its row count, and its uids in order
         ("counts", pa.map_(pa.string(), pa.int64())),  # kept, and each rule's drops
+        ("is_paged", pa.bool_()),  # a Parquet file whose large row groups are read in parts; absent before 0.1.0
     ]
 )
 

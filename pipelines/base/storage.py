@@ -194,11 +194,16 @@ def remove_tree(directory: str) -> None:
         return
 
 
+def open_file(path: str) -> BinaryIO:
+    """Open a file for reading; a read fetches the bytes that it asks for, and no others."""
+    fs, inner = filesystem(path)
+    file: BinaryIO = fs.open(inner, "rb", **({} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}))
+    return file
+
+
 def open_parquet(path: str) -> ParquetFile:
     """Open a Parquet file. Raises Damaged, also when it is read, where it is not as it was written."""
-    fs, inner = filesystem(path)
-    options = {} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
-    return ParquetFile(path, fs.open(inner, "rb", **options))
+    return ParquetFile(path, open_file(path))
 
 
 def write_table(path: str, table: pa.Table, row_groups: Iterable[int] | None = None) -> None:
