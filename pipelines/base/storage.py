@@ -81,9 +81,15 @@ def size(path: str) -> int:
 
 def version(path: str) -> str:
     """What another content of the file would change: its size, and when it was written. Raises FileNotFoundError."""
+    return size_and_version(path)[1]
+
+
+def size_and_version(path: str) -> tuple[int, str]:
+    """Both, with one look at the file."""
     fs, inner = filesystem(path)
     info = fs.info(inner)
-    return str([info.get(name) for name in ("size", "mtime", "ETag", "LastModified", "ino")])
+    names = ("size", "mtime", "ETag", "LastModified", "ino")
+    return int(info["size"]), str([info.get(name) for name in names])
 
 
 def read_bytes(path: str) -> bytes:

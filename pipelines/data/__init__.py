@@ -7,6 +7,7 @@ url_lists        metadata of URLs -> the rows that the rules keep, one list for 
 outcomes         what became of the URLs of a shard, by reason
 ingest           the stage: lists of URLs -> image shards, by img2dataset
 shards           a shard, whatever its layout: captions, images, uids; names and types of columns
+local_cache      bytes of shards on a disk of the node, shared by its processes
 page_headers     the headers of the pages of a Parquet file: bytes and rows of each page
 pages            the pages of large row groups of Parquet, by which groups of some 1,000 rows are read alone
 parquet          shards that are Parquet files

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ..base import damage, storage
 from ..base.shard_paths import is_tar
 from .layouts import open_shard
+from .local_cache import LocalCache
 from .shards import Shard, part_name
 
 
@@ -36,9 +37,9 @@ class Place:
         """The path of the shard's part of the catalogue (columns: tables.CATALOGUE)."""
         return f"{self.directory}/parts/{part_name(self.number)}"
 
-    def open(self, columns: dict[str, str]) -> Shard:
-        """The shard; columns: data.columns of the run file."""
-        return open_shard(self.path, columns, self.index_path)
+    def open(self, columns: dict[str, str], cache: LocalCache | None = None) -> Shard:
+        """The shard; columns: data.columns of the run file. cache: where its bytes are kept."""
+        return open_shard(self.path, columns, self.index_path, cache)
 
     def rows(self, row_group: int) -> tuple[list[str], NDArray[np.int64]]:
         """uid and multiplicity of each row of a row group, as the catalogue has them."""

@@ -3,22 +3,21 @@
 Nothing here imports PyTorch, for the reason that data/rows.py gives.
 """
 
-from functools import lru_cache
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jest_core import run_file
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Piece, Window
 from jest_core.run_file import Run
 from jest_core.tables import SlotStatus
 
 from ..base import storage
+from ..data import local_cache
 from ..data.places import Place
-from ..data.rows import decoded, encoded
+from ..data.rows import decoded, encoded, parsed
 from ..scores import score_cache
 
 
@@ -34,22 +33,16 @@ def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:
 
     inputs: how the model prepares images and texts.
     """
-    run, window, places = _run(run_text), item["window"], item["places"]
+    run, window, places = parsed(run_text), item["window"], item["places"]
     pieces = [_of_piece(run, piece, places[piece.shard], window.epoch) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
     return decoded(table, inputs)
 
 
-@lru_cache(maxsize=2)
-def _run(text: str) -> Run:
-    """The run file, parsed once in a process."""
-    return run_file.load(text)
-
-
 @storage.retried
 def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
     """The slots of a piece, in the order of the shard; a row comes as often as its multiplicity says."""
-    shard = place.open(run.data.columns)
+    shard = place.open(run.data.columns, local_cache.of(run))
     uids, multiplicity = place.aligned(shard, piece.row_group)
     cached = None
     if run.reads_scores:

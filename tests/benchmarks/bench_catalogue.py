@@ -39,7 +39,7 @@ model: {{name: ViT-B-32}}
 selection: {{method: joint, criterion: hard, filter_ratio: 0.8, n_chunks: 16}}
 training:
   sub_batch_size: 32768
-  examples_trained: 100000000
+  examples_trained: 1000013824
   learning_rate: 1.0e-3
   warmup_steps: 0
   weight_decay: 0.0
