@@ -40,7 +40,7 @@ EXAMPLE = pa.schema(
         ("row", pa.int32()),  # row of the shard
         ("image", pa.large_binary()),  # encoded, as in the shard
         ("caption", pa.large_string()),
-        ("content", pa.int64()),  # hash of the image's bytes
+        ("content", pa.int64()),  # hash of the image's bytes with data.mask_duplicates `image`, else 0
         ("status", pa.uint8()),  # number of a SlotStatus
     ]
 )

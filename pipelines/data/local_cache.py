@@ -60,8 +60,8 @@ class LocalCache:
         try:
             os.makedirs(os.path.dirname(temporary), exist_ok=True)
             with self._locked() as total, open(temporary, "wb") as file:
-                file.truncate(len(data))  # so that others count it
                 total.add(len(data), self)
+                file.truncate(len(data))  # so that others count it
             with open(temporary, "r+b") as file:
                 file.write(data)
                 file.flush()
@@ -74,9 +74,10 @@ class LocalCache:
                 _warned.add(self.directory)
                 progress.warn("data.local_cache", f"{error}: what is read is not kept, and fetched again")
 
-    def remove_oldest(self) -> int:
-        """Remove the least recently used until _TO of the limit is left; returns the bytes that are."""
-        blocks, total = [], 0
+    def remove_oldest(self, more: int = 0) -> int:
+        """Remove the least recently used until _TO of the limit is left, with `more` bytes to come; returns how many
+        these are."""
+        blocks, total = [], more
         for folder in os.scandir(self.directory):
             if not folder.is_dir():
                 continue
@@ -115,7 +116,7 @@ class _Total:
         text = os.pread(self.file, 32, 0)
         total = int(text) + n if text.isdigit() else cache.n_bytes + 1  # then it counts
         if total > cache.n_bytes:
-            total = cache.remove_oldest()
+            total = cache.remove_oldest(n)
         os.ftruncate(self.file, 0)
         os.write(self.file, b"%d" % total)  # it is open for appending
 

@@ -62,7 +62,11 @@ class ParquetShard(Shard):
         if self._whole is None or self._whole[0] != row_group:
             self._whole = row_group, self._pictures(self._image_column(row_group))
         images = self._whole[1]
-        return images if rows is None else images.take(pa.array(rows))
+        if rows is None:
+            return images
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and bool(np.all(np.diff(rows) == 1)):
+            return images.slice(int(rows[0]), len(rows))  # without a copy
+        return images.take(pa.array(rows))
 
     def _image_column(self, row_group: int) -> pa.ChunkedArray:
         """All pictures of a row group; with an index without the fields beside them, which have other pages."""

@@ -5,6 +5,7 @@ Rows come in row groups; images stay encoded.
 
 import contextlib
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -233,5 +234,4 @@ def _is_missing(text: str) -> bool:
     return text.strip().lower() in ("", "nan", "none", "null")
 
 
-def _is_uid(value: str) -> bool:
-    return len(value) == 32 and all(c in "0123456789abcdefABCDEF" for c in value)
+_is_uid = re.compile("[0-9a-fA-F]{32}").fullmatch

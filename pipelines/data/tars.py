@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,7 @@ class TarShard(Shard):
         self.fields: list[str] = json.loads(self.samples.schema.metadata[NAMES])
         self.names = {"key", "txt", "image", *self.fields}
         self.row_group_sizes = [n for n in sizes if n]
+        self._parsed: tuple[int, list[dict[str, Any]]] | None = None  # of the row group that was read last
 
     def _index(self, row_group: int, columns: list[str]) -> pa.Table:
         """The index of a row group."""
@@ -56,7 +58,7 @@ class TarShard(Shard):
         indexed = {"key": "key", "txt": "text"}  # the other columns are keys of the .json members
         wanted = sorted({indexed.get(name, "json") for name in columns})
         part = self._index(row_group, wanted)
-        samples = [fields(text) for text in part["json"].to_pylist()] if "json" in wanted else []
+        samples = self._samples_of(row_group, part["json"]) if "json" in wanted else []
         return pa.table(
             {
                 name: part[indexed[name]]
@@ -65,6 +67,12 @@ class TarShard(Shard):
                 for name in columns
             }
         )
+
+    def _samples_of(self, row_group: int, texts: pa.ChunkedArray) -> list[dict[str, Any]]:
+        """The .json members, parsed once for all columns."""
+        if self._parsed is None or self._parsed[0] != row_group:
+            self._parsed = row_group, [fields(text) for text in texts.to_pylist()]
+        return self._parsed[1]
 
     def captions(self, row_group: int) -> list[str]:
         """The .txt of each sample, else the first text of its .json under a name of captions; with data.columns only
@@ -95,7 +103,7 @@ class TarShard(Shard):
         names, starts, sizes = (table[name].to_pylist() for name in ("member", "offset", "size"))
         picked = range(len(names)) if rows is None else rows.tolist()
         members = [i for i in set(picked) if names[i] is not None]
-        images: dict[int, bytes] = {}
+        images: dict[int, memoryview] = {}
         for inside in _near(sorted((starts[i] - HEADER, starts[i] + sizes[i], i) for i in members)):
             first = inside[0][0]
             data = memoryview(self._bytes(first, max(stop for _, stop, _ in inside)))
@@ -106,7 +114,7 @@ class TarShard(Shard):
                         f"{self.path} changed since it was indexed, {names[i]!r} is not where it was: run `jest "
                         "catalogue` into a new directory"
                     )
-                images[i] = bytes(member[HEADER:])
+                images[i] = member[HEADER:]
         return pa.array([images.get(i) for i in picked], pa.large_binary())
 
     def image_bytes(self, row_group: int) -> int:

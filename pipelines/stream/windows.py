@@ -57,7 +57,7 @@ def _of_piece(run: Run, piece: Piece, place: Place, epoch: int) -> pa.Table:
             f"{place.path}, row group {piece.row_group}: {error}; if a catalogue or score cache was made "
             "again, start the run in a new directory"
         ) from error
-    table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences)
+    table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences, run.data.mask_duplicates == "image")
     if cached is None:
         return table
     cached = cached.take(pa.array(rows))
