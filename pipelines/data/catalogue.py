@@ -202,13 +202,7 @@ def run_stage(run: Run) -> Catalogue:
     index = parent.manifest["index"] if parent else f"{directory}/index"
     paged = parent.places.is_paged if parent else np.zeros(len(paths), bool)
     places = Places(pa.array(paths, pa.string()), directory, index, paged)
-    descriptions = Descriptions(len(paths))
-    whole = "groups" not in config
-    for number, description in write_missing(run, places, parent.directory if parent else None, whole):
-        descriptions.add(number, description)
-    if run.data.rules and isinstance(run.data.rules[-1], DuplicateRule):
-        for number, description in duplicates.drop(directory, len(paths)):
-            descriptions.add(number, description)
+    descriptions = _describe_all(run, places, parent, whole="groups" not in config)
     descriptions.write_tables(directory, paths, sources)
     counts = descriptions.counts()
     _refuse_nothing_kept(directory, counts)
@@ -227,6 +221,17 @@ def run_stage(run: Run) -> Catalogue:
     )
     progress.say(STAGE, audit(manifest["counts"]))
     return Catalogue(directory, manifest)
+
+
+def _describe_all(run: Run, places: Places, parent: Catalogue | None, *, whole: bool) -> Descriptions:
+    """Write the parts that are missing; returns what all parts say. whole: as in write_missing."""
+    descriptions = Descriptions(len(places))
+    for number, description in write_missing(run, places, parent.directory if parent else None, whole):
+        descriptions.add(number, description)
+    if run.data.rules and isinstance(run.data.rules[-1], DuplicateRule):
+        for number, description in duplicates.drop(places.directory, len(places)):
+            descriptions.add(number, description)
+    return descriptions
 
 
 def _begin(directory: str, config: Config) -> Manifest | None:

@@ -160,7 +160,7 @@ def test_processes_share_a_folder_and_one_that_is_killed_leaves_nothing_broken(t
     path, folder = str(tmp_path / "a"), tmp_path / "cache"
     storage.write_bytes(path, DATA)
     folder.mkdir()
-    workers += [started(path, folder, seed, 60 if seed else 10**9) for seed in range(3)]
+    workers += [started(path, folder, seed, 25 if seed else 10**9) for seed in range(3)]
     for worker in workers:
         assert worker.stdout is not None
         worker.stdout.readline()
@@ -171,7 +171,7 @@ def test_processes_share_a_folder_and_one_that_is_killed_leaves_nothing_broken(t
     workers[0].send_signal(signal.SIGKILL)
     workers[0].wait()
     (folder / "bytes").write_text("half a num")
-    last = started(path, folder, 9, 30)
+    last = started(path, folder, 9, 10)
     workers.append(last)
     assert last.wait() == 0
     assert sizes(folder) <= 2_050_000

@@ -1,6 +1,8 @@
 """Large row groups of Parquet, of which some rows are read alone."""
 
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.base import storage
-from pipelines.data import page_headers, pages
+from pipelines.data import catalogue_parts, page_headers, pages
 from pipelines.data.layouts import open_shard, write_index
+from pipelines.data.places import Place
 
 N, GROUP = 700, 500
 WRITERS = {
@@ -145,3 +148,24 @@ def test_a_window_reads_the_bytes_of_its_rows_wherever_they_are(few, tmp_path):
         assert shard.captions(group) == [f"a cat {64 * group + i}" for i in range(64)]
         assert shard.images(group).to_pylist() == [random[i : i + 100] for i in range(64 * group, 64 * group + 64)]
         assert source.n < 1.3 * 64 * (100 + 4 + 16)
+
+
+def test_a_catalogue_has_the_groups_and_one_that_refines_it_too(few, make_run, tmp_path):
+    run, path = make_run("x", "data.rules=[]"), str(tmp_path / "a.parquet")
+    pq.write_table(pa.table(columns(True)), path, row_group_size=GROUP, write_batch_size=64, data_page_size=1)
+    place = Place(0, path, run.path("catalogue"), run.path("catalogue/index"))
+    written = catalogue_parts._write_shard({"place": place, "done": False}, run, {}, None)
+    described = json.loads(written["description"])
+    assert described["is_paged"]
+    assert max(described["group_rows"]) <= 64
+    paged = replace(place, is_paged=True)
+    shard = paged.open({})
+    assert [uid for g in range(len(shard.row_group_sizes)) for uid in paged.aligned(shard, g)[0]] == [
+        uid for g in range(2) for uid in open_shard(path).uids(g)
+    ]
+    refined = replace(paged, directory=run.path("refined"))
+    again = catalogue_parts._write_shard({"place": refined, "done": False}, run, {}, place.directory)
+    assert json.loads(again["description"])["group_rows"] == described["group_rows"]
+    before = replace(place, directory=run.path("before"))  # of an earlier version, of which a part is made again
+    whole = catalogue_parts._write_shard({"place": before, "done": False}, run, {}, None, whole=True)
+    assert json.loads(whole["description"])["group_rows"] == [GROUP, N - GROUP]
