@@ -43,7 +43,7 @@ EXAMPLE = pa.schema(
         ("row", pa.int32()),  # row of the shard
         ("image", pa.large_binary()),  # encoded, as in the shard
         ("caption", pa.large_string()),
-        ("content", pa.int64()),  # hash of the image's bytes
+        ("content", pa.int64()),  # hash of the image's bytes with data.mask_duplicates `image`, else 0
         ("status", pa.uint8()),  # number of a SlotStatus
     ]
 )
@@ -66,6 +66,7 @@ SHARDS = pa.schema(
         ("rows", pa.int64()),
         ("fingerprint", pa.string()),  # of its size, its row count, and its uids in order
         ("counts", pa.map_(pa.string(), pa.int64())),  # kept, and each rule's drops
+        ("is_paged", pa.bool_()),  # a Parquet file whose large row groups are read in parts; absent before 0.1.0
     ]
 )
 

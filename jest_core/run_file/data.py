@@ -65,6 +65,13 @@ class Data(Part):
     read_cpus: Circumstance[PositiveInt | None] = None
     """CPUs of the cluster on which windows are read and decoded for all learners together. If not given, all."""
 
+    local_cache: Circumstance[str | None] = Field(default=None, examples=["/mnt/nvme/jest"])
+    """Directory on a local disk of each node where bytes of shards are kept for the next epoch and for other tasks of
+    the node. If not given, nothing is kept."""
+
+    local_cache_gb: Circumstance[Annotated[PositiveFloat, Unit("GB")]] = 100
+    """Size that `local_cache` may have; what was used least recently is removed first."""
+
     replay: str | None = Field(default=None, examples=["runs/joint"])
     """Run directory of another run: train on the examples that it selected, step by step, and score nothing. `jest
     train --replay` sets it. If not given, the run selects by itself."""
@@ -84,6 +91,15 @@ class Data(Part):
         if any(rule.rule == "duplicate" for rule in rules[:-1]):
             raise ValueError("the rule `duplicate` must come last: it keeps one of the rows that all others keep")
         return rules
+
+    @field_validator("local_cache")
+    @classmethod
+    def _is_local(cls, directory: str | None) -> str | None:
+        if directory is not None and not directory.startswith(("/", "~/")):
+            raise ValueError(
+                f"data.local_cache {directory} is no absolute path of a local disk: name one, as /mnt/nvme"
+            )
+        return directory
 
     @property
     def sources(self) -> list[str]:

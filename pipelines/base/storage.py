@@ -81,9 +81,15 @@ def size(path: str) -> int:
 
 def version(path: str) -> str:
     """What another content of the file would change: its size, and when it was written. Raises FileNotFoundError."""
+    return size_and_version(path)[1]
+
+
+def size_and_version(path: str) -> tuple[int, str]:
+    """Both, with one look at the file."""
     fs, inner = filesystem(path)
     info = fs.info(inner)
-    return str([info.get(name) for name in ("size", "mtime", "ETag", "LastModified", "ino")])
+    names = ("size", "mtime", "ETag", "LastModified", "ino")
+    return int(info["size"]), str([info.get(name) for name in names])
 
 
 def read_bytes(path: str) -> bytes:
@@ -194,11 +200,16 @@ def remove_tree(directory: str) -> None:
         return
 
 
+def open_file(path: str) -> BinaryIO:
+    """Open a file for reading; a read fetches the bytes that it asks for, and no others."""
+    fs, inner = filesystem(path)
+    file: BinaryIO = fs.open(inner, "rb", **({} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}))
+    return file
+
+
 def open_parquet(path: str) -> ParquetFile:
     """Open a Parquet file. Raises Damaged, also when it is read, where it is not as it was written."""
-    fs, inner = filesystem(path)
-    options = {} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
-    return ParquetFile(path, fs.open(inner, "rb", **options))
+    return ParquetFile(path, open_file(path))
 
 
 def write_table(

@@ -15,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jest_core import tables
 from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule, ScoreRule
 
 from ..base import cluster, damage, manifests, owner, progress, shard_paths, storage
 from ..base.integrity import Damaged
-from . import catalogue_parts, duplicates, first_shards, rules
-from .catalogue_parts import KEPT, Description
-from .places import Place
+from . import duplicates, first_shards, rules
+from .catalogue_parts import KEPT, write_missing
+from .descriptions import Descriptions
+from .pages import MANY_ROWS
+from .places import Place, Places
 from .shards import part_name
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Config(TypedDict):
 
     shards: the patterns of data.shards. n_shards: files that they name. shards_hash: SHA-256 in hex of the paths, and
     of which pattern named each. rules, columns: those of the run file's `data`. refines: fingerprint of the parent.
-    lists: a hash of each list that a rule names, where one does; absent before 0.1.0.
+    lists: a hash of each list that a rule names, where one does. groups: the most rows of a row group of Parquet that
+    is not read in parts, where its pages allow that. Both are absent before 0.1.0.
     """
 
     shards: list[str]
@@ -47,6 +49,7 @@ class Config(TypedDict):
     columns: dict[str, str]
     refines: str | None
     lists: NotRequired[dict[str, str]]
+    groups: NotRequired[int]
 
 
 class Manifest(manifests.Manifest[Config]):
@@ -111,7 +114,15 @@ class Catalogue:
 
     def place(self, number: int) -> Place:
         """Where shard `number` and its part are."""
-        return Place(number, self.shards["path"][number].as_py(), self.directory, self.manifest["index"])
+        return self.places.place(number)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where all shards and their parts are."""
+        paths = self.shards["path"].combine_chunks()
+        was_before = "is_paged" not in self.shards.column_names  # of 0.1.0, which read no Parquet file in parts
+        is_paged = np.zeros(len(paths), bool) if was_before else self.shards["is_paged"].to_numpy()
+        return Places(paths, self.directory, self.manifest["index"], is_paged)
 
     def order(self, run: Run, slots: NDArray[np.int64] | None = None) -> "Order":
         """The order in which a run sees the catalogue's rows.
@@ -165,6 +176,7 @@ def run_stage(run: Run) -> Catalogue:
         "rules": [rule.model_dump() for rule in run.data.rules],
         "columns": run.data.columns,
         "refines": parent.manifest["fingerprint"] if parent else None,
+        "groups": MANY_ROWS,
     }
     if versions := rules.list_versions(run):
         config["lists"] = versions
@@ -173,6 +185,8 @@ def run_stage(run: Run) -> Catalogue:
     if (manifest := _begin(directory, config)) is not None and _is_whole(directory, len(paths)):
         progress.say(STAGE, f"already at {directory}: {audit(manifest['counts'])}")
         return Catalogue(directory, manifest)
+    if manifest is not None and "groups" not in manifest["config"]:
+        del config["groups"]  # what is made again of it keeps its row groups
     owner.claim(directory)  # of a finished one too, of which damaged parts are made again
     if parent and parent.manifest["config"]["shards_hash"] != config["shards_hash"]:
         raise ValueError(
@@ -186,13 +200,11 @@ def run_stage(run: Run) -> Catalogue:
     cluster.data_context(cluster.n_cores() if cluster.is_local() else None)  # each task keeps one core busy
     run = rules.with_thresholds(run)
     index = parent.manifest["index"] if parent else f"{directory}/index"
-    places = [Place(i, path, directory, index) for i, path in enumerate(paths)]
-    by_shard = catalogue_parts.write_missing(run, places, parent.directory if parent else None)
-    if run.data.rules and isinstance(run.data.rules[-1], DuplicateRule):
-        by_shard |= duplicates.drop(directory, by_shard)
-    descriptions = [by_shard[i] for i in range(len(paths))]
-    _write_tables(directory, paths, sources, descriptions)
-    counts = sum((Counter(shard["counts"]) for shard in descriptions), Counter[str]())
+    paged = parent.places.is_paged if parent else np.zeros(len(paths), bool)
+    places = Places(pa.array(paths, pa.string()), directory, index, paged)
+    descriptions = _describe_all(run, places, parent, whole="groups" not in config)
+    descriptions.write_tables(directory, paths, sources)
+    counts = descriptions.counts()
     _refuse_nothing_kept(directory, counts)
     manifest = manifests.finish(
         directory,
@@ -202,13 +214,24 @@ def run_stage(run: Run) -> Catalogue:
             config=config,
             counts=dict(sorted(counts.items())),
             index=index,
-            shards_fingerprint=storage.fingerprint([shard["fingerprint"] for shard in descriptions]),
+            shards_fingerprint=storage.fingerprint(descriptions.fingerprints),
             rules=[rule.model_dump() for rule in run.data.rules],
             lineage=[*parent.manifest["lineage"], parent.manifest["fingerprint"]] if parent else [],
         ),
     )
     progress.say(STAGE, audit(manifest["counts"]))
     return Catalogue(directory, manifest)
+
+
+def _describe_all(run: Run, places: Places, parent: Catalogue | None, *, whole: bool) -> Descriptions:
+    """Write the parts that are missing; returns what all parts say. whole: as in write_missing."""
+    descriptions = Descriptions(len(places))
+    for number, description in write_missing(run, places, parent.directory if parent else None, whole):
+        descriptions.add(number, description)
+    if run.data.rules and isinstance(run.data.rules[-1], DuplicateRule):
+        for number, description in duplicates.drop(places.directory, len(places)):
+            descriptions.add(number, description)
+    return descriptions
 
 
 def _begin(directory: str, config: Config) -> Manifest | None:
@@ -219,7 +242,7 @@ def _begin(directory: str, config: Config) -> Manifest | None:
         STAGE,
         config,
         Manifest,
-        today=lambda old: {"lists": config.get("lists"), **old},
+        today=lambda old: {"lists": config.get("lists"), "groups": MANY_ROWS, **old},
         extends=lambda *_: not storage.names(f"{directory}/parts"),
     )
 
@@ -239,21 +262,6 @@ def _is_whole(directory: str, n_shards: int) -> bool:
     except (Damaged, FileNotFoundError):
         return False
     return damage.whole(f"{directory}/parts") >= {part_name(number) for number in range(n_shards)}
-
-
-def _write_tables(directory: str, paths: list[str], sources: list[int], descriptions: list[Description]) -> None:
-    """shards.parquet and row_groups.parquet, of what the parts say. sources: which of data.shards named each path."""
-    shards = [
-        {**shard, "counts": list(shard["counts"].items()), "path": path, "source": source}
-        for shard, path, source in zip(descriptions, paths, sources, strict=True)
-    ]
-    storage.write_table(f"{directory}/shards.parquet", pa.Table.from_pylist(shards, schema=tables.SHARDS))
-    groups = [
-        {"shard": i, "row_group": g, "rows": rows, "slots": slots}
-        for i, shard in enumerate(descriptions)
-        for g, (rows, slots) in enumerate(zip(shard["group_rows"], shard["group_slots"], strict=True))
-    ]
-    storage.write_table(f"{directory}/row_groups.parquet", pa.Table.from_pylist(groups, schema=tables.ROW_GROUPS))
 
 
 def _check_scores(run: Run, parent: Catalogue | None) -> None:

@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,11 @@ from jest_core.run_file import Run
 from jest_core.run_file.rules import DuplicateRule
 
 from ..base import damage, owner, progress, storage
+from ..base.shard_paths import is_tar
 from . import rules
-from .places import Place
-from .shards import Shard
-from .tar_index import write_index
+from .layouts import write_index
+from .places import Place, Places
+from .shards import Shard, part_name
 
 if TYPE_CHECKING:
     import ray
@@ -37,8 +38,8 @@ class Description(TypedDict):
     bytes: size of the shard's file. rows: of the shard. fingerprint: SHA-256 in hex of its size, its number of rows and
     its uids in order. counts: rows that are kept, and rows that each rule dropped. group_rows: rows of each row group.
     group_slots: sum of the multiplicities of each row group. notes: what is unusual in the shard -> how often it is,
-    and an example. named: rows that each deny-list or subset names, by its name in rules.load_lists. Both are absent
-    before 0.1.0.
+    and an example. named: rows that each deny-list or subset names, by its name in rules.load_lists. is_paged: the
+    shard is a Parquet file with an index. The last three are absent before 0.1.0.
     """
 
     bytes: int
@@ -49,10 +50,11 @@ class Description(TypedDict):
     group_slots: list[int]
     notes: NotRequired[dict[str, tuple[int, str]]]
     named: NotRequired[dict[str, int]]
+    is_paged: NotRequired[bool]
 
 
 class _Item(TypedDict):
-    """A row of Ray Data: a shard, and whether its part is there already."""
+    """A shard, and whether its part is there already."""
 
     place: Place
     done: bool
@@ -72,45 +74,62 @@ def describe(part: str) -> Description:
     return description
 
 
-def write_missing(run: Run, places: Sequence[Place], parent: str | None) -> dict[int, Description]:
-    """Write the parts that are missing; returns the description of every shard's part, by its number.
+def write_missing(run: Run, places: Places, parent: str | None, whole: bool) -> Iterator[tuple[int, Description]]:
+    """Write the parts that are missing; returns the number of every shard and the description of its part.
 
-    parent: the directory of the catalogue that data.refines names.
+    parent: the directory of the catalogue that data.refines names. whole: large row groups of Parquet are not read in
+    parts, as before 0.1.0. Raises ValueError at the end where too many of all rows have no caption.
     """
     import ray
     import ray.data
 
     loaded = rules.load_lists(run)
     lists = {name: ray.put(entries) for name, entries in loaded.items()}
-    written = damage.whole(places[0].part_path.rpartition("/")[0]) if places else set()
-    items: list[_Item] = [{"place": place, "done": place.part_path.rpartition("/")[2] in written} for place in places]
-    stage = ray.data.from_items(items, override_num_blocks=min(len(items), 1000)).map(
-        partial(owner.carried(_write_shard), run=run, lists=lists, parent=parent)  # type: ignore[arg-type]
+    names = damage.whole(f"{places.directory}/parts")
+    done = np.array([part_name(number) in names for number in range(len(places))], bool)
+    settings = {"run": run, "lists": lists, "parent": parent, "whole": whole, "todo": ray.put((places, done))}
+    stage = ray.data.range(len(places), override_num_blocks=min(len(places), 1000)).map(
+        partial(owner.carried(_write_numbered), **settings)  # type: ignore[arg-type]
     )
-    descriptions: dict[int, Description] = {}
-    with progress.bar("catalogue", len(items), "shards") as advance:
+    notes = _Notes()
+    with progress.bar("catalogue", len(places), "shards") as advance:
         for row in stage.iter_rows():
-            descriptions[row["number"]] = json.loads(row["description"])
+            description: Description = json.loads(row["description"])
+            notes.add(description)
+            yield row["number"], description
             advance(1)
-    _say_notes(run, descriptions)
-    if all("named" in description for description in descriptions.values()):
-        named = sum((Counter(description["named"]) for description in descriptions.values()), Counter[str]())
-        rules.say_unused("catalogue", loaded, named, sum(description["rows"] for description in descriptions.values()))
-    return descriptions
+    notes.say(run)
+    if notes.named is not None:
+        rules.say_unused("catalogue", loaded, notes.named, notes.n_rows)
 
 
-def _say_notes(run: Run, descriptions: Mapping[int, Description]) -> None:
-    """Say what is unusual in the shards. Raises ValueError where too many of all rows have no caption."""
-    n_rows = sum(description["rows"] for description in descriptions.values())
-    notes: dict[str, tuple[int, str]] = {}
-    for description in descriptions.values():
+class _Notes:
+    """What the parts say that a person should read.
+
+    notes: as in Description, of all shards. named: the same; None where a part of an earlier version lacks it.
+    """
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self.notes: dict[str, tuple[int, str]] = {}
+        self.named: Counter[str] | None = Counter()
+
+    def add(self, description: Description) -> None:
+        self.n_rows += description["rows"]
         for what, (n, example) in description.get("notes", {}).items():
-            before, first = notes.get(what, (0, example))
-            notes[what] = before + n, first
-    for what, (n, example) in sorted(notes.items()):
-        progress.warn("catalogue", f"{n:,} {what} (such as {example})")
-    n_empty, example = notes.get(_NO_CAPTION, (0, ""))
-    _refuse_empty(run, "the catalogue", n_empty, n_rows, example)
+            before, first = self.notes.get(what, (0, example))
+            self.notes[what] = before + n, first
+        if self.named is not None and "named" in description:
+            self.named.update(description["named"])
+        else:
+            self.named = None
+
+    def say(self, run: Run) -> None:
+        """Raises ValueError where too many of all rows have no caption."""
+        for what, (n, example) in sorted(self.notes.items()):
+            progress.warn("catalogue", f"{n:,} {what} (such as {example})")
+        n_empty, example = self.notes.get(_NO_CAPTION, (0, ""))
+        _refuse_empty(run, "the catalogue", n_empty, self.n_rows, example)
 
 
 def _refuse_empty(run: Run, what: str, n: int, n_rows: int, example: str) -> None:
@@ -122,17 +141,27 @@ def _refuse_empty(run: Run, what: str, n: int, n_rows: int, example: str) -> Non
         )
 
 
+def _write_numbered(row: dict[str, int], todo: "ray.ObjectRef[Any]", **settings: Any) -> _Described:
+    """Column `id`, the number of a shard -> its part."""
+    import ray
+
+    places, done = ray.get(todo)
+    number = int(row["id"])
+    return _write_shard({"place": places.place(number), "done": bool(done[number])}, **settings)
+
+
 @storage.retried
 def _write_shard(
-    item: _Item, run: Run, lists: "Mapping[str, ray.ObjectRef[rules.List]]", parent: str | None
+    item: _Item, run: Run, lists: "Mapping[str, ray.ObjectRef[rules.List]]", parent: str | None, whole: bool = False
 ) -> _Described:
     """One shard -> one part, in the shard's row groups."""
     place = item["place"]
     if not item["done"]:
         import ray
 
-        if place.index_path is not None and parent is None:
-            write_index(place.path, place.index_path)
+        if parent is None and (is_tar(place.path) or not whole):
+            indexed = replace(place, is_paged=not is_tar(place.path))
+            place = indexed if write_index(place.path, run.data.columns, str(indexed.index_path)) else place
         size = storage.size(place.path)  # before it is read: if it changes meanwhile, its uids will show it
         shard = place.open(run.data.columns)
         entries = {name: ray.get(reference) for name, reference in lists.items()}
@@ -140,7 +169,7 @@ def _write_shard(
         named = Counter[str]()
         groups = [_apply(run, place, shard, i, entries, before, named) for i in range(len(shard.row_group_sizes))]
         notes = _notes(run, shard, groups) if parent is None else {}
-        write(place.part_path, groups, shard.row_group_sizes, size, notes, named)
+        write(place.part_path, groups, shard.row_group_sizes, size, notes, named, place.is_paged)
         damage.remove_note(place.part_path)
     return {"number": place.number, "description": json.dumps(describe(place.part_path))}
 
@@ -213,9 +242,10 @@ def write(
     size: int,
     notes: dict[str, tuple[int, str]] | None = None,
     named: Mapping[str, int] | None = None,
+    is_paged: bool = False,
 ) -> Description:
     """Write a part with its description in its metadata; returns the description. size: bytes of the shard's file.
-    notes, named: as in Description."""
+    notes, named, is_paged: as in Description."""
     table = pa.concat_tables(groups) if groups else tables.CATALOGUE.empty_table()
     uids = table["uid"].to_pylist()
     counts = Counter(KEPT if rule is None else rule for rule in table["dropped_by"].to_pylist())
@@ -228,6 +258,7 @@ def write(
         "group_slots": [int(pc.sum(group["multiplicity"]).as_py() or 0) for group in groups],
         "notes": notes or {},
         "named": dict(named or {}),
+        "is_paged": is_paged,
     }
     table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(description).encode()})
     storage.write_table(part, table, row_group_sizes)

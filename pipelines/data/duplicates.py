@@ -4,7 +4,7 @@ Tasks of Ray Data group the keys of all parts, find the rows that repeat an earl
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import TypedDict
@@ -37,15 +37,16 @@ class _Key(TypedDict):
     row: int
 
 
-def drop(directory: str, shards: Iterable[int]) -> dict[int, Description]:
-    """Drop all but the first row of each key, in the order of the shards; returns what the changed parts now say.
+def drop(directory: str, n_shards: int) -> Iterator[tuple[int, Description]]:
+    """Drop all but the first row of each key, in the order of the shards; returns the number of each shard whose part
+    changed, and what that says now.
 
     directory: of a catalogue whose parts have the column `duplicate_key`.
     """
     import ray.data
 
     cluster.data_context()  # without a limit of CPUs: the actors that group rows have to run all at once
-    items: list[_Item] = [{"number": i, "part": f"{directory}/parts/{part_name(i)}"} for i in shards]
+    items: list[_Item] = [{"number": i, "part": f"{directory}/parts/{part_name(i)}"} for i in range(n_shards)]
     n_buckets = min(_BUCKETS, len(items))
     keys = ray.data.from_items(items, override_num_blocks=min(len(items), 1000)).flat_map(
         _kept_keys  # type: ignore[arg-type]  # rows are typed here
@@ -54,9 +55,9 @@ def drop(directory: str, shards: Iterable[int]) -> dict[int, Description]:
     changed = repeats.groupby("shard", num_partitions=n_buckets).map_groups(
         partial(owner.carried(_drop), directory=directory), batch_format="pyarrow"
     )
-    descriptions, others = {}, []
+    others: list[tuple[int, int, int]] = []
     for row in changed.iter_rows():
-        descriptions[row["shard"]] = json.loads(row["description"])
+        yield row["shard"], json.loads(row["description"])
         others += [(row["shard"], row["first_other"], row["n_others"])] if row["n_others"] else []
     if others:
         shard, first, _ = min(others)
@@ -65,7 +66,6 @@ def drop(directory: str, shards: Iterable[int]) -> dict[int, Description]:
             f"{sum(n for *_, n in others):,} rows have the uid of another row, but another caption or URL, such as row "
             f"{first} of shard {shard}: they are no duplicates, and kept; other columns in `by` of the rule drop them",
         )
-    return descriptions
 
 
 def _kept_keys(item: _Item) -> list[_Key]:
@@ -104,8 +104,9 @@ def _drop(repeats: pa.Table, directory: str) -> pa.Table:
         table = table.set_column(table.schema.get_field_index(name), name, column)
     starts = np.cumsum([0, *old["group_rows"]]).tolist()
     groups = [table.slice(start, size) for start, size in zip(starts, old["group_rows"], strict=False)]
+    is_paged = old.get("is_paged", False)
     description = catalogue_parts.write(
-        path, groups, old["group_rows"], old["bytes"], old.get("notes"), old.get("named")
+        path, groups, old["group_rows"], old["bytes"], old.get("notes"), old.get("named"), is_paged
     )
     return pa.table(
         {

@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -22,8 +23,9 @@ from jest_core.examples.tokenizer import Tokenizer
 from jest_core.run_file import Run
 
 from ..base import blocks, storage
+from . import local_cache
 from .catalogue import held_catalogue
-from .shards import Shard
+from .shards import WHOLE_BYTES, Shard
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -41,9 +43,24 @@ class KeptRows:
 
     @storage.retried
     def images(self, picked: NDArray[np.int64] | slice) -> list[bytes | None]:
-        """The encoded images of some of them, by their positions among the kept; quickest in ascending order."""
-        images: list[bytes | None] = self.shard.images(self.row_group, self.rows[picked]).to_pylist()
+        """The encoded images of some of them, by positions among the kept; quickest in ascending order. The first
+        call reads all, unless they may have more than WHOLE_BYTES."""
+        if self._all is None:
+            images: list[bytes | None] = self.shard.images(self.row_group, self.rows[picked]).to_pylist()
+        else:
+            images = self._all.take(pa.array(np.arange(len(self.rows))[picked])).to_pylist()
         return images
+
+    @cached_property
+    def _all(self) -> pa.Array | None:
+        small = self.shard.image_bytes(self.row_group) <= WHOLE_BYTES
+        return self.shard.images(self.row_group, self.rows) if small else None
+
+
+@lru_cache(maxsize=2)
+def parsed(text: str) -> Run:
+    """The run file, parsed once in a process."""
+    return run_file.load(text)
 
 
 class ReadReport(TypedDict):
@@ -85,11 +102,13 @@ def encoded(
     rows: NDArray[np.int64],
     uids: Sequence[str],
     occurrences: NDArray[np.int64],
+    by_content: bool,
 ) -> pa.Table:
     """Some rows of a row group of shard `number`, with the columns of tables.EXAMPLE but status.
 
     rows (k,): their numbers within the row group. uids: of the whole row group. occurrences (k,): how often each row
-    came earlier in the stream.
+    came earlier in the stream. by_content: duplicates are masked by their pictures, so these are hashed, which takes
+    longer than all else here; else `content` is 0.
     """
     captions = shard.captions(row_group)
     high, low = tables.uid_from_hex([uids[i] for i in rows])
@@ -102,7 +121,7 @@ def encoded(
         "row": rows + sum(shard.row_group_sizes[:row_group]),
         "image": picked,
         "caption": [captions[i] for i in rows],
-        "content": [_content(data) for data in picked.to_pylist()],
+        "content": [_content(data) for data in picked.to_pylist()] if by_content else np.zeros(len(rows), np.int64),
     }
     without_status = pa.schema([field for field in tables.EXAMPLE if field.name != "status"])
     return pa.table(values).cast(without_status)
@@ -125,7 +144,7 @@ def of_row_group(
     batch: column `id`, the number of one unit. units (n, 3): shard, row group and first row of each unit. block_size:
     rows of a block.
     """
-    run = run_file.load(run_text)
+    run = parsed(run_text)
     unit = int(batch["id"][0])
     shard, row_group, first_row = ray.get(units)[unit].tolist()
     started = time.perf_counter()
@@ -161,7 +180,7 @@ def of_row_group(
 def kept(run: Run, shard: int, row_group: int) -> KeptRows:
     """The kept rows of a row group of the run's catalogue; their images are read when they are asked for."""
     place = held_catalogue(run.path(run.data.catalogue)).place(shard)
-    opened = place.open(run.data.columns)
+    opened = place.open(run.data.columns, local_cache.of(run))
     uids, multiplicity = place.aligned(opened, row_group)
     rows, captions = np.flatnonzero(multiplicity > 0), opened.captions(row_group)
     return KeptRows(rows, [uids[i] for i in rows], [captions[i] for i in rows], opened, row_group)

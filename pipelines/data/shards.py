@@ -64,9 +64,12 @@ class Shard(ABC):
     def images(self, row_group: int, rows: NDArray[np.int64] | None = None) -> pa.Array:
         """Encoded images of a row group, large_binary; null where there is none. rows: numbers of those to read.
 
-        A row group of up to WHOLE_BYTES is read whole, and stays in memory for the next call; of a larger one only the
-        rows are in memory.
+        Of a row group with more than WHOLE_BYTES of pictures only the rows asked for are in memory.
         """
+
+    @abstractmethod
+    def image_bytes(self, row_group: int) -> int:
+        """Bytes of the pictures of a row group, roughly."""
 
     def actual(self, name: str) -> str | None:
         """The name in the file of a column, None where the shard lacks the column."""

@@ -1,25 +1,39 @@
 """Shards that are webdataset tars: the picture of a sample is a range of bytes, by the tar's index (tar_index.py)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..base import storage
+from .local_cache import LocalCache
 from .shards import ALIASES, WHOLE_BYTES, Shard, clean
 from .tar_index import HEADER, NAMES, fields, index_of
+
+_GAP = 1 << 20  # bytes between two pictures that are read with them: another request takes longer
 
 
 class TarShard(Shard):
     """One tar; its columns are the keys of its .json members, `txt` and `key`, all of them text.
 
     index: the path of its index; without one, the tar is indexed now, in memory: of its first n_members, if given.
+    cache: where bytes of pictures are kept.
     """
 
-    def __init__(self, path: str, columns: Mapping[str, str], index: str | None, n_members: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        columns: Mapping[str, str],
+        index: str | None,
+        n_members: int | None = None,
+        cache: LocalCache | None = None,
+    ) -> None:
         super().__init__(path, columns)
+        self.cache = cache
         self.file = None if index is None else storage.open_parquet(index)
         if self.file is None:
             self.samples, sizes = index_of(path, n_members)
@@ -29,7 +43,7 @@ class TarShard(Shard):
         self.fields: list[str] = json.loads(self.samples.schema.metadata[NAMES])
         self.names = {"key", "txt", "image", *self.fields}
         self.row_group_sizes = [n for n in sizes if n]
-        self._start, self._data = 0, memoryview(b"")  # the bytes that were last read, and their place in the tar
+        self._parsed: tuple[int, list[dict[str, Any]]] | None = None  # of the row group that was read last
 
     def _index(self, row_group: int, columns: list[str]) -> pa.Table:
         """The index of a row group."""
@@ -44,7 +58,7 @@ class TarShard(Shard):
         indexed = {"key": "key", "txt": "text"}  # the other columns are keys of the .json members
         wanted = sorted({indexed.get(name, "json") for name in columns})
         part = self._index(row_group, wanted)
-        samples = [fields(text) for text in part["json"].to_pylist()] if "json" in wanted else []
+        samples = self._samples_of(row_group, part["json"]) if "json" in wanted else []
         return pa.table(
             {
                 name: part[indexed[name]]
@@ -53,6 +67,12 @@ class TarShard(Shard):
                 for name in columns
             }
         )
+
+    def _samples_of(self, row_group: int, texts: pa.ChunkedArray) -> list[dict[str, Any]]:
+        """The .json members, parsed once for all columns."""
+        if self._parsed is None or self._parsed[0] != row_group:
+            self._parsed = row_group, [fields(text) for text in texts.to_pylist()]
+        return self._parsed[1]
 
     def captions(self, row_group: int) -> list[str]:
         """The .txt of each sample, else the first text of its .json under a name of captions; with data.columns only
@@ -75,33 +95,52 @@ class TarShard(Shard):
         return [f"{name}\x1f{digest}" if digest else name for name, digest in zip(ids, digests, strict=True)]
 
     def images(self, row_group: int, rows: NDArray[np.int64] | None = None) -> pa.Array:
-        """Read as one range of bytes, or several of WHOLE_BYTES where an earlier version made the row group larger.
+        """Only the bytes of these pictures are read, and what is between two of them that are near each other.
 
         Raises ValueError where the tar is not the one that was indexed.
         """
-        samples = self._index(row_group, ["member", "offset", "size"]).to_pylist()
-        stop = max((s["offset"] + s["size"] for s in samples if s["member"] is not None), default=0)
-        picked = samples if rows is None else [samples[i] for i in rows]
-        out: list[bytes | None] = [None] * len(picked)
-        with_picture = (i for i, sample in enumerate(picked) if sample["member"] is not None)
-        for i in sorted(with_picture, key=lambda i: picked[i]["offset"]):
-            name, size = picked[i]["member"], HEADER + picked[i]["size"]
-            member = self._bytes(picked[i]["offset"] - HEADER, size, stop)
-            if len(member) < size or not _is_label(member[:100], name):
-                raise ValueError(
-                    f"{self.path} changed since it was indexed, {name!r} is not where it was: run `jest catalogue` into"
-                    " a new directory"
-                )
-            out[i] = member[HEADER:]
-        return pa.array(out, pa.large_binary())
+        table = self._index(row_group, ["member", "offset", "size"])
+        names, starts, sizes = (table[name].to_pylist() for name in ("member", "offset", "size"))
+        picked = range(len(names)) if rows is None else rows.tolist()
+        members = [i for i in set(picked) if names[i] is not None]
+        images: dict[int, memoryview] = {}
+        for inside in _near(sorted((starts[i] - HEADER, starts[i] + sizes[i], i) for i in members)):
+            first = inside[0][0]
+            data = memoryview(self._bytes(first, max(stop for _, stop, _ in inside)))
+            for start, stop, i in inside:
+                member = data[start - first : stop - first]
+                if len(member) < stop - start or not _is_label(bytes(member[:100]), names[i]):
+                    raise ValueError(
+                        f"{self.path} changed since it was indexed, {names[i]!r} is not where it was: run `jest "
+                        "catalogue` into a new directory"
+                    )
+                images[i] = member[HEADER:]
+        return pa.array([images.get(i) for i in picked], pa.large_binary())
 
-    def _bytes(self, first: int, size: int, stop: int) -> bytes:
-        """Bytes of the tar from `first`, which are read with those after them, but none after `stop`."""
-        if not self._start <= first <= first + size <= self._start + len(self._data):
+    def image_bytes(self, row_group: int) -> int:
+        return int(pc.sum(self._index(row_group, ["size"])["size"]).as_py() or 0)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        if self.cache is None:
             fs, inner = storage.filesystem(self.path)
-            end = max(first + size, min(first + WHOLE_BYTES, stop))
-            self._start, self._data = first, memoryview(fs.cat_file(inner, start=first, end=end))
-        return bytes(self._data[first - self._start : first - self._start + size])
+            data: bytes = fs.cat_file(inner, start=start, end=stop)
+            return data
+        file = self.cache.open(self.path)
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def _near(members: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Members (start, end, row) in the order of the tar, those together that one read fetches: at most _GAP apart, and
+    WHOLE_BYTES long, or one longer picture."""
+    inside: list[tuple[int, int, int]] = []
+    for member in members:
+        if inside and (member[0] - inside[-1][1] > _GAP or member[1] - inside[0][0] > WHOLE_BYTES):
+            yield inside
+            inside = []
+        inside.append(member)
+    if inside:
+        yield inside
 
 
 def _is_label(label: bytes, name: bytes) -> bool:

@@ -140,7 +140,7 @@ def plan(shards: NDArray[np.int64], ok: NDArray[np.int64], file_rows: int) -> li
     totals = np.bincount(shards, weights=ok).astype(np.int64)
     numbers = np.flatnonzero(totals)
     file = (np.cumsum(totals[numbers]) - totals[numbers]) // file_rows
-    return [numbers[file == i] for i in np.unique(file)]
+    return np.split(numbers, np.flatnonzero(np.diff(file)) + 1) if len(file) else []
 
 
 @storage.retried

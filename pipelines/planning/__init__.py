@@ -3,6 +3,7 @@
 sizes         bytes that a run has in memory, reads and writes
 machines      the machines of a cluster, by its manifest
 learners      whether learners find room in a cluster, and how many
+large_row_groups  row groups with far more rows than a window: what they cost, and the remedy
 preflight     what can be checked of storage, metadata, shards, earlier stages and the cluster
 calibrate     `jest plan --calibrate`: what a machine sustains, by real steps of a run
 assumptions   prices, and rates that nobody measured, each with its source

@@ -20,7 +20,7 @@ from ..data.shards import Shard
 from ..evaluation import first_look
 from ..stream.source import open_source
 from ..training import run_directory
-from . import learners, sizes
+from . import large_row_groups, learners, sizes
 from .machines import Machines
 from .sizes import Pairs
 
@@ -157,7 +157,8 @@ def _catalogue(run: Run) -> str:
         found = open_catalogue(run.path(run.data.catalogue))
     except FileNotFoundError as error:
         raise _NotYet(str(error)) from None
-    return f"{found.order(run).n_rows:,} slots an epoch"
+    large = large_row_groups.advice(found, run.data.window_rows)
+    return f"{found.order(run).n_rows:,} slots an epoch" + (f"; {large}" if large else "")
 
 
 def _checkpoint(path: str, remedy: str) -> str:

@@ -211,8 +211,8 @@ def _embed_shards(
 
 def _units(catalogue: Catalogue, todo: NDArray[np.int64]) -> _Units:
     """The row groups with kept rows of these shards."""
-    groups = catalogue.row_groups.to_pydict()
-    shards, numbers, rows, slots = (np.array(groups[n]) for n in ("shard", "row_group", "rows", "slots"))
+    columns = (catalogue.row_groups[name].to_numpy() for name in ("shard", "row_group", "rows", "slots"))
+    shards, numbers, rows, slots = (column.astype(np.int64) for column in columns)
     chosen = np.flatnonzero(np.isin(shards, todo) & (slots > 0))
     first_rows = np.cumsum(rows) - rows
     first_rows -= first_rows[np.searchsorted(shards, shards)]  # within the shard

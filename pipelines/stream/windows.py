@@ -3,21 +3,21 @@
 Nothing here imports PyTorch, for the reason that data/rows.py gives.
 """
 
-from functools import lru_cache
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from jest_core import run_file, tables
+from jest_core import tables
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Piece, Window
 from jest_core.examples.tokenizer import Tokenizer
 from jest_core.run_file import Run
 
 from ..base import storage
+from ..data import local_cache
 from ..data.places import Place
-from ..data.rows import decoded, encoded, tokenised, with_tokens
+from ..data.rows import decoded, encoded, parsed, tokenised, with_tokens
 from ..scores import score_cache, stored_tokens
 from ..scores.score_cache import CachedRows
 
@@ -36,7 +36,7 @@ def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:
 
     inputs: how the model prepares images and texts.
     """
-    run, window, places = _run(run_text), item["window"], item["places"]
+    run, window, places = parsed(run_text), item["window"], item["places"]
     pieces = [_of_piece(run, piece, places[piece.shard], window.epoch, inputs.tokenizer) for piece in window.pieces]
     table = pa.concat_tables(pieces).take(pa.array(window.permutation()))
     return decoded(table, inputs.view)
@@ -55,16 +55,10 @@ def example_bytes(inputs: Inputs, width: int = 0, encoded: int = _ENCODED_BYTES)
     }
 
 
-@lru_cache(maxsize=2)
-def _run(text: str) -> Run:
-    """The run file, parsed once in a process."""
-    return run_file.load(text)
-
-
 @storage.retried
 def _of_piece(run: Run, piece: Piece, place: Place, epoch: int, tokenizer: Tokenizer) -> pa.Table:
     """The slots of a piece, in the order of the shard; a row comes as often as its multiplicity says."""
-    shard = place.open(run.data.columns)
+    shard = place.open(run.data.columns, local_cache.of(run))
     uids, multiplicity = place.aligned(shard, piece.row_group)
     cached = None
     if run.reads_scores:
@@ -79,7 +73,7 @@ def _of_piece(run: Run, piece: Piece, place: Place, epoch: int, tokenizer: Token
             f"{place.path}, row group {piece.row_group}: {error}; if a catalogue or score cache was made "
             "again, start the run in a new directory"
         ) from error
-    table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences)
+    table = encoded(shard, piece.shard, piece.row_group, rows, uids, occurrences, run.data.mask_duplicates == "image")
     if cached is None:
         return tokenised(table, tokenizer)
     scores = cached.take(rows)

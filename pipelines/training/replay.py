@@ -20,9 +20,10 @@ from jest_core.examples.inputs import Inputs
 from jest_core.run_file import Run
 
 from ..base import storage
+from ..data import local_cache
 from ..data.catalogue import held_catalogue
 from ..data.places import Place
-from ..data.rows import decoded, encoded, tokenised
+from ..data.rows import decoded, encoded, parsed, tokenised
 from ..stream.read_ahead import Share, read_ahead
 from . import selection_log
 
@@ -97,7 +98,7 @@ def _plan(run: Run, first_step: int, at_once: int) -> Iterator[Steps]:
 def _read(item: dict[str, Any], run_text: str, inputs: Inputs) -> pa.Table:
     """The rows of a few steps, decoded images and tokens. Those of a step are in the order of the shards, so that
     learners share few row groups."""
-    run, steps, first, share = run_file.load(run_text), item["steps"], item["first"], item["share"]
+    run, steps, first, share = parsed(run_text), item["steps"], item["first"], item["share"]
     log = storage.open_parquet(steps.part)
     rows = pa.concat_tables(_selected(log.read_row_group(i), run, steps).slice(first, share) for i in steps.row_groups)
     catalogue = held_catalogue(run.path(run.data.catalogue))
@@ -125,7 +126,7 @@ def _selected(rows: pa.Table, run: Run, steps: Steps) -> pa.Table:
 @storage.retried
 def _read_shard(run: Run, place: Place, rows: pa.Table) -> list[tuple[NDArray[np.int64], pa.Table]]:
     """Rows of one shard by row group: their positions among `rows`, and what they hold."""
-    shard = place.open(run.data.columns)
+    shard = place.open(run.data.columns, local_cache.of(run))
     ends = np.cumsum(shard.row_group_sizes)
     row = rows["row"].to_numpy().astype(np.int64)
     groups = np.searchsorted(ends, row, side="right")
@@ -140,5 +141,6 @@ def _read_shard(run: Run, place: Place, rows: pa.Table) -> list[tuple[NDArray[np
                 "catalogue that it was made with"
             )
         occurrences = rows["occurrence"].to_numpy()[positions]
-        out.append((positions, encoded(shard, place.number, int(group), in_group, uids, occurrences)))
+        by_content = run.data.mask_duplicates == "image"
+        out.append((positions, encoded(shard, place.number, int(group), in_group, uids, occurrences, by_content)))
     return out

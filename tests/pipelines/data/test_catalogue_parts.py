@@ -21,6 +21,13 @@ def part_of(run: Run, path: str) -> Description:
     return described
 
 
+def say_notes(run: Run, described: list[Description]) -> None:
+    notes = catalogue_parts._Notes()
+    for description in described:
+        notes.add(description)
+    notes.say(run)
+
+
 def shard_with(tmp_path: Path, **columns: Any) -> str:
     return f"{parquet(tmp_path / 's', **columns)}/a.parquet"
 
@@ -55,12 +62,12 @@ def test_rows_that_a_rule_drops_need_no_caption(make_run, tmp_path):
 def test_few_empty_captions_are_counted_over_all_shards(make_run, tmp_path, capsys):
     run = make_run("x", "data.rules=[]")
     shards = [part_of(run, shard_with(tmp_path, caption=[""] * n + ["cat"] * (N - n))) for n in (3, 19, 0)]
-    catalogue_parts._say_notes(run, dict(enumerate(shards)))
+    say_notes(run, shards)
     out = capsys.readouterr().out
     assert "22 kept rows without a caption (such as row 0 of " in out
     small = [part_of(run, tar_of(tmp_path / "a.tar", [("a.jpg", picture(0))]))] * 30  # each too small to say anything
     with pytest.raises(ValueError, match="the catalogue: 30 of 30 rows are kept without a caption"):
-        catalogue_parts._say_notes(run, dict(enumerate(small)))
+        say_notes(run, small)
 
 
 def test_values_that_are_no_numbers_and_uids_that_come_again_are_counted(make_run, tmp_path, capsys):
@@ -69,7 +76,7 @@ def test_values_that_are_no_numbers_and_uids_that_come_again_are_counted(make_ru
     urls = ["http://a/same"] * 3 + PAIRS["url"][3:]
     described = part_of(run, shard_with(tmp_path, punsafe=scores, url=urls, caption=["cat"] * N))
     assert described["counts"] == {"kept": 35, "unsafe": 5}
-    catalogue_parts._say_notes(run, {0: described})
+    say_notes(run, [described])
     out = capsys.readouterr().out
     assert "2 values of column punsafe that are no numbers count as missing (such as 'n/a' in row group 0 of" in out
     assert "2 rows with the uid of an earlier row of their shard (such as row 1 of" in out
@@ -78,5 +85,5 @@ def test_values_that_are_no_numbers_and_uids_that_come_again_are_counted(make_ru
 def test_a_part_of_an_earlier_version_has_no_notes(make_run, tmp_path, capsys):
     described = part_of(make_run("x", "data.rules=[]"), shard_with(tmp_path))
     del described["notes"]
-    catalogue_parts._say_notes(make_run("x"), {0: described})
+    say_notes(make_run("x"), [described])
     assert not capsys.readouterr().out
