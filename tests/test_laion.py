@@ -26,8 +26,9 @@ from jest_core import run_file
 from jest_core.run_file import Run
 from pipelines.base import blocks, checkpoints, storage
 from pipelines.data.layouts import open_shard
-from pipelines.planning import costs, machines
+from pipelines.planning import costs, flow, machines
 from pipelines.planning.assumptions import Assumptions
+from pipelines.planning.basis import Basis
 from tests.conftest import free_port
 from tests.deploy import kuberay
 from tests.laion import RUNS, evaluation_sets, parquet, pictures_served
@@ -192,9 +193,10 @@ def test_the_hours_of_the_page_are_those_of_its_commands(tmp_path, monkeypatch):
     assumed, reference = Assumptions(urls=2_097_693_557, flops_per_second=4e14), load("reference")
     found = cells(page, "hours")
     for column, name in enumerate(("joint", "flexi", "siglip")):
-        basis = costs.Basis(load(name), None, assumed, manifest=manifest, reference_run=reference)
-        by_stage = {line.stage: hours(line) for line in costs.costs(basis).lines if line.hours}
+        given = Basis(load(name), None, assumed, manifest=manifest, reference_run=reference)
+        by_stage = {line.stage: hours(line) for line in costs.costs(given).lines if line.hours}
         assert found["train"][column] == by_stage["train"]
+        assert found["CPUs"][column] == f"{flow.of_training(given, set()).cpus_needed / 64:.1f}"
         if name == "joint":
             for row, stage in (("ingest",) * 2, ("reference", "train reference"), ("reference-scores",) * 2):
                 assert found[row][column] == by_stage[stage], row
@@ -202,9 +204,7 @@ def test_the_hours_of_the_page_are_those_of_its_commands(tmp_path, monkeypatch):
     one = load("one-percent", "reference.model.name=ViT-B-16-SigLIP-256", "reference.checkpoint=any")
     assumed = assumed.model_copy(update={"urls": 2_097_693_557 // 128, "cpus": 96})
     by_stage = {
-        line.stage: hours(line).partition(" ")[0]
-        for line in costs.costs(costs.Basis(one, None, assumed)).lines
-        if line.hours
+        line.stage: hours(line).partition(" ")[0] for line in costs.costs(Basis(one, None, assumed)).lines if line.hours
     }
     assert {name: row[0] for name, row in cells(page, "stage").items() if name != "catalogue"} == by_stage
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
+from . import unit_costs
+
 
 class Assumptions(BaseModel):
     """Given by `jest plan --assume KEY=VALUE`. A price is in any currency, and None where nobody gave it."""
@@ -19,19 +21,51 @@ class Assumptions(BaseModel):
         default=None, title="price of 1,000 requests to the object storage"
     )
     months: PositiveFloat = Field(default=1.0, title="for which the data is kept")
-    cpus: PositiveInt | None = Field(default=None, title="CPUs that fetch and read, beside the learners' machines")
+    cpus: PositiveInt | None = Field(default=None, title="CPUs that fetch and read")
     urls: PositiveInt | None = Field(default=None, title="rows of the metadata")
     flops_per_second: PositiveFloat | None = Field(default=None, title="what a learner sustains")
     urls_per_cpu_second: PositiveFloat = Field(default=60.0, title="URLs that a CPU asks for each second")
     share_fetched: PositiveFloat = Field(default=0.68, le=1, title="share of URLs that still have a picture")
-    read_cpu_ms: PositiveFloat = Field(default=3.8, title="CPU milliseconds to read and decode an example")
+    read_cpu_ms: PositiveFloat | None = Field(
+        default=None, title="CPU milliseconds to read, decode and tokenise an example, in place of the parts"
+    )
+    picture_size: PositiveInt | None = Field(default=None, title="shorter side of the shards' pictures, in pixels")
+    picture_aspect: PositiveFloat = Field(default=1.33, ge=1, title="longer over shorter side of the shards' pictures")
+    tokens_ms: NonNegativeFloat = Field(default=unit_costs.TOKENS_MS, title="CPU milliseconds of a caption's tokens")
+    shard_ms: NonNegativeFloat = Field(
+        default=unit_costs.READ_MS, title="CPU milliseconds of an example beside decoding, tokens and scores"
+    )
+    store_ms: NonNegativeFloat = Field(
+        default=unit_costs.STORE_MS, title="CPU milliseconds to put a MB into Ray's object store"
+    )
+    send_ms: NonNegativeFloat = Field(
+        default=unit_costs.SEND_MS, title="CPU milliseconds of Ray to send a MB to another machine"
+    )
+    receive_ms: NonNegativeFloat = Field(
+        default=unit_costs.RECEIVE_MS, title="CPU milliseconds of Ray to receive a MB from another machine"
+    )
+    receive_threads: PositiveInt | None = Field(
+        default=None, title="threads with which Ray receives objects on each machine that computes"
+    )
+    copy_ms: NonNegativeFloat = Field(
+        default=unit_costs.COPY_MS, title="milliseconds of a learner's one thread that copies a MB of examples"
+    )
+    learner_gbits: PositiveFloat | None = Field(default=None, title="Gbit/s that each machine with learners receives")
+    data_gbits: PositiveFloat | None = Field(default=None, title="Gbit/s that each other machine that reads sends")
+    storage_gbits: PositiveFloat | None = Field(default=None, title="Gbit/s that the storage delivers")
     requests_per_group: PositiveFloat = Field(default=6.0, title="requests for each row group that is read")
 
 
 SOURCES = {
     "urls_per_cpu_second": "reported for img2dataset: 60 to 64 on each core (rom1504/img2dataset, issue 400)",
     "share_fetched": "reported there for LAION-400M in 2024: 0.67 to 0.68; about 1 % less each month (issue 277)",
-    "read_cpu_ms": "measured: JPEGs of 512 pixels (benchmarks.md, python -m tests.benchmarks.bench_data)",
+    "receive_threads": "Ray's: a quarter of a node's CPUs, 2 to 8, unless RAY_object_manager_rpc_threads_num is set",
+    "picture_size": "by ingest.image_size, else 512: a guess",
+    "picture_aspect": "a guess: 4 to 3",
+    **dict.fromkeys(
+        ("tokens_ms", "shard_ms", "store_ms", "send_ms", "receive_ms", "copy_ms"),
+        "measured: python -m tests.benchmarks.bench_read_costs (reading.md)",
+    ),
     "requests_per_group": "a guess: pictures 1, index and scores 5",
     "months": "a guess",
 }

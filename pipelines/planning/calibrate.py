@@ -16,6 +16,8 @@ from jest_core import flops, run_file
 from jest_core.run_file import Run
 
 from ..base import cluster, storage
+from ..stream import read_costs
+from ..stream.read_costs import ReadCosts
 from ..training import metrics_line, train
 from ..training.metrics_line import MetricsLine, part_seconds
 
@@ -41,6 +43,8 @@ class Machine(BaseModel):
     first_step_seconds: float  # more than of another
     checkpoint_seconds: float  # of the loop
     start_seconds: float  # of the command, outside its steps
+    wait_seconds_per_example: float = 0.0  # of seconds_per_example, that the learner waited for data
+    reading: ReadCosts | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Duration:
     steps_seconds: float  # of all steps together, the first one's start included
     checkpoints_seconds: float
     start_seconds: float
+    wait_seconds: float = 0.0  # of all steps, that learners would wait for data as the measured one did
 
     @property
     def total(self) -> float:
@@ -85,7 +90,7 @@ def measure(run: Run) -> Machine:
         lines = metrics_line.read(directory)
     finally:
         storage.remove_tree(directory)
-    return of_lines(part, lines, whole)
+    return of_lines(part, lines, whole).model_copy(update={"reading": read_costs.measure(run)})
 
 
 def of_lines(run: Run, lines: Sequence[MetricsLine], whole_seconds: float) -> Machine:
@@ -109,6 +114,7 @@ def of_lines(run: Run, lines: Sequence[MetricsLine], whole_seconds: float) -> Ma
         checkpoint_seconds=max(part_seconds(line, "checkpoint") for line in lines),
         start_seconds=whole_seconds
         - sum(line["train/batch_time"] + part_seconds(line, "checkpoint") for line in lines),
+        wait_seconds_per_example=mean("wait") / run.super_batch_size,
     )
 
 
@@ -132,6 +138,7 @@ def predict(run: Run, machine: Machine) -> Duration:
         run.n_steps * sum(seconds.values()) + machine.first_step_seconds,
         math.ceil(run.n_steps / every) * machine.checkpoint_seconds,
         machine.start_seconds,
+        run.n_steps * machine.wait_seconds_per_example * run.super_batch_size / n,
     )
 
 

@@ -1,12 +1,15 @@
 """What the stages of a run cost, and what was assumed for it, as tables for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.markup import escape
 from rich.table import Table
 
+from . import flow
 from .assumptions import Assumptions, source
-from .costs import Basis, Costs, costs
+from .basis import Basis
+from .costs import Costs, costs
+from .flow import Flow, rounded
 from .machines import Machines
 
 
@@ -15,6 +18,8 @@ def tables(basis: Basis) -> Iterator[Table]:
     if basis.manifest is not None:
         yield _machines(basis.manifest)
     found = costs(basis)
+    if flows := flow.flows(basis, found.used):
+        yield _reading(flows)
     yield _stages(found)
     yield _assumptions(basis.assumed, found)
 
@@ -44,6 +49,30 @@ def _machines(manifest: Machines) -> Table:
     return table
 
 
+def _reading(flows: Mapping[str, Flow]) -> Table:
+    """A column for each stage that reads: what it takes, what the machines deliver, and what limits it."""
+    table = _table("Reading", ("", *flows), tuple(flows))
+    columns = [_column(found) for found in flows.values()]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "") for column in columns))
+    table.caption = "\n".join(f"{stage}: {found.words()}" for stage, found in flows.items())
+    return table
+
+
+def _column(found: Flow) -> dict[str, str]:
+    """What the stage takes as fast as it computes, and then what each part of the cluster delivers."""
+    each, there = found.example, found.readers
+    parts = {f"CPU ms a picture: {part}": f"{ms:.3f}" for part, ms in each.cpu_ms.items()}
+    if there.crossing:
+        parts["CPU ms a picture: sent to another machine"] = f"{there.crossing * each.send_ms:.3f}"
+    parts["kB a picture: from storage"] = f"{each.storage_bytes / 1e3:,.1f}"
+    parts["kB a picture: in Ray's object stores"] = f"{each.store_bytes / 1e3:,.1f}"
+    for name, value in found.needs.items():
+        parts[f"needs {name}"] = rounded(value) if value >= 1000 else f"{value:,.1f}"
+    parts |= {f"pictures a second by {part}": rounded(value) for part, value in found.limits.items()}
+    return parts
+
+
 def _stages(found: Costs) -> Table:
     table = _table("What each stage takes", ("stage", "work", "hours", "on", "money", ""), ("hours", "money"))
     for line in found.lines:
@@ -66,9 +95,8 @@ def _assumptions(assumed: Assumptions, found: Costs) -> Table:
     for name, field in Assumptions.model_fields.items():
         value = getattr(assumed, name)
         if name in found.used or name in assumed.model_fields_set:
-            table.add_row(
-                name, f"{value:,}" if isinstance(value, int) else f"{value:g}", field.title or "", source(assumed, name)
-            )
+            shown = "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+            table.add_row(name, shown, field.title or "", source(assumed, name))
         elif value is None and ("hour" in name or name in ("gb_month", "thousand_requests")):
             table.add_row(name, "no price given", field.title or "", "")
     return table

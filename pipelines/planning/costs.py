@@ -2,24 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from botocore.exceptions import BotoCoreError
 
-from jest_core import flops, run_file
-from jest_core.run_file import Run
-
-from ..base import checkpoints, in_parallel, shard_paths
+from ..base import checkpoints
 from ..base.stage_table import STAGES
-from ..data.layouts import open_shard
-from . import calibrate, sizes
-from .assumptions import Assumptions
-from .calibrate import Machine
-from .machines import Machines
-from .sizes import Pairs
-
-_READ_TASKS = 2  # of each learner, at most
-_MOST_FOOTERS = 64  # files of metadata whose rows are counted; the others are taken to have as many
+from . import flow, sizes
+from .basis import Basis, n_pairs
+from .flow import Flow
 
 
 @dataclass(frozen=True)
@@ -61,33 +51,6 @@ class Costs:
         return [line.stage for line in self.lines if line.money is None and line.note != "done"]
 
 
-@dataclass(frozen=True)
-class Basis:
-    """What the costs of a run follow from."""
-
-    run: Run
-    pairs: Pairs | None
-    assumed: Assumptions
-    machine: Machine | None = None
-    manifest: Machines | None = None
-    reference_run: Run | None = None
-
-    @property
-    def cpus(self) -> float | None:
-        """CPUs that fetch and read; None where only the learners' machines are there, or their number is not known."""
-        return self.assumed.cpus or (self.manifest.reading_cpus if self.manifest else None) or None
-
-    @cached_property
-    def urls(self) -> int | None:
-        """Rows of the metadata, as given or as its files say."""
-        return self.assumed.urls or n_urls(self.run)
-
-    def rate(self, *parts: str) -> float | None:
-        """FLOPs a second of one learner in the first of these parts that was measured, else as given."""
-        measured = self.machine.flops_per_second if self.machine else {}
-        return next((measured[part] for part in parts if part in measured), self.assumed.flops_per_second)
-
-
 def costs(basis: Basis) -> Costs:
     used: set[str] = set()
     lines = [
@@ -101,31 +64,6 @@ def costs(basis: Basis) -> Costs:
         _requests(basis, used),
     ]
     return Costs(lines, used)
-
-
-def n_urls(run: Run) -> int | None:
-    """Rows of the metadata, by the footers of its files; None where there is none, or it cannot be read from here."""
-    if run.ingest is None:
-        return None
-    columns = run.ingest.columns
-    try:
-        patterns = run_file.sources(run.ingest.urls)
-        paths = [path for pattern in patterns for path in shard_paths.expand([pattern], run.path(""))]
-        looked_at = paths[:_MOST_FOOTERS]
-        n_rows = sum(in_parallel.read_each(lambda path: sum(open_shard(path, columns).row_group_sizes), looked_at))
-        return round(n_rows * len(paths) / len(looked_at))
-    except (ValueError, OSError, BotoCoreError):
-        return None
-
-
-def n_pairs(basis: Basis, used: set[str]) -> float | None:
-    """Pairs of an epoch: by the catalogue, or those URLs that may still have a picture."""
-    if basis.pairs is not None:
-        return float(basis.pairs.n_slots)
-    if basis.urls is None or basis.run.ingest is None:
-        return None
-    used.add("share_fetched")
-    return basis.urls * basis.assumed.share_fetched
 
 
 def _of_stage(basis: Basis, name: str, cost: Cost) -> Iterator[Cost]:
@@ -173,7 +111,10 @@ def _reference(basis: Basis, used: set[str]) -> Iterator[Cost]:
     if not basis.run.uses_reference or reference is None or reference.features is not None:
         return
     if basis.reference_run is not None:
-        other = Basis(basis.reference_run, None, basis.assumed, basis.machine, basis.manifest)
+        other_run = basis.reference_run
+        if other_run.data.sources == basis.run.data.sources:  # the same pictures, as this run's ingest makes them
+            other_run = other_run.model_copy(update={"ingest": basis.run.ingest})
+        other = Basis(other_run, None, basis.assumed, basis.machine, basis.manifest)
         name = f"train {basis.reference_run.run_dir}"
         yield from (replace(cost, stage=name) for cost in _train(other, used))
     elif reference.model.pretrained or _is_there(basis.run.path(reference.checkpoint or "")):
@@ -194,67 +135,35 @@ def _reference_scores(basis: Basis, used: set[str]) -> Iterator[Cost]:
     run = basis.run
     if not run.reads_scores or run.reference is None or run.reference.features is not None:
         return
-    n = n_pairs(basis, used)
-    if n is None:
+    if (found := flow.of_scoring(basis, used)) is None:
         yield Cost("reference-scores", "", note="no catalogue, and no metadata: --assume urls=N")
         return
-    on_gpus = run.reference.gpus_per_actor > 0
-    actors = run.reference.n_actors or run.training.max_learners
-    sizes_ = run.reference.score_image_size, run.reference.score_patch_size
-    work = n * flops.forward_flops(run.reference.model, *sizes_).total
-    cost = _both(basis, used, ("reference", "score"), work, n, actors, basis.cpus or actors, "actors", on_gpus)
-    yield from _of_stage(basis, "reference-scores", Cost("reference-scores", f"{n:,.0f} pairs", *cost))
+    price = basis.assumed.learner_hour if run.reference.gpus_per_actor > 0 else basis.assumed.cpu_hour
+    yield from _of_stage(basis, "reference-scores", _of_flow(basis, "reference-scores", "pairs", found, price))
 
 
 def _train(basis: Basis, used: set[str]) -> Iterator[Cost]:
-    run, learners = basis.run, basis.run.training.max_learners
-    seen = run.n_steps * run.super_batch_size
-    readers = min(basis.cpus or _READ_TASKS * learners, _READ_TASKS * learners)
-    step = flops.step_flops(run)
-    hours = None
-    if basis.machine is not None:
-        hours = calibrate.predict(run, basis.machine).total / 3600
-    cost = _both(basis, used, (), run.n_steps * step.total, seen, learners, readers, "learners", True, hours)
-    yield from _of_stage(basis, "train", Cost("train", f"{seen:,} examples seen", *cost))
+    cost = _of_flow(basis, "train", "examples seen", flow.of_training(basis, used), basis.assumed.learner_hour)
+    yield from _of_stage(basis, "train", cost)
 
 
-def _both(
-    basis: Basis,
-    used: set[str],
-    parts: tuple[str, ...],
-    work: float,
-    examples: float,
-    workers: int,
-    readers: float,
-    called: str,
-    priced: bool,
-    compute_hours: float | None = None,
-) -> tuple[float | None, str, float | None, str, str]:
-    """hours, machines, money, note and what is unpriced of a stage that reads and computes at the same time, of which
-    the slower limits it."""
-    assumed = basis.assumed
-    used.add("read_cpu_ms")
-    reading = examples * assumed.read_cpu_ms / 1e3 / 3600 / readers
-    rate = basis.rate(*parts)
-    computing = compute_hours if compute_hours is not None else work / rate / workers / 3600 if rate else None
-    if compute_hours is None and rate and rate == assumed.flops_per_second:
-        used.add("flops_per_second")
-    machines = f"{workers:,} {called}, {readers:,.0f} reading"
-    if computing is None:
-        note = f"reading {reading:,.2f} h; computing not known: --machine FILE or --flops-per-second N"
-        return None, machines, None, note, ""
-    hours, limit = max((computing, "computing"), (reading, "reading"))
-    note = f"{limit} limits: computing {computing:,.2f} h, reading {reading:,.2f} h"
-    price = assumed.learner_hour if priced else assumed.cpu_hour
+def _of_flow(basis: Basis, stage: str, what: str, found: Flow, price: float | None) -> Cost:
+    """price: of an hour of a worker."""
+    cpus = found.readers.cpus
+    there = f"{found.workers:,} {found.called}" + ("" if cpus is None else f", {cpus:,.0f} CPUs reading")
+    cost = Cost(stage, f"{found.examples:,.0f} {what}", machines=there, note=found.words())
+    if found.seconds is None:
+        return cost
+    hours = found.seconds / 3600
     if price is None:
-        return hours, machines, None, note, ""
-    money, unpriced = hours * workers * price, ""
-    if basis.cpus and assumed.cpu_hour is None:
+        return replace(cost, hours=hours)
+    money, unpriced, note = hours * found.workers * price, "", cost.note
+    if basis.cpus and basis.assumed.cpu_hour is None:
         unpriced = "the CPUs that read"
         note += f"; money without {unpriced}: --assume cpu_hour=P, 0 if the machines' price has them"
     elif basis.cpus:
-        money += hours * readers * (assumed.cpu_hour or 0.0)
-    return hours, machines, money, note, unpriced
+        money += hours * basis.cpus * (basis.assumed.cpu_hour or 0.0)
+    return replace(cost, hours=hours, money=money, note=note, unpriced=unpriced)
 
 
 def _evaluate(basis: Basis) -> Iterator[Cost]:

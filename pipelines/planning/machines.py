@@ -19,13 +19,14 @@ _UNITS = {
     "Ti": 2.0**40,
 }
 _GPUS = ("nvidia.com/gpu", "amd.com/gpu")
+_STORE_SHARE = 0.3  # of a machine's memory, that Ray's object store has where nobody says another size
 _WORKERS = 2  # max_workers of a file of `ray up` that has none
 
 
 @dataclass(frozen=True)
 class Group:
-    """Machines of one kind. cpus, gpus: that Ray counts on each; memory_bytes is 0 where the file does not say. known:
-    whether it says the others; where not, they are 0."""
+    """Machines of one kind. cpus, gpus: that Ray counts on each; memory_bytes, and store_bytes of Ray's object store,
+    are 0 where the file does not say. known: whether it says the others; where not, they are 0."""
 
     name: str
     cpus: float
@@ -34,10 +35,21 @@ class Group:
     least: int
     most: int
     known: bool = True
+    store_bytes: float = 0.0
 
     @property
     def resources(self) -> dict[str, float]:
         return {"CPU": self.cpus, "GPU": self.gpus}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Machines of a group that are there when a stage works, and how many of its workers are on each."""
+
+    group: Group
+    n: int
+    workers: float
+    cpus_left: float  # of each
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,27 @@ class Machines:
                 lambda group: int(min(have / each[name] for name, have in group.resources.items() if each.get(name)))
             )
         )
+
+    def placed(self, n_workers: int, **each: float) -> list[Placed]:
+        """The machines with so many workers that ask for these resources, the groups at their largest; groups with GPUs
+        that no worker needs at their smallest.
+        """
+        kind, room = "GPU" if each.get("GPU") else "CPU", float("inf")
+        if self.limit is not None:
+            room = max(0, self.limit - sum(group.least for group in self.groups))
+        found = []
+        for group in sorted(self.groups, key=lambda group: group.resources[kind], reverse=True):
+            fits = int(min(group.resources[name] / amount for name, amount in each.items() if amount))
+            wanted = -(-n_workers // fits) if fits else 0
+            n = group.least + int(min(room, group.most - group.least, max(0, wanted - group.least)))
+            if not group.gpus:
+                n = group.least + int(min(room, group.most - group.least))
+            room -= n - group.least
+            here = min(n_workers, n * fits)
+            n_workers -= here
+            if n:
+                found.append(Placed(group, n, here / n, group.cpus - here / n * each.get("CPU", 0.0)))
+        return found
 
     def _most(self, each: Callable[[Group], float]) -> float:
         """The largest sum over the machines of what each has."""
@@ -140,7 +173,9 @@ def _of_pods(name: str, group: dict[str, Any], least: int, most: int) -> Group:
     have = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     gpus = start.get("num-gpus", sum(_quantity(have.get(kind, 0)) for kind in _GPUS))
     cpus = start.get("num-cpus", _quantity(have.get("cpu", 0)))
-    return Group(name, float(cpus), float(gpus), _quantity(have.get("memory", 0)), least, most)
+    memory = _quantity(have.get("memory", 0))
+    store = float(start.get("object-store-memory", _STORE_SHARE * memory))
+    return Group(name, float(cpus), float(gpus), memory, least, most, store_bytes=store)
 
 
 def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int) -> Group:
@@ -153,7 +188,9 @@ def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int) 
         least, most = node.get("min_workers", 0), min(node.get("max_workers", max_workers), max_workers)
     if "CPU" not in have:
         return Group(name, 0.0, 0.0, 0.0, least, most, known=False)
-    return Group(name, float(have["CPU"]), float(have.get("GPU", 0)), float(have.get("memory", 0)), least, most)
+    memory = float(have.get("memory", 0))
+    store = float(have.get("object_store_memory", _STORE_SHARE * memory))
+    return Group(name, float(have["CPU"]), float(have.get("GPU", 0)), memory, least, most, store_bytes=store)
 
 
 def _quantity(value: str | float) -> float:

@@ -13,7 +13,7 @@ from jest_core.models import outlines
 from jest_core.run_file import LowResolution, Reference, Run
 
 from ..base import progress
-from . import cost_tables, costs, preflight, sizes, stage_status
+from . import basis, cost_tables, preflight, sizes, stage_status
 from .assumptions import Assumptions
 from .calibrate import Machine, predict
 from .machines import Machines
@@ -47,7 +47,7 @@ def print_plan(
     ]
     if machine is not None:
         tables.append(_time(run, machine, assumed.learner_hour))
-    tables += cost_tables.tables(costs.Basis(run, pairs, assumed, machine, manifest, reference_run))
+    tables += cost_tables.tables(basis.Basis(run, pairs, assumed, machine, manifest, reference_run))
     for table in tables:
         progress.console.print(table)
     checks = list(preflight.run_checks(run, pairs, manifest))

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from botocore.exceptions import BotoCoreError
 
 from jest_core import flops
-from jest_core.models import outlines
+from jest_core.models import configurations, outlines
 from jest_core.run_file import Run
 
 from ..base import manifests, progress
 from ..data.catalogue import open_catalogue
 
 _ENCODED_BYTES = 25_000  # of a picture, where there is no catalogue: a JPEG of 512 pixels
-_WINDOWS_HELD = 4  # two of each stream, while the next two are read
+AHEAD_SHARE = 0.4  # of the object stores, that windows read ahead may take, as stream/read_ahead.py has it
 _BYTES_A_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments
+_BESIDE_BYTES = 200  # of an example in a window, beside picture, pixels, tokens and embeddings: caption, uid, place
 _CACHED_BYTES = 64  # of a pair in a score cache, beside its embeddings
 # As measured in the reproduction: 42 to 46 bytes an example in the runs that score, 1,116 to 1,119 a line
 _LOGGED_BYTES = 46  # of an example in the selection log
@@ -52,20 +53,25 @@ def encoded_bytes(pairs: Pairs | None) -> float:
 
 
 def example_bytes(run: Run, pairs: Pairs | None) -> float:
-    """Of an example in a window or a super-batch: encoded, and its pixels at the size in memory."""
+    """Of an example in a window or a super-batch: encoded, its pixels at the size in memory, its tokens, and the
+    cached embeddings of the reference (float16)."""
     size = outlines.image_size(run.model.name)
     pixels = run.selection.score_image_size or size if run.data.decode == "late" else size
-    return encoded_bytes(pairs) + 3 * pixels**2
+    tokens = configurations.context_length(run.model.name, run.model.context_length)
+    cached = 4 * outlines.width(run.reference.model.name) if run.reads_scores and run.reference is not None else 0
+    return encoded_bytes(pairs) + 3 * pixels**2 + 8 * tokens + cached + _BESIDE_BYTES
 
 
 def window_bytes(run: Run, pairs: Pairs | None) -> float:
-    """Of Ray's object stores together, while the run trains. Windows are whole row groups, and no more than there are
-    slots; where several learners share a stream, each holds its windows."""
+    """Of Ray's object stores together, while the run trains: a window of each stream from which learners take, beside
+    the share of the stores that is read ahead. Windows are whole row groups, and no more than there are slots; where
+    several learners share a stream, each holds its windows."""
     rows, most = float(run.data.window_rows), float(run.n_steps * run.super_batch_size)
     if pairs is not None and pairs.n_row_groups:
         rows, most = max(rows, pairs.n_slots / pairs.n_row_groups), min(most, float(pairs.n_slots))
     streams = max(run.data.n_streams, run.training.max_learners)
-    return min(streams * rows * _WINDOWS_HELD, most * streams / run.data.n_streams) * example_bytes(run, pairs)
+    held = streams * rows / (1 - AHEAD_SHARE)
+    return min(held, most * streams / run.data.n_streams) * example_bytes(run, pairs)
 
 
 def super_batch_bytes(run: Run, pairs: Pairs | None) -> float:

@@ -6,6 +6,7 @@ replay         the sub-batches of another run, read from its selection log
 sub_batches    the selected sub-batches, for `jest train` and for a training loop of a user
 heartbeat      learners report their step, and read whether to stop
 metrics_line   keys, types and units of metrics.jsonl
+hardware       what makes arithmetic faster on a learner's machine
 bottleneck     where the time of a step goes, which part limits it, and what would help
 online_reference  the reference of reference.online, and the record of its weights
 trackers       gauges for Prometheus; TensorBoard, W&B and MLflow

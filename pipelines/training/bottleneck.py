@@ -1,13 +1,18 @@
 """Where the time of a run's steps goes: the share of each part, which part limits the run, and what would help."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from jest_core.run_file import Run
+
+from ..base import cluster
+from ..stream import read_costs
+from ..stream.read_costs import ReadCosts
+from .hardware import Hardware
 from .metrics_line import MetricsLine, part_seconds
 
-# Parts of a step, as metrics.jsonl names their seconds (jest/wait_time ...), each with what makes it shorter
+# Parts of a step, as metrics.jsonl names their seconds (jest/wait_time ...), each with what makes it shorter anywhere
 REMEDIES = {
-    "wait": "the data comes too slowly: more CPUs for the cluster's readers, faster storage, or data.decode late "
-    "with a small selection.score_image_size",
+    "wait": "the data comes too slowly: more CPUs, or faster storage",
     "score": "a larger selection.score_patch_size or a smaller score_image_size (FlexiJEST)",
     "reference": "a score cache: `jest reference-scores`, and reference.online false",
     "select": "fewer selection.n_chunks",
@@ -17,12 +22,15 @@ REMEDIES = {
     "train": "training.low_resolution; no other part is slower",
     "checkpoint": "a larger training.checkpoint_every_steps, or faster storage",
 }
-# On a GPU; most CPUs compute bf16 more slowly than fp32, and a short run ends before torch.compile has paid
-ON_A_GPU = {
-    "score": "selection.score_precision bf16 and training.compile",
-    "train": "training.precision bf16 and compile",
-    "select": "selection.precision fast",
+# Settings that make a part shorter on some machines, with a value of theirs; in the order of their effect
+BF16 = {
+    "score": ("selection.score_precision", "bf16"),
+    "train": ("training.precision", "bf16"),
+    "select": ("selection.precision", "fast"),
 }
+COMPILED = ("score", "train")  # by training.compile
+_COMPILES_SECONDS = 1800.0  # of steps, in which torch.compile, which takes minutes, has paid: a guess
+_BUSY = 0.5  # share of the time of reading in which the CPU works, above which the CPUs limit it, and not the storage
 
 
 def shares(lines: Sequence[MetricsLine]) -> dict[str, float]:
@@ -44,14 +52,66 @@ def note(lines: Sequence[MetricsLine]) -> str:
     )
 
 
-def limit(lines: Sequence[MetricsLine], *, gpus: float) -> str:
-    """The part that takes most of the time after the first step, which also starts the readers; and its remedy.
+def limit(lines: Sequence[MetricsLine], run: Run, hardware: Hardware | None) -> str:
+    """The part that takes most of the time after the first step, which also starts the readers; and what shortens it on
+    the machines of this run.
 
-    gpus: of each learner.
+    hardware: of the first learner; None where it is not known. Where the data limits, windows of the run are read once
+    more here, for seconds: the CPU or the storage is what they wait for.
     """
     found = [(part, share) for part, share in shares(lines[1:] or lines).items() if part in REMEDIES]
     if not found:
         return "the lines of metrics.jsonl do not say how long its steps took"  # lost, and made again from the log
     part, share = found[0]
-    on_a_gpu = f"{ON_A_GPU[part]}; " if gpus and part in ON_A_GPU else ""
-    return f"limited by {part}, {share:.0%} of the time; what shortens it: {on_a_gpu}{REMEDIES[part]}"
+    said = f"limited by {part}, {share:.0%} of the time; "
+    if part == "wait":
+        return said + reading(run, _read_again(run), cluster.reading_cpus())
+    seconds = sum(line.get("train/batch_time", 0.0) for line in lines)
+    remedies = [*faster(part, run, hardware, seconds), REMEDIES[part]]
+    return f"{said}what shortens it: {'; '.join(remedies)}"
+
+
+def faster(part: str, run: Run, hardware: Hardware | None, seconds: float) -> Iterator[str]:
+    """Settings that the run has not, and that make a part shorter on such a machine. seconds: of the run's steps."""
+    if hardware is None:
+        return
+    if part in BF16 and hardware.bf16:
+        name, value = BF16[part]
+        room, _, key = name.partition(".")
+        if getattr(getattr(run, room), key) in ("fp32", "exact"):
+            yield f"{name} {value}"
+    long = seconds >= _COMPILES_SECONDS
+    if part in COMPILED and hardware.gpu and hardware.compiles and long and not run.training.compile:
+        yield "training.compile"
+
+
+def reading(run: Run, costs: ReadCosts | None, cpus: float) -> str:
+    """What makes reading faster. costs: of an example; None where it could not be read. cpus: of the cluster, of which
+    data.read_cpus read."""
+    if costs is None:
+        return REMEDIES["wait"]
+    few = run.data.read_cpus is not None and run.data.read_cpus < cpus
+    more = [f"a larger data.read_cpus: {run.data.read_cpus} of {cpus:,.0f} CPUs read"] if few else []
+    if costs.busy < _BUSY:
+        return (
+            f"the storage comes too slowly: an example takes {costs.clock_ms:.1f} ms to read, in which the CPU works "
+            f"for {costs.busy:.0%}; what shortens it: {'; '.join([*more, 'faster storage, or storage nearer by'])}"
+        )
+    work, each = sum(costs.cpu_ms.values()), max(costs.cpu_ms, key=lambda name: costs.cpu_ms[name])
+    remedies = more or [f"more CPUs than the {cpus:,.0f} that read"]
+    if each == "decoding":
+        if getattr(run.data, "decoder", None) == "pillow":
+            remedies.append("data.decoder simplejpeg")
+        if run.data.decode == "eager" and run.selection.selects:
+            remedies.append("data.decode late with a small selection.score_image_size")
+    return (
+        f"the data comes too slowly: an example takes {work:.1f} CPU ms to read, most of it for {each}; what shortens "
+        f"it: {'; '.join(remedies)}"
+    )
+
+
+def _read_again(run: Run) -> ReadCosts | None:
+    try:
+        return read_costs.measure(run)
+    except Exception:  # the run is done, whatever has become of its inputs since
+        return None

@@ -1,5 +1,7 @@
 """The board: the learners write their progress to it, and read from it whether they have to stop."""
 
+from __future__ import annotations
+
 import contextlib
 import signal
 import threading
@@ -7,9 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import draining
+
+if TYPE_CHECKING:
+    from .hardware import Hardware
 
 EVALUATES = "evaluates"  # which has no time limit
 WAITS = "waits for the data"  # of which its readers need room in the cluster
@@ -36,6 +41,7 @@ class Progress:
     doing: dict[int, str] = field(default_factory=dict)  # by rank: each learner's last heartbeat
     silent: dict[int, float] = field(default_factory=dict)  # by rank: seconds since then
     still: float = 0.0  # seconds since a heartbeat said something new
+    hardware: Hardware | None = None  # of the first learner; None where none has begun
 
     @property
     def moves(self) -> bool:
@@ -71,6 +77,9 @@ class _Board:
 
     def tell(self, text: str) -> None:
         self.progress.messages.append(text)
+
+    def describe(self, hardware: Hardware) -> None:
+        self.progress.hardware = hardware
 
     def fail(self, reason: str) -> None:
         self.progress.failure = self.progress.failure or reason
@@ -133,6 +142,10 @@ class Board:
     def tell(self, text: str) -> None:
         """Have the driver print a message; does not wait."""
         self._call("tell", text)
+
+    def describe(self, hardware: Hardware) -> None:
+        """Say what the first learner computes on; does not wait."""
+        self._call("describe", hardware)
 
     def fail(self, reason: str) -> None:
         """End the run with this reason, unless another learner gave one first; returns once the board has it."""

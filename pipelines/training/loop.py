@@ -30,7 +30,7 @@ from ..base.integrity import Damaged
 from ..base.prefetch import prefetch
 from ..evaluation import evaluate, results
 from ..stream.source import Source, open_source
-from . import online_reference, selection_log, sub_batches
+from . import hardware, online_reference, selection_log, sub_batches
 from .heartbeat import EVALUATES, WAITS, Board, Order, Pulse
 from .metrics import Journal
 from .online_reference import Online
@@ -104,6 +104,7 @@ class _Loop:
             checkpoints.tidy(self.directory)
             results.remove_after(self.directory, self.step)
             self.journal = Journal(run, board, state)
+            board.describe(hardware.of(place.device))
         self.writer = checkpoints.Writer()
         self._committed_at, self._saving_seconds, self._checkpoint_step = time.monotonic(), 0.0, self.step
 

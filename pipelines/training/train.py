@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from importlib.util import resolve_name
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from jest_core import run_file
 from jest_core.run_file import Run
@@ -27,6 +27,9 @@ from .attempts import Attempts
 from .heartbeat import Board, Order, Progress, every, sigterm_noted
 from .run_directory import TrainManifest
 from .shown import Shown
+
+if TYPE_CHECKING:
+    from .hardware import Hardware
 
 _TIMEOUT = 4 * 3600  # seconds that learners wait for the one that evaluates, or writes a checkpoint
 _PATIENCE = 30.0  # seconds within which Ray Train's controller has started, and is ended
@@ -66,14 +69,14 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
         node_checks.refuse_unfit(gpus=bool(run.training.gpus_per_learner), compiled=run.training.compile)
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # after all checks: it marks a finished run that is made longer as not complete
-    _fit(run, owner.claim(directory), label, in_process=in_process)
+    computed_on = _fit(run, owner.claim(directory), label, in_process=in_process)
     lines = metrics_line.read(directory)
     last = lines[-1]
     seen, trained, seconds = last["jest/samples_seen"], last["jest/samples_trained"], last["jest/seconds"]
     begun = {"stage": "train", "complete": True, "config": run_file.identity(run)}
     results = {"steps": run.n_steps, "examples_seen": seen, "examples_trained": trained, "seconds": seconds, **costs}
     finished = manifests.finish(directory, begun | results)
-    progress.say(label, bottleneck.limit(lines, gpus=run.training.gpus_per_learner))
+    progress.say(label, bottleneck.limit(lines, run, computed_on))
     progress.say(label, f"{trained:,} examples trained of {seen:,} seen, {seconds:.0f} s in steps")
     return cast(TrainManifest, finished)
 
@@ -115,9 +118,9 @@ def _look_over(run: Run, source: Source, directory: str, label: str) -> dict[str
     return costs
 
 
-def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
-    """Run the learners as long as this process owns the run directory, and show their progress meanwhile. Raises
-    RuntimeError where they fail, and ValueError where they would fail again."""
+def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> Hardware | None:
+    """Run the learners as long as this process owns the run directory, and show their progress meanwhile; returns what
+    the first one computed on. Raises RuntimeError where they fail, and ValueError where they would fail again."""
     from ..base import checkpoints
     from . import loop
 
@@ -164,7 +167,7 @@ def _fit(run: Run, here: Owner, label: str, *, in_process: bool) -> None:
         raise RuntimeError(f"the learners failed; {directory} keeps what they finished") from failure[0]
     reached = (checkpoints.steps(directory) or [0])[-1]
     if reached >= run.n_steps:
-        return
+        return board.get().hardware
     where = f"with a checkpoint after step {reached}" if reached else "before the first checkpoint"
     if not (notice := _notice(stopping, attempts)):
         storage.retried(here.check)()

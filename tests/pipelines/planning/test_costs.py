@@ -6,9 +6,9 @@ from importlib.resources import files
 import pytest
 
 from jest_core import flops, run_file
-from pipelines.planning import assumptions, cost_tables, costs, machines
+from pipelines.planning import assumptions, basis, cost_tables, costs, machines
 from pipelines.planning.assumptions import Assumptions
-from pipelines.planning.costs import Basis
+from pipelines.planning.basis import Basis
 from pipelines.planning.sizes import Pairs, checkpoint_bytes, written_bytes
 
 LAION = files("jest_deploy") / "runs" / "laion2b"
@@ -28,8 +28,12 @@ class NotDone:
         return False
 
 
-def lines(basis):
-    return {line.stage: line for line in costs.costs(basis).lines}
+def lines(given):
+    return {line.stage: line for line in costs.costs(given).lines}
+
+
+def assuming(**values):
+    return GIVEN.model_copy(update=values)
 
 
 def test_ingest_takes_the_cpu_hours_of_its_urls():
@@ -40,17 +44,22 @@ def test_ingest_takes_the_cpu_hours_of_its_urls():
 
 
 def test_reading_limits_training_where_it_takes_longer_than_the_arithmetic():
-    train = lines(Basis(RUN, None, GIVEN))["train"]
+    train = lines(Basis(RUN, None, assuming(read_cpu_ms=3.8)))["train"]
     seen = 39_673 * 163_840
-    reading = seen * 3.8e-3 / 128 / 3600  # two read tasks for each of 64 learners
+    reading = seen * 3.8e-3 / 1000 / 3600  # on all CPUs that read
     computing = RUN.n_steps * flops.step_flops(RUN).total / 4e14 / 64 / 3600
     assert reading > computing
     assert train.hours == pytest.approx(reading)
-    assert train.note.startswith("reading limits: computing 5.")
-    assert train.money == pytest.approx(reading * (64 * 2.0 + 128 * 0.05))
-    fast = lines(Basis(RUN, None, GIVEN.model_copy(update={"read_cpu_ms": 0.1})))["train"]
+    assert train.note.startswith(
+        f"limited by reading: computing {computing:.2f} h, reading {reading:.2f} h; 64 learners "
+    )
+    assert "take 320,000 pictures a second and 1,000 CPUs deliver 260,000; " in train.note
+    needed = seen / computing / 3600 * 3.8e-3
+    assert train.note.endswith(f"; {needed:,.0f} CPUs would do, {needed / 64:.1f} for each")
+    assert train.money == pytest.approx(reading * (64 * 2.0 + 1000 * 0.05))
+    fast = lines(Basis(RUN, None, assuming(read_cpu_ms=0.1)))["train"]
     assert fast.hours == pytest.approx(computing)
-    assert fast.note.startswith("computing limits")
+    assert fast.note.startswith("limited by computing: ")
 
 
 def test_without_a_price_of_cpus_the_learners_part_is_there():
@@ -63,7 +72,9 @@ def test_without_a_price_of_cpus_the_learners_part_is_there():
     assert found.unpriced == ["the CPUs that read"]
     assert "ingest" in found.without
     assert "train" not in found.without
-    stages = next(iter(cost_tables.tables(Basis(RUN, None, assumed))))
+    (stages,) = [
+        table for table in cost_tables.tables(Basis(RUN, None, assumed)) if table.title == "What each stage takes"
+    ]
     assert "the money of the CPUs that read in reference-scores, train" in str(stages.caption)
     free = costs.costs(Basis(RUN, None, assumed.model_copy(update={"cpu_hour": 0.0})))
     assert free.unpriced == []
@@ -75,7 +86,7 @@ def test_the_metadata_is_opened_once_a_plan(monkeypatch, tmp_path):
     opened = []
     for i in range(70):
         (tmp_path / f"part-{i:05d}.parquet").touch()
-    monkeypatch.setattr(costs, "open_shard", lambda path, columns: opened.append(path) or Rows([1000, 24]))
+    monkeypatch.setattr(basis, "open_shard", lambda path, columns: opened.append(path) or Rows([1000, 24]))
     text = (LAION / "joint.yaml").read_text()
     run = run_file.load(text, [f"root={tmp_path}", "ingest.urls=part-*.parquet"])
     assert lines(Basis(run, None, Assumptions()))["ingest"].work == f"{70 * 1024:,} URLs"
@@ -91,7 +102,7 @@ def test_scoring_covers_the_pairs_of_the_catalogue_or_those_that_may_be_fetched(
     assumed = lines(Basis(RUN, None, GIVEN))["reference-scores"]
     assert assumed.work == "680,000,000 pairs"
     pairs = Pairs(n_slots=500_000_000, n_rows=600_000_000, n_row_groups=600_000, mean_bytes=10_000)
-    known = lines(Basis(RUN, pairs, GIVEN))
+    known = lines(Basis(RUN, pairs, assuming(read_cpu_ms=3.8)))
     work = 5e8 * flops.forward_flops(RUN.model).total
     reading = 5e8 * 3.8e-3 / 1000 / 3600
     assert known["reference-scores"].hours == pytest.approx(max(work / 4e14 / 64 / 3600, reading))
@@ -110,7 +121,10 @@ def test_what_is_not_known_is_no_number():
     assert by_stage["ingest"].hours is None
     assert "--assume urls=N" in by_stage["ingest"].note
     assert by_stage["train"].hours is None
-    assert by_stage["train"].note.startswith("reading 53.60 h; computing not known")
+    assert by_stage["train"].note.startswith("computing not known")
+    read = costs.costs(Basis(RUN, None, Assumptions(cpus=128, read_cpu_ms=3.8)))
+    (note,) = [line.note for line in read.lines if line.stage == "train"]
+    assert note.startswith("reading 53.60 h; computing not known")
     assert by_stage["catalogue"].note == by_stage["evaluate"].note == "not measured"
     assert {"train", "storage", "reference-scores"} <= set(found.without)
     assert found.money == 0
@@ -119,16 +133,18 @@ def test_what_is_not_known_is_no_number():
 def test_the_training_of_the_reference_is_added_by_its_run_file():
     curated = (LAION.parent / "curation" / "strong.yaml").read_text()
     reference = run_file.load(curated, ["model.name=jest-b-16-256"])
-    found = lines(Basis(RUN, None, GIVEN, reference_run=reference))["train runs/reference-strong"]
-    assert found.hours == pytest.approx(reference.n_steps * 32_768 * 3.8e-3 / 128 / 3600)
+    slow = assuming(read_cpu_ms=38.0)
+    found = lines(Basis(RUN, None, slow, reference_run=reference))["train runs/reference-strong"]
+    assert found.hours == pytest.approx(reference.n_steps * 32_768 * 38e-3 / 1000 / 3600)
     assert "--reference-run FILE" in lines(Basis(RUN, None, GIVEN))["reference"].note
 
 
 def test_cpus_come_from_the_manifest(tmp_path):
     group = machines.Group("data", 16, 0, 0, 0, 10)
     gpus = machines.Group("learners", 96, 8, 0, 0, 8)
-    basis = Basis(RUN, None, GIVEN.model_copy(update={"cpus": None}), manifest=machines.Machines("f", (group, gpus)))
-    assert lines(basis)["ingest"].machines == "160 CPUs"
+    found = lines(Basis(RUN, None, assuming(cpus=None), manifest=machines.Machines("f", (group, gpus))))
+    assert found["ingest"].machines == "160 CPUs"
+    assert found["train"].machines == "64 learners, 864 CPUs reading"  # 8 machines of 96, less one for each learner
 
 
 def test_a_plan_says_which_prices_are_missing_and_where_rates_come_from(capsys, monkeypatch):
@@ -140,7 +156,7 @@ def test_a_plan_says_which_prices_are_missing_and_where_rates_come_from(capsys, 
     printed = capsys.readouterr().out
     assert printed.count("no price given") >= 4
     assert "img2dataset" in printed
-    assert "bench_data" in printed
+    assert "bench_read_costs" in printed
     assert "the total is without the hours of catalogue, reference, reference-scores, train, evaluate" in printed
     assert "1,000,000,000" in printed
 

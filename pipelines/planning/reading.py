@@ -1,0 +1,154 @@
+"""What an example takes on its way from a shard to a learner: CPU time by part, bytes, requests."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jest_core.models import configurations, outlines
+from jest_core.run_file import Run
+
+from . import sizes, unit_costs
+from .assumptions import Assumptions
+from .calibrate import Machine
+from .sizes import Pairs
+
+_SHORTER_SIDE = 512  # of pictures whose size nothing says
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one example takes.
+
+    cpu_ms: CPU milliseconds where it is read, by part. storage_bytes: read from storage. store_bytes: in the object
+    store, and through the network. copy_ms: of a learner's one thread that copies it. again_ms: CPU milliseconds of a
+    learner's machine, to decode those that are selected once more (data.decode late), an example of the super-batch.
+    send_ms, receive_ms: CPU milliseconds of Ray, where it goes from one machine to another. requests: to the storage.
+    window: examples of a window.
+    """
+
+    cpu_ms: Mapping[str, float]
+    storage_bytes: float
+    store_bytes: float
+    copy_ms: float
+    again_ms: float
+    send_ms: float
+    receive_ms: float
+    requests: float
+    window: float
+
+    @property
+    def read_ms(self) -> float:
+        """CPU milliseconds where it is read."""
+        return sum(self.cpu_ms.values())
+
+
+def of_training(run: Run, pairs: Pairs | None, assumed: Assumptions, machine: Machine | None) -> Example:
+    """An example of a super-batch."""
+    late = run.data.decode == "late"
+    full = outlines.image_size(run.model.name)
+    view = (run.selection.score_image_size or full) if late else full
+    width = outlines.width(run.reference.model.name) if run.reads_scores and run.reference is not None else 0
+    encoded = _encoded(pairs, machine)
+    store_bytes = machine.reading.store_bytes if machine and machine.reading else sizes.example_bytes(run, pairs)
+    each, times = _cpu_ms(run, view, late, width, store_bytes, assumed, machine), _times_read(run)
+    again = run.sub_batch_size / run.super_batch_size * _decode_ms(run, full, False, assumed) if late else 0.0
+    kept = pairs.n_rows / max(1, pairs.n_slots) if pairs else 1.0
+    stored = kept * (encoded + (sizes.cache_bytes(run, 1.0) if run.reads_scores else 0.0))
+    return Example(
+        {part: ms * times for part, ms in each.items()},
+        stored * times,
+        store_bytes * times,
+        _mb(store_bytes, assumed.copy_ms),
+        again,
+        _mb(store_bytes * times, assumed.send_ms),
+        _mb(store_bytes * times, assumed.receive_ms),
+        times * assumed.requests_per_group / _group_rows(pairs),
+        run.data.window_rows,
+    )
+
+
+def of_scoring(run: Run, pairs: Pairs | None, assumed: Assumptions, machine: Machine | None) -> Example:
+    """An example that the reference scores, by `jest reference-scores`."""
+    assert run.reference is not None
+    model = run.reference.model
+    view = outlines.image_size(model.name)
+    store_bytes = 3.0 * view**2 + 8 * configurations.context_length(model.name, model.context_length)
+    return Example(
+        _cpu_ms(run, view, False, 0, store_bytes, assumed, machine),
+        _encoded(pairs, machine) * (pairs.n_rows / max(1, pairs.n_slots) if pairs else 1.0),
+        store_bytes,
+        0.0,
+        0.0,
+        _mb(store_bytes, assumed.send_ms),
+        _mb(store_bytes, assumed.receive_ms),
+        assumed.requests_per_group / _group_rows(pairs),
+        _group_rows(pairs),
+    )
+
+
+def assumed_by(assumed: Assumptions, machine: Machine | None) -> set[str]:
+    """Names of the assumptions behind an example."""
+    always = {"requests_per_group", "copy_ms", "send_ms", "receive_ms", "receive_threads"}
+    if assumed.read_cpu_ms is not None:
+        return always | {"read_cpu_ms"}
+    if machine is not None and machine.reading is not None:
+        return always | {"store_ms"}
+    return always | {"picture_size", "picture_aspect", "tokens_ms", "shard_ms", "store_ms"}
+
+
+def _encoded(pairs: Pairs | None, machine: Machine | None) -> float:
+    """Bytes of a picture in its shard: by the catalogue, else of those that were read to calibrate, else a guess."""
+    if pairs is None and machine is not None and machine.reading is not None:
+        return machine.reading.encoded_bytes
+    return sizes.encoded_bytes(pairs)
+
+
+def _mb(n_bytes: float, ms: float) -> float:
+    return n_bytes / 1e6 * ms
+
+
+def _group_rows(pairs: Pairs | None) -> float:
+    return pairs.n_rows / max(1, pairs.n_row_groups) if pairs else 1024.0
+
+
+def _times_read(run: Run) -> float:
+    """How often an example is read: once, unless several learners share a stream, of which each reads it all."""
+    n, streams = run.training.max_learners, run.data.n_streams
+    return (n + streams - math.gcd(n, streams)) / streams  # parts that both cut a super-batch into, together
+
+
+def _cpu_ms(
+    run: Run, view: int, late: bool, width: int, store_bytes: float, assumed: Assumptions, machine: Machine | None
+) -> dict[str, float]:
+    """CPU milliseconds by part, of the machine that reads: given, measured on a machine, or those of unit_costs."""
+    if assumed.read_cpu_ms is not None:
+        return {"all of it": assumed.read_cpu_ms}
+    stored = {"object store": _mb(store_bytes, assumed.store_ms)}
+    if machine is not None and machine.reading is not None:
+        return {**machine.reading.cpu_ms, **stored}
+    return {
+        "decoding": _decode_ms(run, view, late, assumed),
+        "tokens": assumed.tokens_ms,
+        "reading": assumed.shard_ms,
+        **({"cached scores": unit_costs.SCORES_MS * width} if width else {}),
+        **stored,
+    }
+
+
+def _decode_ms(run: Run, view: int, late: bool, assumed: Assumptions) -> float:
+    decoder = getattr(run.data, "decoder", None) or "pillow"
+    side, pixels = _size(run, assumed)
+    return unit_costs.decode_ms(decoder, side, pixels, view, late)
+
+
+def _size(run: Run, assumed: Assumptions) -> tuple[float, float]:
+    """The shorter side of the shards' pictures, and their pixels: as ingest makes them, where it does."""
+    ingest, aspect = run.ingest, assumed.picture_aspect
+    side = float(assumed.picture_size or (ingest.image_size if ingest else _SHORTER_SIDE))
+    match ingest.resize_mode if ingest and not assumed.picture_size else "keep_ratio":
+        case "center_crop" | "border":
+            return side, side**2
+        case "keep_ratio_largest":
+            return side / aspect, side**2 / aspect
+        case _:
+            return side, side**2 * aspect

@@ -1,0 +1,73 @@
+"""What reading the run's own examples takes of one CPU: windows, read and decoded once more in this process."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+from pydantic import BaseModel, ConfigDict
+
+from jest_core import run_file
+from jest_core.examples.inputs import Inputs
+from jest_core.examples.order import Window
+from jest_core.models import configurations
+from jest_core.run_file import Run
+
+from . import windows
+from .source import Source, open_source
+
+_SKIPPED = 1  # the first window starts the libraries
+
+
+class ReadCosts(BaseModel):
+    """Of an example, on average: CPU milliseconds by part, milliseconds by the clock, bytes of its encoded picture, and
+    of all of it in Ray's object store."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu_ms: dict[str, float]
+    clock_ms: float
+    encoded_bytes: float
+    store_bytes: float
+
+    @property
+    def busy(self) -> float:
+        """Share of the time in which the CPU works; in the rest it waits for the storage."""
+        return min(1.0, sum(self.cpu_ms.values()) / self.clock_ms)
+
+
+def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
+    """Read windows as tasks do, for so many seconds, or one. Raises what reading raises."""
+    source, inputs, text = open_source(run), _inputs(run), run_file.dump(run)
+    middle = source.order.stream_length(0) // 2  # far from what has just been read
+    spent, clock, n, stored, encoded = Counter[str](), 0.0, 0, 0, 0
+    for number, window in enumerate(islice(source.order.windows(0, middle), 1000)):
+        before = time.process_time(), time.perf_counter()
+        table = windows.of_window(_item(source, window), text, inputs)
+        cpu, took = time.process_time() - before[0], time.perf_counter() - before[1]
+        if number < _SKIPPED:
+            continue
+        images = table["image"].to_pylist()
+        began = time.process_time()
+        inputs.view.batch(images)
+        pixels = time.process_time() - began
+        inputs.tokenizer(table["caption"].to_pylist())
+        tokens = time.process_time() - began - pixels
+        spent.update({"decoding": pixels, "tokens": tokens, "reading": max(0.0, cpu - pixels - tokens)})
+        clock, n, stored = clock + took, n + len(table), stored + table.nbytes
+        encoded += sum(len(image or b"") for image in images)
+        if clock > seconds:
+            break
+    cpu_ms = {part: 1e3 * spent[part] / n for part in ("decoding", "tokens", "reading")}
+    return ReadCosts(cpu_ms=cpu_ms, clock_ms=1e3 * clock / n, encoded_bytes=encoded / n, store_bytes=stored / n)
+
+
+def _item(source: Source, window: Window) -> windows.Item:
+    return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
+
+
+def _inputs(run: Run) -> Inputs:
+    inputs = configurations.inputs_of(run.model)
+    if run.data.decode == "late" and run.selection.score_image_size is not None:
+        return replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))
+    return inputs

@@ -1,0 +1,251 @@
+"""What an example takes, what machines deliver of it, and which part limits: by arithmetic that is written out here
+once more."""
+
+import json
+from importlib.resources import files
+
+import pytest
+import yaml
+
+from jest_core import flops, run_file
+from pipelines.planning import basis, calibrate, cost_tables, flow, machines, reading, sizes, unit_costs
+from pipelines.planning.assumptions import Assumptions
+from pipelines.planning.basis import Basis
+from pipelines.planning.calibrate import Machine
+from pipelines.planning.machines import Group, Machines
+from pipelines.planning.sizes import Pairs
+from pipelines.stream import read_ahead
+from pipelines.stream.read_costs import ReadCosts
+from tests.deploy import kuberay
+
+LAION = files("jest_deploy") / "runs" / "laion2b"
+LATE = ("data.decode=late", "selection.score_image_size=128", "selection.score_patch_size=null")
+STORED = 25_000 + 3 * 256**2 + 8 * 16 + 4 * 768 + 200  # bytes in the object store
+
+
+def load(name, *overrides):
+    return run_file.load((LAION / f"{name}.yaml").read_text(), ["root=memory://nowhere/laion2b", *overrides])
+
+
+FLEXI = load("flexi")
+DATA, LEARNERS = Group("data", 14, 0, 0, 1, 64), Group("learners", 16, 8, 0, 0, 8)
+CLUSTER = Machines("f", (DATA, LEARNERS))
+
+
+def training(run=FLEXI, manifest=None, pairs=None, machine=None, **assumed):
+    given = Assumptions(**{"flops_per_second": 4e14, "urls": 10**9, **assumed})
+    return flow.of_training(Basis(run, pairs, given, machine, manifest), set())
+
+
+def test_an_example_is_decoded_tokenised_and_stored():
+    found = training()
+    assert found.example.cpu_ms == pytest.approx(
+        {
+            "decoding": unit_costs.DECODING[0].ms * 1.33,  # 256 by 341 pixels
+            "tokens": unit_costs.TOKENS_MS,
+            "reading": unit_costs.READ_MS,
+            "cached scores": unit_costs.SCORES_MS * 768,
+            "object store": unit_costs.STORE_MS * STORED / 1e6,
+        }
+    )
+    assert found.example.store_bytes == STORED
+    assert found.example.storage_bytes == 25_000 + 4 * 768 + 64
+    assert found.example.requests == pytest.approx(6 / 1024)
+    siglip = training(load("siglip")).example
+    assert "cached scores" not in siglip.cpu_ms
+    assert siglip.storage_bytes == 25_000
+
+
+def test_sizes_of_pictures_come_from_ingest_the_catalogue_or_the_user():
+    def decoding(*overrides, **assumed):
+        return training(load("flexi", *overrides), **assumed).example.cpu_ms["decoding"]
+
+    whole, resized = unit_costs.DECODING[0].ms, unit_costs.decode_ms("pillow", 512, 512**2, 256, late=False)
+    assert decoding("ingest.resize_mode=center_crop") == pytest.approx(whole)
+    assert decoding("ingest.image_size=512") == pytest.approx(1.33 * resized)
+    assert decoding(picture_size=512, picture_aspect=1.0) == pytest.approx(resized)
+    assert decoding("ingest=null") == pytest.approx(1.33 * resized)
+    pairs = Pairs(n_slots=10**9, n_rows=2 * 10**9, n_row_groups=10**6, mean_bytes=9_000)
+    found = training(pairs=pairs).example
+    assert found.store_bytes == STORED - 16_000
+    assert found.storage_bytes == 2 * (9_000 + 4 * 768 + 64)  # dropped rows are read with the others
+    assert found.requests == pytest.approx(6 / 2000)
+
+
+def test_late_decoding_is_small_and_the_learners_decode_the_selected_again():
+    found = training(load("flexi", *LATE)).example
+    assert found.cpu_ms["decoding"] < 0.8 * training().example.cpu_ms["decoding"]
+    assert found.store_bytes == STORED - 3 * 256**2 + 3 * 128**2
+    assert found.again_ms == pytest.approx(0.2 * unit_costs.DECODING[0].ms * 1.33)
+
+
+def test_the_time_by_the_decoder_is_that_of_the_nearest_measured_picture():
+    for point in unit_costs.DECODING:
+        found = unit_costs.decode_ms(point.decoder, point.picture, point.picture**2, point.view, point.late)
+        assert found == pytest.approx(point.ms)
+    assert unit_costs.decode_ms("pillow", 1024, 1024**2, 256, late=False) == pytest.approx(4 * 3.6)
+    kinds = {(point.decoder, point.kind) for point in unit_costs.DECODING}
+    for decoder in {decoder for decoder, _ in kinds}:  # so that each picture has a nearest
+        assert {(decoder, kind) for kind in ("late", "whole", "resized")} <= kinds
+
+
+def test_a_measured_machine_and_a_given_time_take_the_place_of_the_table():
+    measured = ReadCosts(
+        cpu_ms={"decoding": 2.0, "tokens": 0.1, "reading": 0.3}, clock_ms=3.0, encoded_bytes=9_000, store_bytes=50_000
+    )
+    machine = Machine(
+        name="m",
+        model=FLEXI.model.name,
+        flops_per_second=dict.fromkeys(("score", "select", "train"), 4e14),
+        seconds_per_example=2e-6,
+        first_step_seconds=0.0,
+        checkpoint_seconds=0.0,
+        start_seconds=0.0,
+        wait_seconds_per_example=1e-6,
+        reading=measured,
+    )
+    found = training(machine=machine, cpus=100)
+    assert found.example.cpu_ms == {**measured.cpu_ms, "object store": pytest.approx(unit_costs.STORE_MS * 0.05)}
+    assert found.example.storage_bytes == 9_000 + 4 * 768 + 64
+    assert training(machine=machine, read_cpu_ms=1.5).example.cpu_ms == {"all of it": 1.5}
+    # what the measured machine waited for its own data is in no hours where the CPUs that read are known
+    unknown = training(machine=machine)
+    waited = FLEXI.n_steps * FLEXI.super_batch_size / 64 * 1e-6
+    assert unknown.computing - found.computing == pytest.approx(waited)
+    assert calibrate.predict(FLEXI, machine).total == pytest.approx(unknown.computing)
+
+
+def test_a_machine_file_of_an_earlier_version_is_read(tmp_path):
+    old = {"name": "m", "model": "x", "flops_per_second": {"train": 1.0}, "seconds_per_example": 1.0}
+    old |= dict.fromkeys(("first_step_seconds", "checkpoint_seconds", "start_seconds"), 0.0)
+    (tmp_path / "machine.json").write_text(json.dumps(old))
+    assert calibrate.read(str(tmp_path / "machine.json")).reading is None
+
+
+def test_learners_that_share_a_stream_read_its_windows_each():
+    def times(n, streams):
+        return (
+            training(load("flexi", f"training.n_learners={n}", f"data.n_streams={streams}")).example.store_bytes
+            / STORED
+        )
+
+    assert times(64, 256) == times(64, 64) == 1
+    assert times(64, 16) == pytest.approx(4)
+    assert times(64, 32) == pytest.approx(2)
+    slots = range(163_840)
+    pairs = {(i * 64 // len(slots), i * 40 // len(slots)) for i in slots}  # a learner and a stream from which it takes
+    assert times(64, 40) == pytest.approx(len(pairs) / 40)
+
+
+def test_all_cpus_of_the_cluster_read_but_the_learners_own():
+    found = training(manifest=CLUSTER)
+    assert found.readers.cpus == 64 * 14 + 8 * 16 - 64
+    assert (found.readers.takers, found.readers.others, found.readers.receiving) == (8, 64, 8 * 4)
+    assert found.readers.crossing == pytest.approx(1 - 8 / 960)
+    assert training(load("flexi", "data.read_cpus=100"), CLUSTER).readers.cpus == 100
+    assert training(manifest=CLUSTER, cpus=96).readers.cpus == 96
+    assert training().readers.cpus is None
+    unknown = Machines("f", (DATA, Group("learners", 0, 0, 0, 0, 8, known=False)))
+    assert training(manifest=unknown).readers.cpus is None
+    few = training(load("flexi", "training.n_learners=8"), CLUSTER)
+    assert few.readers.takers == 1  # machines with GPUs that no learner needs are not started to read
+    assert few.readers.cpus == 64 * 14 + 16 - 8
+
+
+def test_machines_are_limited_together():
+    found = Machines("f", (DATA, LEARNERS), limit=20).placed(64, GPU=1, CPU=1)
+    assert {each.group.name: each.n for each in found} == {"data": 12, "learners": 8}
+    alone = Machines("f", (Group("all", 10, 0, 0, 0, 4),)).placed(6, GPU=0, CPU=1)
+    assert [(each.n, each.workers, each.cpus_left) for each in alone] == [(4, 1.5, 8.5)]
+
+
+@pytest.mark.parametrize(
+    ("assumed", "limit", "rate"),
+    [
+        ({"read_cpu_ms": 0.01, "receive_ms": 0.001}, "computing", None),
+        ({"read_cpu_ms": 2.0, "receive_ms": 0.01, "send_ms": 0.0}, "reading", 960 / 2e-3),
+        ({"receive_ms": 1.0}, "Ray's transfer to the learners' machines", 32 * 1e3 / (STORED / 1e6 * (1 - 8 / 960))),
+        ({"receive_ms": 1.0, "receive_threads": 2}, "Ray's transfer", 16 * 1e3 / (STORED / 1e6 * (1 - 8 / 960))),
+        (
+            {"learner_gbits": 10, "receive_ms": 0.01},
+            "the network of the learners'",
+            8 * 1.25e9 / STORED / (1 - 8 / 960),
+        ),
+        (
+            {"data_gbits": 1, "receive_ms": 0.01},
+            "the network of the data machines",
+            64 * 1.25e8 / STORED / (1 - 8 / 960),
+        ),
+        ({"storage_gbits": 8, "receive_ms": 0.01}, "the storage", 1e9 / (25_000 + 4 * 768 + 64)),
+        ({"copy_ms": 5, "receive_ms": 0.01}, "the learners' copies", 64 * 1e3 / (5 * STORED / 1e6)),
+    ],
+)
+def test_the_slowest_part_limits(assumed, limit, rate):
+    found = training(manifest=CLUSTER, **assumed)
+    seen, computing = FLEXI.n_steps * FLEXI.super_batch_size, FLEXI.n_steps * flops.step_flops(FLEXI).total / 4e14 / 64
+    assert found.limit.startswith(limit)
+    assert found.words().startswith(f"limited by {limit}")
+    assert found.computing == pytest.approx(computing)
+    assert found.seconds == pytest.approx(seen / rate if rate else computing)
+    assert found.needs["CPUs that read"] == pytest.approx(found.cpus_needed)
+
+
+def test_stores_that_hold_too_few_windows_limit_reading():
+    """0.4 of them, in windows of 1,024 examples: fewer windows than CPUs read at once."""
+    small = Machines("f", (Group("data", 14, 0, 0, 1, 64, store_bytes=10**9), LEARNERS))
+    found = training(manifest=small, receive_ms=0.01)
+    windows = 0.4 * 64e9 / (1024 * STORED)
+    assert windows < 960
+    assert found.limit.startswith("Ray's object stores")
+    assert found.limits[found.limit] == pytest.approx(found.limits["reading"] * windows / 960)
+    assert sizes.AHEAD_SHARE == read_ahead._STORE_SHARE
+
+
+def test_without_machines_the_cpus_that_would_do_are_named():
+    found = training()
+    assert found.seconds == found.computing
+    assert "reading not known" in found.words()
+    assert f"{found.cpus_needed:,.0f} CPUs would do" in found.words()
+
+
+def test_the_laion_run_needs_at_most_16_cpus_for_a_gpu(tmp_path):
+    """FlexiJEST++ on the cluster of kubernetes/gpus-64, at 4e14 FLOPs a second of each GPU."""
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump_all(kuberay.render(kuberay.MANIFESTS / "gpus-64")))
+    manifest = machines.read(str(tmp_path / "cluster.yaml"))
+    found = training(manifest=manifest)
+    assert found.readers.cpus == 960
+    assert found.readers.store_bytes == pytest.approx(64 * 2**34 + 8 * 2**36 + 0.3 * 20 * 2**30)
+    assert found.cpus_needed / 64 < 16
+    assert found.taken == pytest.approx(163_840 / (flops.step_flops(FLEXI).total / 4e14 / 64))
+
+
+def test_both_stages_that_read_have_a_column(capsys):
+    from rich.console import Console
+
+    given = Basis(FLEXI, None, Assumptions(flops_per_second=4e14, urls=10**9), manifest=CLUSTER)
+    assert basis.n_pairs(given, set()) == pytest.approx(0.68e9)
+    found = flow.flows(given, set())
+    assert list(found) == ["reference-scores", "train"]
+    scoring = found["reference-scores"]
+    assert scoring.example.store_bytes == 3 * 256**2 + 8 * 16
+    assert scoring.taken == pytest.approx(4e14 * 64 / flops.forward_flops(FLEXI.reference.model).total)
+    Console(width=160).print(cost_tables._reading(found))
+    printed = capsys.readouterr().out
+    for words in (
+        "needs CPUs that read, for each worker",
+        "kB a picture: in Ray's object stores",
+        "train: limited by Ray's",
+    ):
+        assert words in printed
+
+
+@pytest.mark.parametrize(("value", "words"), [(414_321, "410,000"), (76, "76"), (1_234, "1,200"), (99_999, "100,000")])
+def test_rates_have_two_digits_that_count(value, words):
+    assert flow.rounded(value) == words
+
+
+def test_what_a_plan_assumes_of_an_example_is_named():
+    run, given = FLEXI, Assumptions()
+    assert {"picture_size", "tokens_ms"} <= reading.assumed_by(given, None)
+    assert "picture_size" not in reading.assumed_by(Assumptions(read_cpu_ms=1.0), None)
+    assert reading.of_training(run, None, given, None).window == 1024
