@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 
 from pydantic import BaseModel, ConfigDict
@@ -10,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from jest_core import run_file
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Window
-from jest_core.models import configurations
 from jest_core.run_file import Run
 
+from ..scores import score_cache
 from . import windows
 from .source import Source, open_source
 
@@ -38,7 +37,8 @@ class ReadCosts(BaseModel):
 
 def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
     """Read windows as tasks do, for so many seconds, or one. Raises what reading raises."""
-    source, inputs, text = open_source(run), _inputs(run), run_file.dump(run)
+    source, inputs, text = open_source(run), windows.inputs_of(run), run_file.dump(run)
+    stored_tokens = _stores_tokens(run, inputs)
     middle = source.order.stream_length(0) // 2  # far from what has just been read
     spent, clock, n, stored, encoded = Counter[str](), 0.0, 0, 0, 0
     for number, window in enumerate(islice(source.order.windows(0, middle), 1000)):
@@ -51,7 +51,8 @@ def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
         began = time.process_time()
         inputs.view.batch(images)
         pixels = time.process_time() - began
-        inputs.tokenizer(table["caption"].to_pylist())
+        if not stored_tokens:
+            inputs.tokenizer(table["caption"].to_pylist())
         tokens = time.process_time() - began - pixels
         spent.update({"decoding": pixels, "tokens": tokens, "reading": max(0.0, cpu - pixels - tokens)})
         clock, n, stored = clock + took, n + len(table), stored + table.nbytes
@@ -66,8 +67,8 @@ def _item(source: Source, window: Window) -> windows.Item:
     return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
 
-def _inputs(run: Run) -> Inputs:
-    inputs = configurations.inputs_of(run.model)
-    if run.data.decode == "late" and run.selection.score_image_size is not None:
-        return replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))
-    return inputs
+def _stores_tokens(run: Run, inputs: Inputs) -> bool:
+    """Whether the tokens are read with the scores."""
+    if not run.reads_scores or run.reference is None:
+        return False
+    return score_cache.opened(run.path(run.reference.scores)).get("tokenizer") == inputs.tokenizer.identity

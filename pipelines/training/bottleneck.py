@@ -65,7 +65,7 @@ def limit(lines: Sequence[MetricsLine], run: Run, hardware: Hardware | None) -> 
     part, share = found[0]
     said = f"limited by {part}, {share:.0%} of the time; "
     if part == "wait":
-        return said + reading(run, _read_again(run), cluster.reading_cpus())
+        return said + reading(run, _read_again(run), cluster.n_tasks()())
     seconds = sum(line.get("train/batch_time", 0.0) for line in lines)
     remedies = [*faster(part, run, hardware, seconds), REMEDIES[part]]
     return f"{said}what shortens it: {'; '.join(remedies)}"
