@@ -4,6 +4,11 @@ python -m tests.benchmarks.bench_cached [--width 768] [--rows 1024] [--repeats 2
 
 The floor is a plain copy of as many bytes, in the same run. Captions are those of deploy/data/small, four in one: 71
 characters and 16 words, about LAION's. Best of alternating turns, so that other load changes little.
+
+On an AMD EPYC: 2.75 µs a pair of D = 768, of which 0.7 are checksums and 0.3 the opening of the file (13.2 as lists
+under zstd, a plain copy 0.17); a caption's tokens 0.83 stored, 23.9 tokenised, 224 by open_clip. Captions as they are,
+17 characters: 5.5 tokenised, and with the package tokenizers and the same cleaning 10.6 (37 for four in one), which is
+why jest has its own.
 """
 
 import time
