@@ -136,7 +136,7 @@ def _cpu_ms(
 
 
 def _decode_ms(run: Run, view: int, late: bool, assumed: Assumptions) -> float:
-    decoder = getattr(run.data, "decoder", None) or "pillow"
+    decoder = run.data.decoder
     side, pixels = _size(run, assumed)
     return unit_costs.decode_ms(decoder, side, pixels, view, late)
 

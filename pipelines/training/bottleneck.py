@@ -100,7 +100,7 @@ def reading(run: Run, costs: ReadCosts | None, cpus: float) -> str:
     work, each = sum(costs.cpu_ms.values()), max(costs.cpu_ms, key=lambda name: costs.cpu_ms[name])
     remedies = more or [f"more CPUs than the {cpus:,.0f} that read"]
     if each == "decoding":
-        if getattr(run.data, "decoder", None) == "pillow":
+        if run.data.decoder == "pillow":
             remedies.append("data.decoder simplejpeg")
         if run.data.decode == "eager" and run.selection.selects:
             remedies.append("data.decode late with a small selection.score_image_size")

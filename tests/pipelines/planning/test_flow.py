@@ -28,6 +28,7 @@ def load(name, *overrides):
 
 
 FLEXI = load("flexi")
+WHOLE = unit_costs.decode_ms(FLEXI.data.decoder, 256, 256**2, 256, late=False)
 DATA, LEARNERS = Group("data", 14, 0, 0, 1, 64), Group("learners", 16, 8, 0, 0, 8)
 CLUSTER = Machines("f", (DATA, LEARNERS))
 
@@ -41,7 +42,7 @@ def test_an_example_is_decoded_tokenised_and_stored():
     found = training()
     assert found.example.cpu_ms == pytest.approx(
         {
-            "decoding": unit_costs.DECODING[0].ms * 1.33,  # 256 by 341 pixels
+            "decoding": WHOLE * 1.33,  # 256 by 341 pixels
             "tokens": unit_costs.TOKENS_MS,
             "reading": unit_costs.READ_MS,
             "cached scores": unit_costs.SCORES_MS * 768,
@@ -60,7 +61,7 @@ def test_sizes_of_pictures_come_from_ingest_the_catalogue_or_the_user():
     def decoding(*overrides, **assumed):
         return training(load("flexi", *overrides), **assumed).example.cpu_ms["decoding"]
 
-    whole, resized = unit_costs.DECODING[0].ms, unit_costs.decode_ms("pillow", 512, 512**2, 256, late=False)
+    whole, resized = WHOLE, unit_costs.decode_ms(FLEXI.data.decoder, 512, 512**2, 256, late=False)
     assert decoding("ingest.resize_mode=center_crop") == pytest.approx(whole)
     assert decoding("ingest.image_size=512") == pytest.approx(1.33 * resized)
     assert decoding(picture_size=512, picture_aspect=1.0) == pytest.approx(resized)
@@ -76,7 +77,7 @@ def test_late_decoding_is_small_and_the_learners_decode_the_selected_again():
     found = training(load("flexi", *LATE)).example
     assert found.cpu_ms["decoding"] < 0.8 * training().example.cpu_ms["decoding"]
     assert found.store_bytes == STORED - 3 * 256**2 + 3 * 128**2
-    assert found.again_ms == pytest.approx(0.2 * unit_costs.DECODING[0].ms * 1.33)
+    assert found.again_ms == pytest.approx(0.2 * WHOLE * 1.33)
 
 
 def test_the_time_by_the_decoder_is_that_of_the_nearest_measured_picture():
