@@ -161,7 +161,7 @@ def main(
                 f"{full[name]['cpu_ms']:.2f}",
                 f"{full[name]['peak'] / 1e6:.0f}",
             ]
-            for name in ("with_open_clip", "with_data_loader", "with_jest")
+            for name in ("with_open_clip", "with_data_loader", "with_jest", "with_jest_simplejpeg")
         ],
     )
     eager, late = full["jest_eager"], full["jest_late"]

@@ -156,23 +156,28 @@ def with_data_loader(shards: str, n: int, work: Path) -> Iterator[int]:
         yield len(images)
 
 
-def _super_batches(shards: str, n: int, work: Path, method: str, decode: str) -> Iterator[Any]:
+def _super_batches(shards: str, n: int, work: Path, method: str, decode: str, decoder: str = "pillow") -> Iterator[Any]:
     cluster.connect()
     size = SCORED_SIZE if decode == "late" else "null"
     trained = n // 256 * 256 if method == "uniform" else n // 1280 * 256
     text = RUN.format(root=work, shards=shards, decode=decode, method=method, size=size, trained=trained)
-    run = run_file.load(text)
+    run = run_file.load(text, [f"data.decoder={decoder}"])
     catalogue.run_stage(run)
     source = open_source(run)
     return prefetch(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
 
 
-def with_jest(shards: str, n: int, work: Path) -> Iterator[int]:
+def with_jest(shards: str, n: int, work: Path, decoder: str = "pillow") -> Iterator[int]:
     """Uniform super-batches of 256, decoded by Ray workers, normalised by the learner."""
-    for batch in _super_batches(shards, n, work, "uniform", "eager"):
+    for batch in _super_batches(shards, n, work, "uniform", "eager", decoder):
         assert normalise(batch.pixels, MEAN, STD).shape[1:] == (3, SIZE, SIZE)
         assert batch.tokens.shape[1] == 77
         yield len(batch)
+
+
+def with_jest_simplejpeg(shards: str, n: int, work: Path) -> Iterator[int]:
+    """The same, with nearly the same pixels."""
+    yield from with_jest(shards, n, work, "simplejpeg")
 
 
 def jest_eager(shards: str, n: int, work: Path) -> Iterator[int]:
@@ -192,5 +197,5 @@ def jest_late(shards: str, n: int, work: Path) -> Iterator[int]:
 
 
 CONTESTANTS: dict[str, Callable[[str, int, Path], Iterator[int]]] = {
-    f.__name__: f for f in (with_open_clip, with_data_loader, with_jest, jest_eager, jest_late)
+    f.__name__: f for f in (with_open_clip, with_data_loader, with_jest, with_jest_simplejpeg, jest_eager, jest_late)
 }
