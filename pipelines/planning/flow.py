@@ -194,16 +194,11 @@ def readers_of(
     return Readers(
         min(cpus, most),
         n,
-        sum(machines.n * (assumed.receive_threads or _receiving_threads(machines.group.cpus)) for machines in takers),
+        sum(machines.n * (assumed.receive_threads or machines.group.receiving_threads) for machines in takers),
         sum(machines.n for machines in placed if not machines.workers and machines.cpus_left),
         1 - own / cpus if cpus else 1.0,
         sum(machines.n * machines.group.store_bytes for machines in placed),
     )
-
-
-def _receiving_threads(cpus: float) -> int:
-    """Of Ray's object manager (src/ray/raylet/main.cc)."""
-    return min(max(2, int(cpus) // 4), 8)
 
 
 def _read_ms(example: Example, found: Readers) -> float:

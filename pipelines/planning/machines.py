@@ -19,6 +19,7 @@ _UNITS = {
     "Ti": 2.0**40,
 }
 _GPUS = ("nvidia.com/gpu", "amd.com/gpu")
+_THREADS = "RAY_object_manager_rpc_threads_num"
 _STORE_SHARE = 0.3  # of a machine's memory, that Ray's object store has where nobody says another size
 _WORKERS = 2  # max_workers of a file of `ray up` that has none
 
@@ -26,7 +27,8 @@ _WORKERS = 2  # max_workers of a file of `ray up` that has none
 @dataclass(frozen=True)
 class Group:
     """Machines of one kind. cpus, gpus: that Ray counts on each; memory_bytes, and store_bytes of Ray's object store,
-    are 0 where the file does not say. known: whether it says the others; where not, they are 0."""
+    are 0 where the file does not say. known: whether it says the others; where not, they are 0. threads: with which Ray
+    receives objects, where the file says."""
 
     name: str
     cpus: float
@@ -36,6 +38,12 @@ class Group:
     most: int
     known: bool = True
     store_bytes: float = 0.0
+    threads: int | None = None
+
+    @property
+    def receiving_threads(self) -> int:
+        """Those of Ray's object manager (src/ray/raylet/main.cc)."""
+        return self.threads or min(max(2, int(self.cpus) // 4), 8)
 
     @property
     def resources(self) -> dict[str, float]:
@@ -175,7 +183,8 @@ def _of_pods(name: str, group: dict[str, Any], least: int, most: int) -> Group:
     cpus = start.get("num-cpus", _quantity(have.get("cpu", 0)))
     memory = _quantity(have.get("memory", 0))
     store = float(start.get("object-store-memory", _STORE_SHARE * memory))
-    return Group(name, float(cpus), float(gpus), memory, least, most, store_bytes=store)
+    threads = next((int(e["value"]) for e in container.get("env") or [] if e["name"] == _THREADS), None)
+    return Group(name, float(cpus), float(gpus), memory, least, most, store_bytes=store, threads=threads)
 
 
 def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int) -> Group:

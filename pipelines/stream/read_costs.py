@@ -12,7 +12,7 @@ from jest_core.examples.order import Window
 from jest_core.run_file import Run
 
 from ..scores import score_cache
-from . import windows
+from . import super_batches, windows
 from .source import Source, open_source
 
 _SKIPPED = 1  # the first window starts the libraries
@@ -37,7 +37,7 @@ class ReadCosts(BaseModel):
 
 def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
     """Read windows as tasks do, for so many seconds, or one. Raises what reading raises."""
-    source, inputs, text = open_source(run), windows.inputs_of(run), run_file.dump(run)
+    source, inputs, text = open_source(run), super_batches.inputs_of(run), run_file.dump(run)
     stored_tokens = _stores_tokens(run, inputs)
     middle = source.order.stream_length(0) // 2  # far from what has just been read
     spent, clock, n, stored, encoded = Counter[str](), 0.0, 0, 0, 0

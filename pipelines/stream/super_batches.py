@@ -7,6 +7,7 @@ Ray tasks anywhere on the cluster read and decode windows (windows) ahead of the
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from dataclasses import replace
 from heapq import merge
 from operator import itemgetter
 
@@ -18,6 +19,7 @@ from jest_core import run_file, tables
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Window
 from jest_core.examples.super_batch import Examples
+from jest_core.models import configurations
 from jest_core.run_file import Run
 
 from ..base import blocks
@@ -78,12 +80,20 @@ def _windows(
     def item(window: Window) -> windows.Item:
         return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
-    inputs = windows.inputs_of(run)
-
+    inputs = inputs_of(run)
     share = Share(n_learners, run.data.read_cpus)
     return read_ahead(
         planned, item, len, row_bytes(inputs), windows.of_window, share, run_text=run_file.dump(run), inputs=inputs
     )
+
+
+def inputs_of(run: Run) -> Inputs:
+    """How the windows of a run are decoded and tokenised: with data.decode `late`, at the size at which is scored."""
+    inputs = configurations.inputs_of(run.model, run.data.decoder)
+    if run.data.decode == "eager":
+        return inputs
+    assert run.selection.score_image_size is not None
+    return replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))
 
 
 def row_bytes(inputs: Inputs) -> int:

@@ -3,7 +3,6 @@
 Nothing here imports PyTorch, for the reason that data/rows.py gives.
 """
 
-from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -13,7 +12,6 @@ from jest_core import tables
 from jest_core.examples.inputs import Inputs
 from jest_core.examples.order import Piece, Window
 from jest_core.examples.tokenizer import Tokenizer
-from jest_core.models import configurations
 from jest_core.run_file import Run
 
 from ..base import storage
@@ -31,15 +29,6 @@ class Item(TypedDict):
 
     window: Window
     places: dict[int, Place]
-
-
-def inputs_of(run: Run) -> Inputs:
-    """How the windows of a run are decoded and tokenised: with data.decode `late`, at the size at which is scored."""
-    inputs = configurations.inputs_of(run.model, run.data.decoder)
-    if run.data.decode == "eager":
-        return inputs
-    assert run.selection.score_image_size is not None
-    return replace(inputs, view=inputs.view.smaller(run.selection.score_image_size))
 
 
 def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:

@@ -112,10 +112,10 @@ def test_what_helps_against_the_transfer(cluster: machines.Machines):
 
     assert table("flexi.yaml") == [
         row(),
-        row(receive_threads=16),
-        row(receive_threads=16, learner_gbits=100),
-        row(*SMALL),
-        row(*SMALL, receive_threads=16),
+        row(learner_gbits=100),
+        row(receive_threads=4),
+        row(*SMALL, receive_threads=4),
+        row(*SMALL, learner_gbits=100),
     ]
 
 
