@@ -21,6 +21,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines import __main__ as main
 from pipelines import errors
+from pipelines.base import cluster
 from pipelines.commands import arguments
 from tests.conftest import RUN
 
@@ -85,6 +86,7 @@ def test_errors_print_one_clear_line_and_set_the_exit_status(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(sys, "argv", ["jest", *(a.replace("RUN", run_file) for a in arguments)])
+    monkeypatch.setattr(cluster, "disconnect", lambda: None)  # the Ray of this process is that of other tests too
     with pytest.raises(SystemExit) as ended:
         main.main()
     printed = capsys.readouterr().err
