@@ -14,7 +14,7 @@ import pytest
         ("selection", "--smaller 32", ["best dense", "of the floor", "20 draws", "Time against B", "Gibbs"]),
         ("loss", "--smaller 32", ["SigLipLoss"]),
         ("training", "--model jest-tiny --steps 6 --repeats 1 --parts loop", ["open_clip's loop", "peak MB"]),
-        ("cached", "--width 64 --rows 64 --repeats 1", ["fixed-size binary", "in the object store"]),
+        ("cached", "--width 64 --rows 64 --repeats 1", ["fixed-size binary", "the object store"]),
         ("flexi", "--model jest-tiny --repeats 1", ["FlexiJEST, scoring in bf16", "time / FLOPs"]),
     ],
 )
