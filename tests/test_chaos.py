@@ -11,13 +11,14 @@ import pytest
 from jest_core import run_file
 from jest_core.run_file import Run
 from pipelines.base import checkpoints, commits, storage
+from pipelines.stream import read_ahead
 from pipelines.training import metrics_line, selection_log, train
 from tests.commands import Command, assert_same_log_and_weights, bursts, command, write
 from tests.faults import FaultyProxy
 
 SEED = int(os.environ.get("JEST_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 # victims by process title; "node" stands for all processes of the command at once
-N_KILLS = {"RayTrainWorker": 5, "MapBatches": 11, "driver": 2, "node": 2}
+N_KILLS = {"RayTrainWorker": 5, read_ahead.TASK: 11, "driver": 2, "node": 2}
 
 
 @pytest.mark.chaos
@@ -51,7 +52,7 @@ def test_a_run_under_twenty_kills_ends_like_an_undisturbed_one(make_scored_run, 
         driver.wait_for_step(killed, reached + 1)  # the run has to make progress between two bursts
         for victim in burst:
             time.sleep(rng.uniform(0, 0.5))
-            if victim in ("RayTrainWorker", "MapBatches"):
+            if victim in ("RayTrainWorker", read_ahead.TASK):
                 driver.wait_until(partial(driver.kill_one, victim, rng))
             else:
                 assert driver.process.poll() is None, driver.output

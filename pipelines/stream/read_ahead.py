@@ -18,6 +18,7 @@ from ..base import cluster
 
 T = TypeVar("T")
 
+TASK = "read_window"  # its name in Ray, and in the title of the process that runs it
 _TRIES = 20  # of a task whose process or node is lost
 _LOOK_SECONDS = 5.0  # between two looks at the size of the cluster, which may grow and shrink
 _WAKE_SECONDS = 1.0  # after which a thread that waits for a task looks whether it is to end
@@ -47,6 +48,7 @@ def read_ahead(
     item: Callable[[T], Mapping[str, Any]],
     n_rows: Callable[[T], int],
     row_bytes: int,
+    most_rows: int,
     read: Callable[..., pa.Table],
     share: Share,
     **settings: Any,
@@ -54,11 +56,12 @@ def read_ahead(
     """Each of `planned` with its rows, in order.
 
     item: turns one of them into what its task reads. n_rows: of one of them. row_bytes: of a row, roughly, until the
-    first ones have come. read: the task, with the item and the keyword arguments `settings`.
+    first ones have come. most_rows: that are ready and not taken, at most, whatever room there is. read: the task, with
+    the item and the keyword arguments `settings`.
     """
-    task: Any = _read.options(num_cpus=1, scheduling_strategy="SPREAD")
+    task: Any = _read.options(name=TASK, num_cpus=1, scheduling_strategy="SPREAD")
     common = ray.put(settings)
-    reader = _Reader(planned, lambda one: task.remote(read, item(one), common), n_rows, row_bytes, share)
+    reader = _Reader(planned, lambda one: task.remote(read, item(one), common), n_rows, row_bytes, most_rows, share)
     try:
         yield from reader.rows()
     finally:
@@ -79,10 +82,11 @@ class _Reader(Generic[T]):
         submit: Callable[[T], "ray.ObjectRef[pa.Table]"],
         n_rows: Callable[[T], int],
         row_bytes: int,
+        most_rows: int,
         share: Share,
     ) -> None:
         self._planned, self._submit, self._share = planned, submit, share
-        self._n_rows, self._row_bytes = n_rows, float(row_bytes)
+        self._n_rows, self._row_bytes, self._most_rows = n_rows, float(row_bytes), most_rows
         self._submitted: deque[tuple[T, ray.ObjectRef[pa.Table]]] = deque()  # which the learner has not taken
         self._rows, self._taken_rows, self._taken_bytes = 0, 0, 0  # rows: of these
         self._changed = threading.Condition()
@@ -144,7 +148,7 @@ class _Reader(Generic[T]):
         """Until the share has room for a task that reads so many rows, or the thread is to end."""
         while not self._ends:
             with self._changed:
-                while not (self._ends or self._has_bytes(n_rows)):
+                while not (self._ends or self._has_room(n_rows)):
                     self._changed.wait()
                 references = [reference for _, reference in self._submitted]  # those of all others have ended
             n_tasks, _ = self._share.look()
@@ -155,5 +159,8 @@ class _Reader(Generic[T]):
                 return
             ray.wait(unfinished, timeout=_WAKE_SECONDS, fetch_local=False)
 
-    def _has_bytes(self, n_rows: int) -> bool:
-        return not self._submitted or (self._rows + n_rows) * self._row_bytes <= self._share.look()[1]
+    def _has_room(self, n_rows: int) -> bool:
+        n_tasks, n_bytes = self._share.look()
+        rows = self._rows + n_rows
+        enough = rows > self._most_rows + n_tasks * n_rows
+        return not self._submitted or (not enough and rows * self._row_bytes <= n_bytes)

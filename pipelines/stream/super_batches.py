@@ -82,9 +82,10 @@ def _windows(
 
     inputs = inputs_of(run)
     share = Share(n_learners, run.data.read_cpus)
-    return read_ahead(
-        planned, item, len, row_bytes(inputs), windows.of_window, share, run_text=run_file.dump(run), inputs=inputs
-    )
+    # two windows of each stream, which are all used up at about the same time, and two super-batches
+    most_rows = 2 * max(len(streams) * run.data.window_rows, run.super_batch_size // n_learners)
+    settings = {"run_text": run_file.dump(run), "inputs": inputs}
+    return read_ahead(planned, item, len, row_bytes(inputs), most_rows, windows.of_window, share, **settings)
 
 
 def inputs_of(run: Run) -> Inputs:

@@ -77,9 +77,9 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
 
     planned = _plan(run, first_step, max(1, run.data.window_rows // share))
     room = Share(n_learners, run.data.read_cpus)
-    for _, table in read_ahead(
-        planned, item, n_rows, super_batches.row_bytes(inputs), _read, room, run_text=run_file.dump(run), inputs=inputs
-    ):
+    settings = {"run_text": run_file.dump(run), "inputs": inputs}
+    row_bytes, most_rows = super_batches.row_bytes(inputs), 4 * max(share, run.data.window_rows)
+    for _, table in read_ahead(planned, item, n_rows, row_bytes, most_rows, _read, room, **settings):
         for start in range(0, len(table), share):
             yield super_batches.examples(table.slice(start, share), image_size, with_reference=False)
 

@@ -35,11 +35,13 @@ def read(item: dict[str, Any], notes: str) -> pa.Table:
     return pa.table({"number": [number] * 10, "data": [b"x" * ROW] * 10})
 
 
-def rows(share: Share, folder: Path, numbers: Iterator[int], fails=(), dies=()) -> Iterator[tuple[int, pa.Table]]:
+def rows(
+    share: Share, folder: Path, numbers: Iterator[int], fails=(), dies=(), most_rows: int = 10_000
+) -> Iterator[tuple[int, pa.Table]]:
     def item(number: int) -> dict[str, Any]:
         return {"number": number, "fails": fails, "dies": dies}
 
-    return read_ahead(numbers, item, lambda _: 10, ROW, read, share, notes=str(folder))
+    return read_ahead(numbers, item, lambda _: 10, ROW, most_rows, read, share, notes=str(folder))
 
 
 def times(folder: Path, name: str) -> dict[int, float]:
@@ -87,6 +89,13 @@ def test_what_nobody_takes_stays_within_the_bytes_of_the_share(tmp_path, monkeyp
         assert len(times(tmp_path, "ended")) == 4 + 5
 
 
+def test_no_more_is_read_than_the_learner_needs_soon(tmp_path):
+    with closing(rows(Share(1, 2), tmp_path, iter(range(100)), most_rows=40)) as reader:
+        assert next(reader)[0] == 0
+        time.sleep(1.5)
+        assert len(times(tmp_path, "ended")) == 1 + 4 + 2  # those that are ready, and one for each CPU
+
+
 def test_larger_rows_than_was_thought_are_counted(tmp_path, monkeypatch):
     share = Share(1, 4)
     monkeypatch.setattr(share, "look", lambda: (4, 55 * ROW))
@@ -95,6 +104,7 @@ def test_larger_rows_than_was_thought_are_counted(tmp_path, monkeypatch):
         lambda number: {"number": number, "fails": (), "dies": ()},
         lambda _: 10,
         1,  # byte
+        10_000,
         read,
         share,
         notes=str(tmp_path),

@@ -10,7 +10,7 @@ import pytest
 from jest_core import run_file, tables
 from jest_core.run_file import Run
 from pipelines.base import checkpoints, storage
-from pipelines.stream import super_batches
+from pipelines.stream import read_ahead, super_batches
 from pipelines.stream.source import open_source
 from pipelines.training import selection_log, train
 from tests.commands import Command, assert_same_log_and_weights, command, finish, write
@@ -50,7 +50,7 @@ def test_a_run_stopped_by_sigint_sigterm_and_sigkill_ends_like_an_undisturbed_on
             if number is not None:
                 running.wait_for_step(stopped, reached + 1)
                 assert not running.processes("TrainController")
-                running.wait_until(lambda running=running: bool(running.processes("MapBatches")))
+                running.wait_until(lambda running=running: bool(running.processes(read_ahead.TASK)))
                 assert not [reader for reader in running.processes("ray::") if _has_loaded_pytorch(reader)]
                 running.process.send_signal(number)
             assert running.exit_status(60 if number is signal.SIGINT else 300) == status, running.output
