@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.bench_reading [--cpus 8,16,64,256] [--seconds 1] [--each 8]
 
-A stand-in sleeps where a task would read and decode a window, so that a machine of two cores has as many logical CPUs
-as it is told, on raylets of at most 32. Linear is `each` windows of so many seconds one after the other on every CPU.
+A stand-in sleeps where a task would read and decode a window, so that a machine of two cores can have any number of
+logical CPUs, on raylets of at most 32. Linear is `each` windows of so many seconds one after the other on every CPU.
 The workers have been started before.
 """
 
