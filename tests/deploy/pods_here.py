@@ -2,7 +2,6 @@
 /tmp/ray of its own, and the first of its processes as process 1."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -18,16 +17,13 @@ from typing import Any
 
 import psutil
 
+from tests.networks import Network
+
 from .kuberay import ray_container, start_command
 
 BIN = Path(sys.executable).parent
-NETWORK, BRIDGE, PREFIX = "10.215.0", "jestk-bridge", "jestk-"
 # What a pod's first process is preceded by: an empty volume at /tmp/ray
 _CONTAINER = 'mount -t tmpfs tmpfs /tmp/ray && exec "$@"'
-
-
-def _ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 def can_run() -> bool:
@@ -41,56 +37,47 @@ class Pods:
         """overrides: of each pod, the parameters of `ray start` that this machine is too small for."""
         self.logs, self.token, self.overrides = logs, token, overrides
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self._turn = os.open(f"/run/lock/{BRIDGE}", os.O_CREAT)  # one test at a time: all use the same names
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
-        self._remove()  # what an earlier, killed test has left
         Path("/tmp/ray").mkdir(exist_ok=True)
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
+        self._network = Network("10.215.0", with_this_machine=True)
 
     def address(self, name: str) -> str:
-        return f"{NETWORK}.{10 + list(self.running).index(name)}"
+        return self._network.address(self._number(name))
+
+    def _number(self, name: str) -> int:
+        return list(self.running).index(name)
+
+    def _head(self) -> str:
+        return f"{self._network.address(0)}:6379"
 
     def environment(self, group: dict[str, Any]) -> dict[str, str]:
         """What the operator gives a container, the token and the manifest's own."""
         own = {e["name"]: e["value"] for e in ray_container(group).get("env", [])}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        path = {"PATH": f"{BIN}:/usr/bin:/bin:/usr/sbin", "HOME": str(self.logs), "RAY_ADDRESS": f"{NETWORK}.10:6379"}
+        path = {"PATH": f"{BIN}:/usr/bin:/bin:/usr/sbin", "HOME": str(self.logs), "RAY_ADDRESS": self._head()}
         return path | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.getcwd()} | token | own
 
     def start(self, name: str, group: dict[str, Any]) -> None:
         """Start a pod of this group; the first is the head. What waits for the head comes before, as in Kubernetes."""
-        namespace, i = f"{PREFIX}{name}", len(self.running)
-        _ip("netns", "add", namespace)
-        _ip("link", "add", f"{PREFIX}p{i}", "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        _ip("link", "set", f"{PREFIX}p{i}", "master", BRIDGE, "up")
-        _ip("-n", namespace, "address", "add", f"{NETWORK}.{10 + i}/24", "dev", "eth0")
-        for device in ("lo", "eth0"):
-            _ip("-n", namespace, "link", "set", device, "up")
-        _ip("-n", namespace, "route", "add", "default", "via", f"{NETWORK}.1")
-        self.running[name] = self._begin(name, group, None if i == 0 else f"{NETWORK}.10:6379")
+        self.running[name] = self._begin(self._network.add(), name, group)
 
     def restart_if_ended(self, name: str, group: dict[str, Any]) -> None:
         """As KubeRay does. `ray start` gives up after 30 s, which is short on a busy machine."""
         if self.running[name].poll() is not None:
-            is_head = name == next(iter(self.running))
-            self.running[name] = self._begin(name, group, None if is_head else f"{NETWORK}.10:6379")
+            self.running[name] = self._begin(self._number(name), name, group)
 
-    def _begin(self, name: str, group: dict[str, Any], head: str | None) -> subprocess.Popen[bytes]:
+    def _begin(self, i: int, name: str, group: dict[str, Any]) -> subprocess.Popen[bytes]:
         group = group | {"rayStartParams": group["rayStartParams"] | self.overrides.get(name, {})}
-        isolated = [
-            "ip",
-            "netns",
-            "exec",
-            f"{PREFIX}{name}",
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
+        isolated = [*self._network.on(i), "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        container = [
+            "sh",
+            "-c",
+            _CONTAINER,
+            "sh",
+            "/bin/bash",
+            "-c",
+            "--",
+            start_command(group, self._head() if i else None),
         ]
-        container = ["sh", "-c", _CONTAINER, "sh", "/bin/bash", "-c", "--", start_command(group, head)]
         with (self.logs / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
                 [*isolated, *container],
@@ -131,21 +118,7 @@ class Pods:
                 psutil.Process(process.pid).children()[0].kill()
             process.kill()
             process.wait(20)
-        self._remove()
-        os.close(self._turn)
-
-    def _remove(self) -> None:
-        there = [name.split()[0] for name in _ip("netns", "list").splitlines() if name.startswith(PREFIX)]
-        for name in there:
-            for pid in _ip("netns", "pids", name).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            _ip("netns", "del", name)
-        links = [line.split(":")[1].split("@")[0].strip() for line in _ip("-o", "link").splitlines()]
-        for link in (
-            link for link in links if link.startswith(PREFIX)
-        ):  # the bridge, and what the kernel has not removed
-            subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
+        self._network.close()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Hosts on this machine that ssh reaches: network namespaces, each with its own processes and home."""
 
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -14,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.networks import Network
+
 BIN = Path(sys.executable).parent
-_BRIDGE = "jest-up"
 _QUIET = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
 _SSHD = """\
 Port 22
@@ -28,12 +28,8 @@ PermitRootLogin prohibit-password
 """
 
 
-def _ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
-
-
 class SshHosts:
-    """Hosts jest-up-0, ... at 10.214.0.10, ...: root logs in with the key `key`. They share all files but the home.
+    """Hosts at 10.214.0.10, ...: root logs in with the key `key`. They share all files but the home.
 
     A host has its own process ids, so that `ray stop` ends the Ray of this host, and no other one of this machine.
     """
@@ -51,29 +47,16 @@ class SshHosts:
             passwd = Path("/etc/passwd").read_text().replace(":/root:", f":{home}:", 1)
             (folder / f"passwd-{i}").write_text(passwd)
 
-    def address(self, i: int) -> str:
-        return f"10.214.0.{10 + i}"
-
     def open(self) -> None:
-        """Make the namespaces, start sshd in each, and wait until it answers. Raises CalledProcessError where this
-        machine does not allow it."""
+        """Start sshd on each host, and wait until it answers."""
         Path("/run/sshd").mkdir(exist_ok=True)
-        self._remove()  # what an earlier, killed test has left
-        _ip("link", "add", _BRIDGE, "type", "bridge")
-        _ip("address", "add", "10.214.0.1/24", "dev", _BRIDGE)
-        _ip("link", "set", _BRIDGE, "up")
         for i in range(self.n_hosts):
-            host = f"{_BRIDGE}-{i}"
-            _ip("netns", "add", host)
-            _ip("link", "add", f"{_BRIDGE}-p{i}", "type", "veth", "peer", "name", "eth0", "netns", host)
-            _ip("link", "set", f"{_BRIDGE}-p{i}", "master", _BRIDGE, "up")
-            _ip("-n", host, "address", "add", f"{self.address(i)}/24", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                _ip("-n", host, "link", "set", device, "up")
-            _ip("-n", host, "route", "add", "default", "via", "10.214.0.1")  # Ray asks for the way out for its address
             self._serve(i)
         for i in range(self.n_hosts):
             self._wait(i)
+
+    def address(self, i: int) -> str:
+        return self._network.address(i)
 
     def _serve(self, i: int) -> None:
         """Start sshd on host i, in process ids and mounts of its own."""
@@ -81,20 +64,23 @@ class SshHosts:
         serve = f"mount --bind {passwd} /etc/passwd && exec /usr/sbin/sshd -D -e -f {config}"
         apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c", serve]
         with (self.folder / f"sshd-{i}.log").open("wb") as log:
-            command = ["ip", "netns", "exec", f"{_BRIDGE}-{i}", *apart]
+            command = [*self._network.on(i), *apart]
             self._servers.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
 
     def _wait(self, i: int) -> None:
         deadline = time.monotonic() + 30
-        while (login := self.start(i, "echo $HOME")).wait():
+        while True:
+            login = self.start(i, "echo $HOME")
+            answer = login.communicate()[0].strip()
+            if login.returncode == 0:
+                break
             log = (self.folder / f"sshd-{i}.log").read_text()
-            assert time.monotonic() < deadline, f"{login.communicate()} {log}"
+            assert time.monotonic() < deadline, f"{answer} {log}"
             time.sleep(0.1)
-        assert login.communicate()[0].strip() == str(self.folder / f"home-{i}")
+        assert answer == str(self.folder / f"home-{i}")
 
     def __enter__(self) -> "SshHosts":
-        self._turn = os.open(f"/run/lock/{_BRIDGE}", os.O_CREAT)  # one test at a time: all use the same names
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        self._network = Network("10.214.0", self.n_hosts, with_this_machine=True)
         try:
             self.open()
         except BaseException:
@@ -116,7 +102,7 @@ class SshHosts:
 
     def processes(self, i: int) -> Iterator[psutil.Process]:
         """All processes of host i, sshd included."""
-        for pid in map(int, _ip("netns", "pids", f"{_BRIDGE}-{i}").split()):
+        for pid in self._network.pids(i):
             with contextlib.suppress(psutil.NoSuchProcess):
                 yield psutil.Process(pid)
 
@@ -125,13 +111,7 @@ class SshHosts:
         for server in self._servers:
             server.kill()  # and with it, by --kill-child, all that runs there
             server.wait()
-        self._remove()
-        os.close(self._turn)
-
-    def _remove(self) -> None:
-        for i in range(self.n_hosts):
-            subprocess.run(["ip", "netns", "del", f"{_BRIDGE}-{i}"], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
+        self._network.close()
 
 
 def ended(hosts: SshHosts, i: int) -> bool:
