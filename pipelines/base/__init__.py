@@ -5,6 +5,7 @@ shard_paths  the patterns of data.shards -> paths of shards: folders, globs, bra
 owner_files  the files of a directory that say who writes it, and whether that process is gone
 owner        who writes a stage's output directory: one process at a time, with a lease
 integrity    whether a file is as it was written: digests and checksums
+raw_file     what Python and pyarrow ask of a file that is read at any place
 damage       notes beside damaged parts, which are made again
 manifests    manifest.json of a stage's output directory: its settings, its results, whether it is finished
 blocks       NumPy arrays <-> columns of Arrow tables

@@ -9,7 +9,6 @@ another name and renamed; the least recently used are removed. No process needs 
 import contextlib
 import fcntl
 import hashlib
-import io
 import os
 import time
 import uuid
@@ -20,6 +19,7 @@ from itertools import groupby
 from jest_core.run_file import Run
 
 from ..base import progress, storage
+from ..base.raw_file import RawFile
 
 BLOCK = 4 << 20
 _MOST_AT_ONCE = 16  # blocks that are fetched at once
@@ -121,40 +121,23 @@ class _Total:
         os.write(self.file, b"%d" % total)  # it is open for appending
 
 
-class CachedFile(io.RawIOBase):
+class CachedFile(RawFile):
     """A file of any storage, whose blocks are read from the cache, or fetched and kept there."""
 
     def __init__(self, cache: LocalCache, path: str) -> None:
-        super().__init__()
-        self._cache, self._path, self._at = cache, path, 0
-        self._size, self._version = storage.size_and_version(path)
+        self._cache, self._path = cache, path
+        size, self._version = storage.size_and_version(path)
+        super().__init__(size)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, n: int | None = -1) -> bytes:
-        stop = self._size if n is None or n < 0 else min(self._size, self._at + n)
-        first, self._at = self._at, max(self._at, stop)
-        if first >= stop:
-            return b""
-        numbers = range(first // BLOCK, -(-stop // BLOCK))
+    def range(self, start: int, stop: int) -> bytes:
+        numbers = range(start // BLOCK, -(-stop // BLOCK))
         blocks = {i: self._cache.get(self._name(i), self._length(i)) for i in numbers}
         missing = [i for i in numbers if blocks[i] is None]
         for _, run in groupby(enumerate(missing), lambda pair: (pair[1] - pair[0], pair[0] // _MOST_AT_ONCE)):
             blocks |= self._fetched([i for _, i in run])
         whole = b"".join(data for i in numbers if (data := blocks[i]) is not None)
-        start = first - numbers.start * BLOCK
-        return whole[start : start + stop - first]
+        before = numbers.start * BLOCK
+        return whole[start - before : stop - before]
 
     def _fetched(self, numbers: list[int]) -> dict[int, bytes | None]:
         """Consecutive blocks, from the storage; they are kept if the file was the same before and after."""

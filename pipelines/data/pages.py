@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ..base import storage
 from ..base.integrity import ParquetFile, naming
+from ..base.raw_file import RawFile
 from .page_headers import Page, chunk_start, pages_of, read_range
 from .shards import WHOLE_BYTES
 from .tar_index import GROUP_BYTES, GROUP_ROWS
@@ -103,31 +104,15 @@ class Pages:
         return read_range(self.source, first["offset"], last["offset"] + last["size"])
 
 
-class _Moved(io.RawIOBase):
+class _Moved(RawFile):
     """A file that has bytes only from `start` on, as many as there are pages to read."""
 
     def __init__(self, data: bytes, start: int) -> None:
-        super().__init__()
-        self._data, self._start, self._at = memoryview(data), start, 0
+        super().__init__(_FAR)
+        self._data, self._start = memoryview(data), start
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: _FAR}[whence]
-        return self._at
-
-    def read(self, n: int = -1) -> bytes:
-        first = self._at - self._start
-        out = bytes(self._data[first : first + n]) if first >= 0 else b""
-        self._at += len(out)
-        return out
+    def range(self, start: int, stop: int) -> bytes:
+        return bytes(self._data[start - self._start : stop - self._start]) if start >= self._start else b""
 
 
 def write_index(file: ParquetFile, source: BinaryIO, image: str | None, index: str) -> bool:

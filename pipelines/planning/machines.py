@@ -1,5 +1,6 @@
 """The machines of a cluster, by group: from a manifest of KubeRay or a file of Ray's cluster launcher."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +169,10 @@ def _groups(document: dict[str, Any], path: str) -> Iterator[Group]:
                     yield _of_pods(worker["groupName"], worker, least * hosts, most * hosts)
             case {"available_node_types": types}:
                 head = document.get("head_node_type")
+                begun = re.search(rf"{_THREADS}=(\d+)", " ".join(document.get("worker_start_ray_commands") or []))
+                threads = int(begun[1]) if begun else None
                 for name, node in types.items():
-                    yield _of_nodes(name, node, head == name, document.get("max_workers", _WORKERS))
+                    yield _of_nodes(name, node, head == name, document.get("max_workers", _WORKERS), threads)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"--cluster {path} is not a manifest as KubeRay or Ray read it: {error!r}") from error
 
@@ -187,9 +190,9 @@ def _of_pods(name: str, group: dict[str, Any], least: int, most: int) -> Group:
     return Group(name, float(cpus), float(gpus), memory, least, most, store_bytes=store, threads=threads)
 
 
-def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int) -> Group:
+def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int, threads: int | None) -> Group:
     """A node type of Ray's launcher, which finds CPUs and GPUs by the type of machine where `resources` has no CPU.
-    max_workers: of the whole cluster."""
+    max_workers: of the whole cluster. threads: of the commands that start Ray on workers."""
     have = node.get("resources") or {}
     if is_head:
         least = most = 1
@@ -199,7 +202,8 @@ def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int) 
         return Group(name, 0.0, 0.0, 0.0, least, most, known=False)
     memory = float(have.get("memory", 0))
     store = float(have.get("object_store_memory", _STORE_SHARE * memory))
-    return Group(name, float(have["CPU"]), float(have.get("GPU", 0)), memory, least, most, store_bytes=store)
+    gpus, threads = float(have.get("GPU", 0)), None if is_head else threads
+    return Group(name, float(have["CPU"]), gpus, memory, least, most, store_bytes=store, threads=threads)
 
 
 def _quantity(value: str | float) -> float:

@@ -72,6 +72,7 @@ def test_the_launcher_files_of_this_project_are_read(path):
     found = machines.read(str(path))
     assert found.most["GPU"] > 0
     assert found.reading_cpus > 0
+    assert {group.threads for group in found.groups if group.gpus} == {16}
 
 
 @pytest.mark.parametrize(
