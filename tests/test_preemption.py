@@ -42,7 +42,7 @@ def _steps(run: Run) -> list[int]:
 
 
 def _node_id(hosts: Hosts, i: int) -> str:
-    code = f"import ray, json; ray.init('{hosts.address(0)}:6379'); print(json.dumps(ray.nodes()))"
+    code = f"import ray, json; ray.init('{hosts.address(0)}:6379', log_to_driver=False); print(json.dumps(ray.nodes()))"
     output, _ = hosts.start(0, sys.executable, "-c", code).communicate(timeout=60)
     nodes = json.loads(output.splitlines()[-1])
     return next(node["NodeID"] for node in nodes if node["NodeManagerAddress"] == hosts.address(i) and node["Alive"])
