@@ -63,14 +63,16 @@ class Data(Part):
     caches are made for one of them."""
 
     read_cpus: Circumstance[PositiveInt | None] = None
-    """CPUs of the cluster on which windows are read and decoded for all learners together. If not given, all."""
+    """CPUs of the cluster on which windows are read and decoded for all learners together, at least one for each:
+    for a cluster that other jobs share. If not given, all."""
 
     local_cache: Circumstance[str | None] = Field(default=None, examples=["/mnt/nvme/jest"])
     """Directory on a local disk of each node where bytes of shards are kept for the next epoch and for other tasks of
-    the node. If not given, nothing is kept."""
+    the node, in a folder jest-blocks of its own. If not given, nothing is kept."""
 
     local_cache_gb: Circumstance[Annotated[PositiveFloat, Unit("GB")]] = 100
-    """Size that `local_cache` may have; what was used least recently is removed first."""
+    """Size that `local_cache` may have on each node; what was used least recently is removed first, and a tenth of the
+    disk stays free."""
 
     replay: str | None = Field(default=None, examples=["runs/joint"])
     """Run directory of another run: train on the examples that it selected, step by step, and score nothing. `jest

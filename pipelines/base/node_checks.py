@@ -13,6 +13,7 @@ import runpy
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from typing import Any
 
 from . import cluster
@@ -37,8 +38,7 @@ def refuse_unfit(*, gpus: bool, compiled: bool) -> None:
     """
     if not (gpus or compiled):
         return
-    lacking = [lacks(gpus=gpus, compiled=compiled)] if cluster.is_local() else _of_nodes(gpus, compiled)
-    if wrong := [text for text in lacking if text]:
+    if wrong := answers(lacks, "GPU" if gpus else "CPU", gpus=gpus, compiled=compiled):
         more = f"; and {len(wrong) - 1} more nodes" if len(wrong) > 1 else ""
         raise Unfit(f"{wrong[0]}{more}")
 
@@ -53,25 +53,27 @@ def lacks(*, gpus: bool, compiled: bool) -> str:
     return f"{platform.node()} {found}" if found else ""
 
 
-def _of_nodes(gpus: bool, compiled: bool) -> list[str]:
+def answers(question: Callable[..., str], kind: str, **settings: Any) -> list[str]:
+    """What the nodes with this kind of Ray's resources answer, or this machine where Ray is local; no empty answers."""
+    found = [question(**settings)] if cluster.is_local() else _of_nodes(question, kind, settings)
+    return [text for text in found if text]
+
+
+def _of_nodes(question: Any, kind: str, settings: dict[str, Any]) -> list[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    question: Any = lacks  # Ray's types know no keyword arguments
     ask: Any = ray.remote(num_cpus=0, max_retries=0)(question)
-    kind = "GPU" if gpus else "CPU"
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind, 0)]
     asked = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            gpus=gpus, compiled=compiled
-        )
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(**settings)
         for node in nodes
     ]
-    answers: list[str] = []
+    found: list[str] = []
     for each in ray.wait(asked, num_returns=len(asked), timeout=_SECONDS)[0] if asked else []:
         with contextlib.suppress(ray.exceptions.RayError):  # a node that has just gone
-            answers.append(ray.get(each))
-    return answers
+            found.append(ray.get(each))
+    return found
 
 
 def _cuda_of_pytorch() -> str | None:

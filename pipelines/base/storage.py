@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import (
     retry,
+    retry_if_exception,
     retry_if_exception_type,
-    retry_if_not_exception_type,
     stop_after_attempt,
     wait_random,
     wait_random_exponential,
@@ -27,7 +27,8 @@ from tenacity import (
 from .integrity import CUT, ParquetFile, seal
 
 # An I/O error is retried with backoff for about a minute in all, and then raised. Errors that another try cannot help
-# are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key.
+# are raised at once: our ValueErrors (damaged data, a wrong setting), a missing file, a refused access key; so is what
+# ends a process or a Ray task (KeyboardInterrupt, SystemExit).
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
 _LASTING = (
     *(ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, ImportError, MemoryError),
@@ -41,7 +42,7 @@ class Lost(RuntimeError):
 
 
 retried = retry(
-    retry=retry_if_not_exception_type((*_LASTING, Lost)),
+    retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, (*_LASTING, Lost))),
     wait=lambda state: _BACKOFF(state),  # looked up at each wait, so that tests can set a shorter one
     stop=stop_after_attempt(8),
     reraise=True,
@@ -79,17 +80,28 @@ def size(path: str) -> int:
     return int(fs.size(inner))
 
 
+# Of a local file; of S3; of GCS; of Azure; over HTTP; of Hugging Face
+_VERSIONS = (
+    *("mtime", "ino", "ETag", "LastModified", "generation", "etag", "last_modified", "Last-Modified", "Content-MD5"),
+    *("Digest", "blob_id"),
+)
+
+
 def version(path: str) -> str:
     """What another content of the file would change: its size, and when it was written. Raises FileNotFoundError."""
-    return size_and_version(path)[1]
+    return str(size_and_version(path))
 
 
 def size_and_version(path: str) -> tuple[int, str]:
-    """Both, with one look at the file."""
+    """Its size in bytes, and what its storage says that another content would change; empty where it says nothing.
+
+    Raises FileNotFoundError; ValueError where the storage says no size.
+    """
     fs, inner = filesystem(path)
     info = fs.info(inner)
-    names = ("size", "mtime", "ETag", "LastModified", "ino")
-    return int(info["size"]), str([info.get(name) for name in names])
+    if info.get("size") is None:
+        raise ValueError(f"{path}: its storage does not say how many bytes it has")
+    return int(info["size"]), " ".join(f"{name}={info[name]}" for name in _VERSIONS if info.get(name))
 
 
 def read_bytes(path: str) -> bytes:

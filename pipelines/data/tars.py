@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..base import storage
-from .local_cache import LocalCache
+from .local_cache import CachedFile, LocalCache
 from .shards import ALIASES, WHOLE_BYTES, Shard, clean
 from .tar_index import HEADER, NAMES, fields, index_of
 
@@ -125,9 +126,12 @@ class TarShard(Shard):
             fs, inner = storage.filesystem(self.path)
             data: bytes = fs.cat_file(inner, start=start, end=stop)
             return data
-        file = self.cache.open(self.path)
-        file.seek(start)
-        return file.read(stop - start)
+        return self._cached.range(start, stop)
+
+    @cached_property
+    def _cached(self) -> CachedFile:
+        assert self.cache is not None
+        return self.cache.open(self.path)
 
 
 def _near(members: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:

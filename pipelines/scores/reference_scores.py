@@ -33,6 +33,7 @@ from jest_core.tables import SlotStatus
 from ..base import blocks, cluster, manifests, node_checks, owner, progress
 from ..base.stage_table import STAGES
 from ..base.stopwatch import Stopwatch
+from ..data import local_cache
 from ..data.catalogue import Catalogue, open_catalogue
 from ..data.rows import kept, of_row_group
 from . import calibration, imported, score_cache
@@ -92,6 +93,7 @@ def score(run: Run, spec: Reference, label: str = STAGE) -> Manifest:
     )
     cluster.connect()
     node_checks.refuse_unfit(gpus=bool(spec.gpus_per_actor), compiled=spec.compile)
+    local_cache.warn_where_unusable(run)
     cluster.data_context()
     if len(todo):
         _embed_shards(run, spec, catalogue, todo, config, label)

@@ -4,7 +4,6 @@ One plain task for each. The list defines the order; the cluster's CPUs and its 
 the learner it is read.
 """
 
-import math
 import threading
 import time
 from collections import deque
@@ -28,9 +27,10 @@ _STORE_SHARE = 0.4  # of Ray's object stores: what tasks read and no learner has
 class Share:
     """A learner's share of the cluster: how much of it reads ahead for this learner."""
 
-    def __init__(self, n_learners: int, read_cpus: int | None) -> None:
+    def __init__(self, rank: int, n_learners: int, read_cpus: int | None) -> None:
         """n_learners share the cluster. read_cpus: CPUs that read for all of them together; None: all there are."""
-        self._n_learners, self._at_once, self._next_look = n_learners, cluster.n_tasks(read_cpus), 0.0
+        self.n_learners, self._rank = n_learners, rank
+        self._at_once, self._next_look = cluster.n_tasks(read_cpus), 0.0
         # one more than run, so that no CPU waits for its next task; those that wait make an autoscaler start nodes
         self._waiting = 0 if cluster.is_local() or read_cpus or cluster.grows() else 1
 
@@ -38,8 +38,9 @@ class Share:
         """How many tasks may run or wait at once, and how many bytes they and their tables may have together."""
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _LOOK_SECONDS
-            self._n_tasks = math.ceil(self._at_once() / self._n_learners) + self._waiting
-            self._n_bytes = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0) / self._n_learners
+            n, learners, rank = self._at_once(), self.n_learners, self._rank
+            self._n_tasks = max(1, (rank + 1) * n // learners - rank * n // learners) + self._waiting
+            self._n_bytes = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0) / self.n_learners
         return self._n_tasks, self._n_bytes
 
 

@@ -41,7 +41,7 @@ def stream(
     low, mine = rank * share, streams_of(run, rank, n_learners)
     buffers: dict[int, deque[pa.Table]] = {s: deque() for s in mine}
     skip = dict.fromkeys(mine, first_step * m)  # rows of a stream that come before the first super-batch
-    blocks_in = _windows(run, source, mine, first_step, m, n_learners)
+    blocks_in = _windows(run, source, mine, first_step, m, Share(rank, n_learners, run.data.read_cpus))
     pin = bool(run.training.gpus_per_learner) and torch.cuda.is_available()
     if run.data.decode == "late":
         image_size = run.selection.score_image_size or image_size
@@ -64,7 +64,7 @@ def streams_of(run: Run, rank: int, n_learners: int) -> range:
 
 
 def _windows(
-    run: Run, source: Source, streams: range, first_step: int, m: int, n_learners: int
+    run: Run, source: Source, streams: range, first_step: int, m: int, share: Share
 ) -> Iterator[tuple[Window, pa.Table]]:
     """Windows in the order in which super-batches first need them, each with its rows."""
     first, last = first_step * m, run.n_steps * m
@@ -81,9 +81,8 @@ def _windows(
         return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
     inputs = inputs_of(run)
-    share = Share(n_learners, run.data.read_cpus)
     # two windows of each stream, which are all used up at about the same time, and two super-batches
-    most_rows = 2 * max(len(streams) * run.data.window_rows, run.super_batch_size // n_learners)
+    most_rows = 2 * max(len(streams) * run.data.window_rows, run.super_batch_size // share.n_learners)
     settings = {"run_text": run_file.dump(run), "inputs": inputs}
     return read_ahead(planned, item, len, row_bytes(inputs), most_rows, windows.of_window, share, **settings)
 

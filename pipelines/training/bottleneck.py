@@ -7,6 +7,7 @@ from jest_core.run_file import Run
 from ..base import cluster
 from ..stream import read_costs
 from ..stream.read_costs import ReadCosts
+from ..stream.super_batches import streams_of
 from .hardware import Hardware
 from .metrics_line import MetricsLine, part_seconds
 
@@ -30,6 +31,7 @@ BF16 = {
 }
 COMPILED = ("score", "train")  # by training.compile
 _COMPILES_SECONDS = 1800.0  # of steps, in which torch.compile, which takes minutes, has paid: a guess
+_FASTER = 2.0  # as fast as the examples came, the CPUs could read them, where something else limits
 _BUSY = 0.5  # share of the time of reading in which the CPU works, above which the CPUs limit it, and not the storage
 
 
@@ -59,13 +61,15 @@ def limit(lines: Sequence[MetricsLine], run: Run, hardware: Hardware | None) -> 
     hardware: of the first learner; None where it is not known. Where the data limits, windows of the run are read once
     more here, for seconds: the CPU or the storage is what they wait for.
     """
-    found = [(part, share) for part, share in shares(lines[1:] or lines).items() if part in REMEDIES]
+    warm = lines[1:] or lines
+    found = [(part, share) for part, share in shares(warm).items() if part in REMEDIES]
     if not found:
         return "the lines of metrics.jsonl do not say how long its steps took"  # lost, and made again from the log
     part, share = found[0]
     said = f"limited by {part}, {share:.0%} of the time; "
     if part == "wait":
-        return said + reading(run, _read_again(run), cluster.n_tasks()())
+        taken = run.super_batch_size * len(warm) / sum(line["train/batch_time"] for line in warm)
+        return said + reading(run, _read_again(run), cluster.n_tasks()(), None if cluster.is_local() else taken)
     seconds = sum(line.get("train/batch_time", 0.0) for line in lines)
     remedies = [*faster(part, run, hardware, seconds), REMEDIES[part]]
     return f"{said}what shortens it: {'; '.join(remedies)}"
@@ -85,9 +89,9 @@ def faster(part: str, run: Run, hardware: Hardware | None, seconds: float) -> It
         yield "training.compile"
 
 
-def reading(run: Run, costs: ReadCosts | None, cpus: float) -> str:
+def reading(run: Run, costs: ReadCosts | None, cpus: float, taken: float | None = None) -> str:
     """What makes reading faster. costs: of an example; None where it could not be read. cpus: of the cluster, of which
-    data.read_cpus read."""
+    data.read_cpus read. taken: examples a second that the learners got; None on one machine, whose CPUs they share."""
     if costs is None:
         return REMEDIES["wait"]
     few = run.data.read_cpus is not None and run.data.read_cpus < cpus
@@ -98,6 +102,15 @@ def reading(run: Run, costs: ReadCosts | None, cpus: float) -> str:
             f"for {costs.busy:.0%}; what shortens it: {'; '.join([*more, 'faster storage, or storage nearer by'])}"
         )
     work, each = sum(costs.cpu_ms.values()), max(costs.cpu_ms, key=lambda name: costs.cpu_ms[name])
+    n = run.training.max_learners
+    times_read = sum(len(streams_of(run, rank, n)) for rank in range(n)) / run.data.n_streams
+    read = 1e3 * min(cpus, run.data.read_cpus or cpus) / work / times_read
+    if taken is not None and read > _FASTER * taken:
+        return (
+            f"neither CPUs nor storage are slow: an example takes {work:.1f} CPU ms to read, so the CPUs could read "
+            f"{read:,.0f} a second, and {taken:,.0f} came; look at what is between the nodes: Ray's receiving threads, "
+            "object stores and the network (deploy/docs/reading.md, `jest plan --cluster`)"
+        )
     remedies = more or [f"more CPUs than the {cpus:,.0f} that read"]
     if each == "decoding":
         if run.data.decoder == "pillow":

@@ -76,7 +76,7 @@ def stream(run: Run, image_size: int, *, rank: int, n_learners: int, first_step:
         return len(steps.row_groups) * share
 
     planned = _plan(run, first_step, max(1, run.data.window_rows // share))
-    room = Share(n_learners, run.data.read_cpus)
+    room = Share(rank, n_learners, run.data.read_cpus)
     settings = {"run_text": run_file.dump(run), "inputs": inputs}
     row_bytes, most_rows = super_batches.row_bytes(inputs), 4 * max(share, run.data.window_rows)
     for _, table in read_ahead(planned, item, n_rows, row_bytes, most_rows, _read, room, **settings):

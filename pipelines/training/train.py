@@ -20,6 +20,7 @@ from jest_core.run_file import Run
 
 from ..base import cluster, manifests, node_checks, owner, progress, storage
 from ..base.owner import Owner, Token
+from ..data import local_cache
 from ..evaluation import first_look
 from ..stream.source import Source, open_source
 from . import bottleneck, doubtful, metrics_line, run_directory
@@ -67,6 +68,7 @@ def run_stage(run: Run, *, label: str = "train", in_process: bool | None = None)
     readers = resolve_name("..stream.windows", __package__) if in_process else None
     with cluster.connected_meanwhile(f"{__package__}.loop", readers=readers):
         node_checks.refuse_unfit(gpus=bool(run.training.gpus_per_learner), compiled=run.training.compile)
+        local_cache.warn_where_unusable(run)
         costs = _look_over(run, source, directory, label)
     run_directory.claim(run)  # after all checks: it marks a finished run that is made longer as not complete
     computed_on = _fit(run, owner.claim(directory), label, in_process=in_process)

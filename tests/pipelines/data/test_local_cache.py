@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_processes_share_a_folder_and_one_that_is_killed_leaves_nothing_broken(t
     workers.append(last)
     assert last.wait() == 0
     assert sizes(folder) <= 2_050_000
-    half = folder / "ab" / "abc.tmp"  # of a process that was killed
+    half = folder / "ab" / f"{0:040x}.{0:032x}.tmp"  # of a process that was killed
     half.parent.mkdir(exist_ok=True)
     half.write_bytes(b"half")
     os.utime(half, (0, 0))
@@ -196,13 +197,75 @@ def test_a_disk_that_takes_nothing_is_a_warning(tmp_path, capsys, monkeypatch):
     assert said.count("what is read is not kept, and fetched again") == 2
 
 
-def test_a_block_that_lost_bytes_is_fetched_again(tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: bytes(100) + data[100:], lambda data: b""])
+def test_a_block_that_lost_or_changed_bytes_is_fetched_again(tmp_path, damage):
     path, cache = str(tmp_path / "a"), LocalCache(str(tmp_path / "cache"), 1 << 30)
     storage.write_bytes(path, DATA)
     read(cache, path)
-    for file in files(tmp_path / "cache"):
-        file.write_bytes(file.read_bytes()[:-1])
+    written = {file: file.read_bytes() for file in files(tmp_path / "cache")}
+    for file, data in written.items():
+        file.write_bytes(damage(data))
     assert read(cache, path) == DATA
+    assert {file: file.read_bytes() for file in files(tmp_path / "cache")} == written
+
+
+def test_files_of_others_are_never_removed(make_run, tmp_path):
+    for name in ("dataset/000.tar", "ab/notes", f"jest-blocks/ab/{'0' * 39}.tar", "jest-blocks/mine"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(DATA[:1_000_000])
+    theirs = {path: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
+    cache = local_cache.of(make_run("x", f"data.local_cache={tmp_path}", "data.local_cache_gb=0.000001"))
+    assert cache is not None
+    path = str(tmp_path / "a")
+    storage.write_bytes(path, DATA[:1000])
+    for _ in range(3):
+        assert read(cache, path, 0, 1000) == DATA[:1000]
+    assert {path: path.stat().st_size for path in theirs} == theirs
+
+
+def test_a_tenth_of_the_disk_stays_free(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local_cache, "_warned", set())
+    monkeypatch.setattr(local_cache, "BLOCK", 1000)
+    blocks, path = tmp_path / "cache", str(tmp_path / "a")
+    storage.write_bytes(path, DATA[:40_000])
+    others = 5_000  # bytes of a disk of 20,000 that other programs have taken
+
+    def disk(_: str) -> os.statvfs_result:
+        free = 20_000 - others - sizes(blocks)
+        return os.statvfs_result((1, 1, 20_000, free, free, 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr(os, "statvfs", disk)
+    cache = LocalCache(str(blocks), 1 << 30)
+    assert read(cache, path, 0, 40_000) == DATA[:40_000]
+    assert 10_000 < sizes(blocks) <= 13_000
+    others = 15_000
+    assert read(cache, path, 20_000, 25_000) == DATA[20_000:25_000]
+    assert 0 < sizes(blocks) <= 3_000
+    others = 19_000
+    assert read(cache, path, 0, 5_000) == DATA[:5_000]
+    assert sizes(blocks) == 0
+    assert "no room, with a tenth of the disk left free" in "".join(capsys.readouterr())
+
+
+def test_nodes_that_cannot_keep_what_they_read_are_named(make_run, tmp_path, capsys):
+    local_cache.warn_where_unusable(make_run("x", f"data.local_cache={tmp_path}", "data.local_cache_gb=0.001"))
+    assert not capsys.readouterr().out
+    local_cache.warn_where_unusable(make_run("x", f"data.local_cache={tmp_path}", "data.local_cache_gb=1000000000"))
+    assert "GB of the 1,000,000,000.0 of data.local_cache_gb" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "file").write_text("")
+    local_cache.warn_where_unusable(make_run("x", f"data.local_cache={tmp_path}/file"))
+    assert "cannot keep what it reads, and fetches it each time" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_range_takes_its_bytes_once_in_memory(tmp_path):
+    path, cache, n = str(tmp_path / "a"), LocalCache(str(tmp_path / "cache"), 1 << 30), 10 * len(DATA)
+    storage.write_bytes(path, DATA * 10)
+    for at_once in (local_cache._MOST_AT_ONCE, 1):  # blocks beside it: of those that are fetched, and that are kept
+        tracemalloc.start()
+        assert len(read(cache, path, 0, n)) == n
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1.2 * n + at_once * local_cache.BLOCK
 
 
 @pytest.mark.parametrize("directory", ["cache", "s3://bucket/cache", "../x"])

@@ -62,21 +62,30 @@ def in_order(share: Share, folder: Path, n: int, **settings: Any) -> list[int]:
 def test_several_learners_read_at_once_each_in_its_order_while_workers_die(tmp_path):
     """Tasks whose process is killed are run again."""
     with ThreadPoolExecutor(3) as learners:
-        found = learners.map(lambda i: in_order(Share(3, 6), tmp_path / str(i), 30, dies=[4 + i]), range(3))
+        found = learners.map(lambda i: in_order(Share(i, 3, 6), tmp_path / str(i), 30, dies=[4 + i]), range(3))
         assert list(found) == [list(range(30))] * 3
     assert len(list(tmp_path.rglob("died-*"))) == 3
 
 
-@pytest.mark.parametrize(("n_learners", "read_cpus", "most"), [(1, 3, 3), (2, 3, 2), (8, 4, 1)])
-def test_no_more_tasks_than_the_share_has_cpus(tmp_path, n_learners, read_cpus, most):
-    assert in_order(Share(n_learners, read_cpus), tmp_path, 20) == list(range(20))
+@pytest.mark.parametrize(
+    ("rank", "n_learners", "read_cpus", "most"), [(0, 1, 3, 3), (0, 2, 3, 1), (1, 2, 3, 2), (7, 8, 4, 1)]
+)
+def test_no_more_tasks_than_the_share_has_cpus(tmp_path, rank, n_learners, read_cpus, most):
+    assert in_order(Share(rank, n_learners, read_cpus), tmp_path, 20) == list(range(20))
     begun, ended = times(tmp_path, "begun"), times(tmp_path, "ended")
     at_once = [sum(begun[i] <= begun[n] < ended[i] for i in range(20)) for n in range(20)]
     assert max(at_once) <= most
 
 
+@pytest.mark.parametrize(("n_learners", "read_cpus"), [(1, 1), (3, 4), (8, 12), (7, 64), (64, 65), (64, 3)])
+def test_learners_have_the_cpus_together_and_one_each_at_least(n_learners, read_cpus):
+    tasks = [Share(rank, n_learners, read_cpus).look()[0] for rank in range(n_learners)]
+    assert sum(tasks) == max(read_cpus, n_learners)
+    assert max(tasks) - min(tasks) <= 1
+
+
 def test_what_nobody_takes_stays_within_the_bytes_of_the_share(tmp_path, monkeypatch):
-    share = Share(1, 4)
+    share = Share(0, 1, 4)
     monkeypatch.setattr(share, "look", lambda: (4, 55 * ROW))  # room for five windows of ten rows
     with closing(rows(share, tmp_path, iter(range(100)))) as reader:
         time.sleep(1)
@@ -90,14 +99,14 @@ def test_what_nobody_takes_stays_within_the_bytes_of_the_share(tmp_path, monkeyp
 
 
 def test_no_more_is_read_than_the_learner_needs_soon(tmp_path):
-    with closing(rows(Share(1, 2), tmp_path, iter(range(100)), most_rows=40)) as reader:
+    with closing(rows(Share(0, 1, 2), tmp_path, iter(range(100)), most_rows=40)) as reader:
         assert next(reader)[0] == 0
         time.sleep(1.5)
         assert len(times(tmp_path, "ended")) == 1 + 4 + 2  # those that are ready, and one for each CPU
 
 
 def test_larger_rows_than_was_thought_are_counted(tmp_path, monkeypatch):
-    share = Share(1, 4)
+    share = Share(0, 1, 4)
     monkeypatch.setattr(share, "look", lambda: (4, 55 * ROW))
     reader = read_ahead(
         iter(range(100)),
@@ -121,7 +130,7 @@ def test_larger_rows_than_was_thought_are_counted(tmp_path, monkeypatch):
 def test_an_error_comes_in_its_turn(tmp_path):
     arrived: list[int] = []
     with pytest.raises(FileNotFoundError, match="shard 7 is gone"):
-        arrived.extend(number for number, _ in rows(Share(1, 4), tmp_path, iter(range(20)), fails=[7]))
+        arrived.extend(number for number, _ in rows(Share(0, 1, 4), tmp_path, iter(range(20)), fails=[7]))
     assert arrived == list(range(7))
 
 
@@ -132,12 +141,12 @@ def test_an_error_of_the_plan_is_raised_after_what_was_planned(tmp_path):
 
     arrived: list[int] = []
     with pytest.raises(ValueError, match="row groups changed"):
-        arrived.extend(number for number, _ in rows(Share(1, 4), tmp_path, plan()))
+        arrived.extend(number for number, _ in rows(Share(0, 1, 4), tmp_path, plan()))
     assert arrived == list(range(5))
 
 
 def test_closing_ends_the_thread_and_the_tasks(tmp_path):
-    reader = rows(Share(1, 4), tmp_path, iter(range(10_000)))
+    reader = rows(Share(0, 1, 4), tmp_path, iter(range(10_000)))
     assert next(reader)[0] == 0
     reader.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
@@ -149,7 +158,7 @@ def test_closing_ends_the_thread_and_the_tasks(tmp_path):
 
 def test_a_share_follows_the_cluster():
     n = cluster.n_cores()
-    assert Share(1, None).look()[0] == n
-    assert Share(2 * n, None).look()[0] == 1
-    assert Share(4, 10).look()[0] == 3
-    assert Share(2, 4).look()[1] * 2 == Share(1, 4).look()[1] > 0
+    assert Share(0, 1, None).look()[0] == n
+    assert Share(0, 2 * n, None).look()[0] == 1
+    assert Share(3, 4, 10).look()[0] == 3
+    assert Share(0, 2, 4).look()[1] * 2 == Share(0, 1, 4).look()[1] > 0

@@ -132,6 +132,23 @@ def test_what_makes_reading_faster(overrides: tuple[str, ...], found, words: lis
         assert word not in said
 
 
+@pytest.mark.parametrize(
+    ("overrides", "taken", "between"),
+    [
+        ((), 1000.0, True),  # 8 CPUs could read 3,636 a second
+        ((), 3000.0, False),
+        (("data.read_cpus=2",), 1000.0, False),
+        (("data.n_streams=1", "training.n_learners=2"), 1000.0, False),  # which both read all of it
+        ((), None, False),
+    ],
+)
+def test_what_is_between_the_nodes_is_named_where_the_cpus_could_read_more(overrides, taken, between):
+    said = bottleneck.reading(run_of(*overrides), costs(0.9, decoding=2.0), 8, taken)
+    assert ("neither CPUs nor storage are slow" in said) == between
+    if between:
+        assert "read 3,636 a second, and 1,000 came" in said
+
+
 def test_the_hardware_of_this_machine():
     found = hardware.of(torch.device("cpu"))
     assert found == Hardware(gpu=False, bf16=losses.has_bfloat16_products(torch.device("cpu")), compiles=found.compiles)
