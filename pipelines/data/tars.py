@@ -104,18 +104,18 @@ class TarShard(Shard):
         names, starts, sizes = (table[name].to_pylist() for name in ("member", "offset", "size"))
         picked = range(len(names)) if rows is None else rows.tolist()
         members = [i for i in set(picked) if names[i] is not None]
-        images: dict[int, memoryview] = {}
+        images: dict[int, bytes] = {}  # pyarrow never frees the memory of a memoryview
         for inside in _near(sorted((starts[i] - HEADER, starts[i] + sizes[i], i) for i in members)):
             first = inside[0][0]
-            data = memoryview(self._bytes(first, max(stop for _, stop, _ in inside)))
+            data = self._bytes(first, max(stop for _, stop, _ in inside))
             for start, stop, i in inside:
-                member = data[start - first : stop - first]
-                if len(member) < stop - start or not _is_label(bytes(member[:100]), names[i]):
+                at = start - first
+                if len(data) < stop - first or not _is_label(data[at : at + 100], names[i]):
                     raise ValueError(
                         f"{self.path} changed since it was indexed, {names[i]!r} is not where it was: run `jest "
                         "catalogue` into a new directory"
                     )
-                images[i] = member[HEADER:]
+                images[i] = data[at + HEADER : stop - first]
         return pa.array([images.get(i) for i in picked], pa.large_binary())
 
     def image_bytes(self, row_group: int) -> int:

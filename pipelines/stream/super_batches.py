@@ -81,8 +81,8 @@ def _windows(
         return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
     inputs = inputs_of(run)
-    # two windows of each stream, which are all used up at about the same time, and two super-batches
-    most_rows = 2 * max(len(streams) * run.data.window_rows, run.super_batch_size // share.n_learners)
+    # a window of each stream, as all are used up at about the same time, and two super-batches
+    most_rows = max(len(streams) * run.data.window_rows, 2 * run.super_batch_size // share.n_learners)
     settings = {"run_text": run_file.dump(run), "inputs": inputs}
     return read_ahead(planned, item, len, row_bytes(inputs), most_rows, windows.of_window, share, **settings)
 
