@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from jest_core import flops
 from jest_core.run_file import Run
 
-from . import calibrate, reading, sizes
+from ..stream.read_ahead import STORE_SHARE
+from . import calibrate, reading
 from .assumptions import Assumptions
 from .basis import Basis, n_pairs
 from .machines import Machines
@@ -213,7 +214,7 @@ def limits_of(example: Example, found: Readers, workers: int, assumed: Assumptio
         parts[READING] = found.cpus * 1e3 / read_ms
         windows = math.inf
         if found.store_bytes:  # windows that wait for the learners take the place of those that could be read
-            windows = sizes.AHEAD_SHARE * found.store_bytes / (example.window * example.store_bytes)
+            windows = STORE_SHARE * found.store_bytes / (example.window * example.store_bytes)
         if windows < found.cpus:
             parts["Ray's object stores, which hold too few windows"] = windows * 1e3 / read_ms
     if example.copy_ms:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jest_core.models import configurations, outlines
 from jest_core.run_file import Run
 
+from ..stream import windows
 from . import sizes, unit_costs
 from .assumptions import Assumptions
 from .calibrate import Machine
@@ -45,25 +46,22 @@ class Example:
 def of_training(run: Run, pairs: Pairs | None, assumed: Assumptions, machine: Machine | None) -> Example:
     """An example of a super-batch."""
     late = run.data.decode == "late"
-    full = outlines.image_size(run.model.name)
-    view = (run.selection.score_image_size or full) if late else full
-    width = outlines.width(run.reference.model.name) if run.reads_scores and run.reference is not None else 0
-    encoded = _encoded(pairs, machine)
-    store_bytes = machine.reading.store_bytes if machine and machine.reading else sizes.example_bytes(run, pairs)
-    each, times = _cpu_ms(run, view, late, width, store_bytes, assumed, machine), _times_read(run)
+    full, encoded, times = outlines.image_size(run.model.name), _encoded(pairs, machine), _times_read(run)
+    store_bytes = sizes.example_bytes(run, encoded)
+    each = _cpu_ms(run, sizes.read_size(run), late, sizes.cached_width(run), store_bytes, assumed, machine)
     again = run.sub_batch_size / run.super_batch_size * _decode_ms(run, full, False, assumed) if late else 0.0
     kept = pairs.n_rows / max(1, pairs.n_slots) if pairs else 1.0
     stored = kept * (encoded + (sizes.cache_bytes(run, 1.0) if run.reads_scores else 0.0))
     return Example(
-        {part: ms * times for part, ms in each.items()},
-        stored * times,
-        store_bytes * times,
-        _mb(store_bytes, assumed.copy_ms),
-        again,
-        _mb(store_bytes * times, assumed.send_ms),
-        _mb(store_bytes * times, assumed.receive_ms),
-        times * assumed.requests_per_group / _group_rows(pairs),
-        run.data.window_rows,
+        cpu_ms={part: ms * times for part, ms in each.items()},
+        storage_bytes=stored * times,
+        store_bytes=store_bytes * times,
+        copy_ms=_mb(store_bytes, assumed.copy_ms),
+        again_ms=again,
+        send_ms=_mb(store_bytes * times, assumed.send_ms),
+        receive_ms=_mb(store_bytes * times, assumed.receive_ms),
+        requests=times * assumed.requests_per_group / _group_rows(pairs),
+        window=run.data.window_rows,
     )
 
 
@@ -72,17 +70,18 @@ def of_scoring(run: Run, pairs: Pairs | None, assumed: Assumptions, machine: Mac
     assert run.reference is not None
     model = run.reference.model
     view = outlines.image_size(model.name)
-    store_bytes = 3.0 * view**2 + 8 * configurations.context_length(model.name, model.context_length)
+    tokens = configurations.context_length(model.name, model.context_length)
+    store_bytes = sum(windows.example_bytes(view, tokens, encoded=0).values())
     return Example(
-        _cpu_ms(run, view, False, 0, store_bytes, assumed, machine),
-        _encoded(pairs, machine) * (pairs.n_rows / max(1, pairs.n_slots) if pairs else 1.0),
-        store_bytes,
-        0.0,
-        0.0,
-        _mb(store_bytes, assumed.send_ms),
-        _mb(store_bytes, assumed.receive_ms),
-        assumed.requests_per_group / _group_rows(pairs),
-        _group_rows(pairs),
+        cpu_ms=_cpu_ms(run, view, False, 0, store_bytes, assumed, machine),
+        storage_bytes=_encoded(pairs, machine) * (pairs.n_rows / max(1, pairs.n_slots) if pairs else 1.0),
+        store_bytes=store_bytes,
+        copy_ms=0.0,
+        again_ms=0.0,
+        send_ms=_mb(store_bytes, assumed.send_ms),
+        receive_ms=_mb(store_bytes, assumed.receive_ms),
+        requests=assumed.requests_per_group / _group_rows(pairs),
+        window=_group_rows(pairs),
     )
 
 

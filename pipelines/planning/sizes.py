@@ -10,11 +10,10 @@ from jest_core.run_file import Run
 
 from ..base import manifests, progress
 from ..data.catalogue import open_catalogue
+from ..stream import windows
+from ..stream.read_ahead import STORE_SHARE
 
-_ENCODED_BYTES = 25_000  # of a picture, where there is no catalogue: a JPEG of 512 pixels
-AHEAD_SHARE = 0.4  # of the object stores, that windows read ahead may take, as stream/read_ahead.py has it
 _BYTES_A_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments
-_BESIDE_BYTES = 200  # of an example in a window, beside picture, pixels, tokens and embeddings: caption, uid, place
 _CACHED_BYTES = 64  # of a pair in a score cache, beside its embeddings
 # As measured in the reproduction: 42 to 46 bytes an example in the runs that score, 1,116 to 1,119 a line
 _LOGGED_BYTES = 46  # of an example in the selection log
@@ -49,17 +48,24 @@ def pairs(run: Run) -> Pairs | None:
 
 def encoded_bytes(pairs: Pairs | None) -> float:
     """Of a picture, as it travels."""
-    return pairs.mean_bytes if pairs else _ENCODED_BYTES
+    return pairs.mean_bytes if pairs else windows.ENCODED_BYTES
 
 
-def example_bytes(run: Run, pairs: Pairs | None) -> float:
-    """Of an example in a window or a super-batch: encoded, its pixels at the size in memory, its tokens, and the
-    cached embeddings of the reference (float16)."""
+def read_size(run: Run) -> int:
+    """Of the pixels of an example that is read: with data.decode `late` those that are scored."""
     size = outlines.image_size(run.model.name)
-    pixels = run.selection.score_image_size or size if run.data.decode == "late" else size
+    return run.selection.score_image_size or size if run.data.decode == "late" else size
+
+
+def cached_width(run: Run) -> int:
+    """Of the embeddings that are read with an example; 0 where none are."""
+    return outlines.width(run.reference.model.name) if run.reads_scores and run.reference is not None else 0
+
+
+def example_bytes(run: Run, encoded: float) -> float:
+    """Of an example in a window or a super-batch, whose picture has so many bytes."""
     tokens = configurations.context_length(run.model.name, run.model.context_length)
-    cached = 4 * outlines.width(run.reference.model.name) if run.reads_scores and run.reference is not None else 0
-    return encoded_bytes(pairs) + 3 * pixels**2 + 8 * tokens + cached + _BESIDE_BYTES
+    return sum(windows.example_bytes(read_size(run), tokens, cached_width(run), encoded).values())
 
 
 def window_bytes(run: Run, pairs: Pairs | None) -> float:
@@ -70,13 +76,13 @@ def window_bytes(run: Run, pairs: Pairs | None) -> float:
     if pairs is not None and pairs.n_row_groups:
         rows, most = max(rows, pairs.n_slots / pairs.n_row_groups), min(most, float(pairs.n_slots))
     streams = max(run.data.n_streams, run.training.max_learners)
-    held = streams * rows / (1 - AHEAD_SHARE)
-    return min(held, most * streams / run.data.n_streams) * example_bytes(run, pairs)
+    held = streams * rows / (1 - STORE_SHARE)
+    return min(held, most * streams / run.data.n_streams) * example_bytes(run, encoded_bytes(pairs))
 
 
 def super_batch_bytes(run: Run, pairs: Pairs | None) -> float:
     """Of each learner's host: this super-batch and two to come."""
-    return 3 * run.super_batch_size // run.training.max_learners * example_bytes(run, pairs)
+    return 3 * run.super_batch_size // run.training.max_learners * example_bytes(run, encoded_bytes(pairs))
 
 
 def embedding_bytes(run: Run) -> float:

@@ -21,7 +21,7 @@ TASK = "read_window"  # its name in Ray, and in the title of the process that ru
 _TRIES = 20  # of a task whose process or node is lost
 _LOOK_SECONDS = 5.0  # between two looks at the size of the cluster, which may grow and shrink
 _WAKE_SECONDS = 1.0  # after which a thread that waits for a task looks whether it is to end
-_STORE_SHARE = 0.4  # of Ray's object stores: what tasks read and no learner has taken yet
+STORE_SHARE = 0.4  # of Ray's object stores: what tasks read and no learner has taken yet
 
 
 class Share:
@@ -40,7 +40,7 @@ class Share:
             self._next_look = time.monotonic() + _LOOK_SECONDS
             n, learners, rank = self._at_once(), self.n_learners, self._rank
             self._n_tasks = max(1, (rank + 1) * n // learners - rank * n // learners) + self._waiting
-            self._n_bytes = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0) / self.n_learners
+            self._n_bytes = STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0) / self.n_learners
         return self._n_tasks, self._n_bytes
 
 

@@ -8,12 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 from jest_core import run_file
 from jest_core.examples.inputs import Inputs
-from jest_core.examples.order import Window
 from jest_core.run_file import Run
 
 from ..scores import score_cache
 from . import super_batches, windows
-from .source import Source, open_source
+from .source import open_source
 
 _SKIPPED = 1  # the first window starts the libraries
 
@@ -43,7 +42,7 @@ def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
     spent, clock, n, stored, encoded = Counter[str](), 0.0, 0, 0, 0
     for number, window in enumerate(islice(source.order.windows(0, middle), 1000)):
         before = time.process_time(), time.perf_counter()
-        table = windows.of_window(_item(source, window), text, inputs)
+        table = windows.of_window(windows.item_of(source.catalogue, window), text, inputs)
         cpu, took = time.process_time() - before[0], time.perf_counter() - before[1]
         if number < _SKIPPED:
             continue
@@ -61,10 +60,6 @@ def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
             break
     cpu_ms = {part: 1e3 * spent[part] / n for part in ("decoding", "tokens", "reading")}
     return ReadCosts(cpu_ms=cpu_ms, clock_ms=1e3 * clock / n, encoded_bytes=encoded / n, store_bytes=stored / n)
-
-
-def _item(source: Source, window: Window) -> windows.Item:
-    return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
 
 
 def _stores_tokens(run: Run, inputs: Inputs) -> bool:

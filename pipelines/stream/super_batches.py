@@ -78,7 +78,7 @@ def _windows(
     planned = (window for _, window in merge(*(needed(s) for s in streams), key=itemgetter(0)))
 
     def item(window: Window) -> windows.Item:
-        return {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
+        return windows.item_of(source.catalogue, window)
 
     inputs = inputs_of(run)
     # a window of each stream, as all are used up at about the same time, and two super-batches
@@ -98,7 +98,7 @@ def inputs_of(run: Run) -> Inputs:
 
 def row_bytes(inputs: Inputs) -> int:
     """Of an example that is read, roughly: its picture, encoded and decoded, and its tokens."""
-    return sum(windows.example_bytes(inputs).values())
+    return round(sum(windows.example_bytes(inputs.view.image_size, inputs.tokenizer.context_length).values()))
 
 
 def prepare(table: pa.Table, inputs: Inputs, pool: Executor | None = None) -> Examples:

@@ -16,12 +16,14 @@ from jest_core.run_file import Run
 
 from ..base import storage
 from ..data import local_cache
+from ..data.catalogue import Catalogue
 from ..data.places import Place
 from ..data.rows import decoded, encoded, parsed, tokenised, with_tokens
 from ..scores import score_cache, stored_tokens
 from ..scores.score_cache import CachedRows
 
-_ENCODED_BYTES = 32_000  # of an encoded picture, roughly
+ENCODED_BYTES = 25_000  # of a picture as it is in its shard, where nothing says: a JPEG of 512 pixels
+_BESIDE_BYTES = 200  # of an example beside its picture, pixels, tokens and embeddings: caption, uid, place
 
 
 class Item(TypedDict):
@@ -29,6 +31,10 @@ class Item(TypedDict):
 
     window: Window
     places: dict[int, Place]
+
+
+def item_of(catalogue: Catalogue, window: Window) -> Item:
+    return {"window": window, "places": {piece.shard: catalogue.place(piece.shard) for piece in window.pieces}}
 
 
 def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:
@@ -42,16 +48,19 @@ def of_window(item: Item, run_text: str, inputs: Inputs) -> pa.Table:
     return decoded(table, inputs.view)
 
 
-def example_bytes(inputs: Inputs, width: int = 0, encoded: int = _ENCODED_BYTES) -> dict[str, int]:
-    """What an example of a window takes of Ray's object store, by part, beside its caption and some 50 bytes.
+def example_bytes(
+    image_size: int, context_length: int, width: int = 0, encoded: float = ENCODED_BYTES
+) -> dict[str, float]:
+    """What an example of a window takes of Ray's object store, by part.
 
-    width: of the cached embeddings; 0 where none are read. encoded: bytes of a picture as it is in the shard.
+    image_size: of its pixels. width: of the cached embeddings; 0 where none are read. encoded: bytes of its picture.
     """
     return {
         "encoded": encoded,
-        "pixels": 3 * inputs.view.image_size**2,
-        "tokens": 4 * inputs.tokenizer.context_length,
+        "pixels": 3 * image_size**2,
+        "tokens": 4 * context_length,
         "embeddings": 2 * 2 * width,
+        "beside": _BESIDE_BYTES,
     }
 
 

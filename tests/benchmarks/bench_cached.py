@@ -117,7 +117,7 @@ def main(width: int = 768, rows: int = 1024, repeats: int = 20) -> None:
         reading(width, rows, repeats, folder)
     tokenising(rows, repeats)
     inputs = configurations.inputs("jest-b-16-256")
-    parts = windows.example_bytes(inputs, width)
+    parts = windows.example_bytes(inputs.view.image_size, inputs.tokenizer.context_length, width)
     cells = [[name, f"{n:,}"] for name, n in [*parts.items(), ("together", sum(parts.values()))]]
     table("Bytes of an example in the object store", ["", "bytes"], cells)
 

@@ -111,7 +111,7 @@ def window(captions: Sequence[str], repeats: int, work: Path) -> None:
     cluster.disconnect()
     source, inputs = open_source(run), configurations.inputs_of(run.model)
     window = next(iter(source.order.windows(0, 0)))
-    item: windows.Item = {"window": window, "places": {p.shard: source.catalogue.place(p.shard) for p in window.pieces}}
+    item = windows.item_of(source.catalogue, window)
     whole = windows.of_window(item, run_file.dump(run), inputs)
     again = whole.drop_columns(["status", "pixels", "tokens"])
     without = run_file.load(text, ["selection.criterion=hard"])

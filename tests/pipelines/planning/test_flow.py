@@ -8,19 +8,18 @@ import pytest
 import yaml
 
 from jest_core import flops, run_file
-from pipelines.planning import basis, calibrate, cost_tables, flow, machines, reading, sizes, unit_costs
+from pipelines.planning import basis, calibrate, cost_tables, flow, machines, reading, unit_costs
 from pipelines.planning.assumptions import Assumptions
 from pipelines.planning.basis import Basis
 from pipelines.planning.calibrate import Machine
 from pipelines.planning.machines import Group, Machines
 from pipelines.planning.sizes import Pairs
-from pipelines.stream import read_ahead
 from pipelines.stream.read_costs import ReadCosts
 from tests.deploy import kuberay
 
 LAION = files("jest_deploy") / "runs" / "laion2b"
 LATE = ("data.decode=late", "selection.score_image_size=128", "selection.score_patch_size=null")
-STORED = 25_000 + 3 * 256**2 + 8 * 16 + 4 * 768 + 200  # bytes in the object store
+STORED = 25_000 + 3 * 256**2 + 4 * 16 + 4 * 768 + 200  # bytes in the object store
 
 
 def load(name, *overrides):
@@ -106,7 +105,10 @@ def test_a_measured_machine_and_a_given_time_take_the_place_of_the_table():
         reading=measured,
     )
     found = training(machine=machine, cpus=100)
-    assert found.example.cpu_ms == {**measured.cpu_ms, "object store": pytest.approx(unit_costs.STORE_MS * 0.05)}
+    assert found.example.cpu_ms == {
+        **measured.cpu_ms,
+        "object store": pytest.approx(unit_costs.STORE_MS * (STORED - 16_000) / 1e6),
+    }
     assert found.example.storage_bytes == 9_000 + 4 * 768 + 64
     assert training(machine=machine, read_cpu_ms=1.5).example.cpu_ms == {"all of it": 1.5}
     # what the measured machine waited for its own data is in no hours where the CPUs that read are known
@@ -199,7 +201,6 @@ def test_stores_that_hold_too_few_windows_limit_reading():
     assert windows < 960
     assert found.limit.startswith("Ray's object stores")
     assert found.limits[found.limit] == pytest.approx(found.limits["reading"] * windows / 960)
-    assert sizes.AHEAD_SHARE == read_ahead._STORE_SHARE
 
 
 def test_without_machines_the_cpus_that_would_do_are_named():
@@ -228,7 +229,7 @@ def test_both_stages_that_read_have_a_column(capsys):
     found = flow.flows(given, set())
     assert list(found) == ["reference-scores", "train"]
     scoring = found["reference-scores"]
-    assert scoring.example.store_bytes == 3 * 256**2 + 8 * 16
+    assert scoring.example.store_bytes == 3 * 256**2 + 4 * 16 + 200
     assert scoring.taken == pytest.approx(4e14 * 64 / flops.forward_flops(FLEXI.reference.model).total)
     Console(width=160).print(cost_tables._reading(found))
     printed = capsys.readouterr().out

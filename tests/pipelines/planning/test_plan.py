@@ -131,7 +131,8 @@ def test_window_memory_is_limited_by_the_examples_of_the_run(make_scored_run: Ma
     run = make_scored_run("joint", "data.window_rows=100000000")
     pairs = sizes.pairs(run)
     assert pairs is not None
-    assert sizes.window_bytes(run, pairs) == run.n_steps * run.super_batch_size * sizes.example_bytes(run, pairs)
+    each = sizes.example_bytes(run, pairs.mean_bytes)
+    assert sizes.window_bytes(run, pairs) == run.n_steps * run.super_batch_size * each
     assert not failing(run)
 
 

@@ -142,8 +142,7 @@ def test_a_storage_outage_of_seconds_loses_no_example(on_s3, s3_server):
 def test_a_task_that_reads_imports_no_pytorch(scored, tmp_path):
     source, inputs = open_source(scored), configurations.inputs_of(scored.model)
     window = next(source.order.windows(0, 0))
-    places = {piece.shard: source.catalogue.place(piece.shard) for piece in window.pieces}
-    arguments = {"window": window, "places": places}, {"run_text": run_file.dump(scored), "inputs": inputs}
+    arguments = windows.item_of(source.catalogue, window), {"run_text": run_file.dump(scored), "inputs": inputs}
     (tmp_path / "arguments").write_bytes(pickle.dumps(arguments))
     code = (
         "import pickle, sys; from pipelines.stream import windows; item, settings = pickle.load(sys.stdin.buffer);"

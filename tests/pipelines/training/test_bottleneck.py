@@ -184,10 +184,8 @@ def _windows(run: Run):
 
     source = open_source(run)
     for window in source.order.windows(0, 0):
-        places = {piece.shard: source.catalogue.place(piece.shard) for piece in window.pieces}
-        yield windows.of_window(
-            {"window": window, "places": places}, run_file.dump(run), configurations.inputs_of(run.model)
-        )
+        item = windows.item_of(source.catalogue, window)
+        yield windows.of_window(item, run_file.dump(run), configurations.inputs_of(run.model))
 
 
 def test_a_remedy_names_settings_that_exist():
