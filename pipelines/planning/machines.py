@@ -21,7 +21,8 @@ _UNITS = {
 }
 _GPUS = ("nvidia.com/gpu", "amd.com/gpu")
 _THREADS = "RAY_object_manager_rpc_threads_num"
-_STORE_SHARE = 0.3  # of a machine's memory, that Ray's object store has where nobody says another size
+_STORE_SHARE = 0.3  # of a machine's memory, that Ray's object store has where nobody says another size,
+_STORE_MOST = 200e9  # and no more bytes (ray/_private/ray_constants.py)
 _WORKERS = 2  # max_workers of a file of `ray up` that has none
 
 
@@ -185,7 +186,7 @@ def _of_pods(name: str, group: dict[str, Any], least: int, most: int) -> Group:
     gpus = start.get("num-gpus", sum(_quantity(have.get(kind, 0)) for kind in _GPUS))
     cpus = start.get("num-cpus", _quantity(have.get("cpu", 0)))
     memory = _quantity(have.get("memory", 0))
-    store = float(start.get("object-store-memory", _STORE_SHARE * memory))
+    store = float(start.get("object-store-memory", _default_store(memory)))
     threads = next((int(e["value"]) for e in container.get("env") or [] if e["name"] == _THREADS), None)
     return Group(name, float(cpus), float(gpus), memory, least, most, store_bytes=store, threads=threads)
 
@@ -201,9 +202,13 @@ def _of_nodes(name: str, node: dict[str, Any], is_head: bool, max_workers: int, 
     if "CPU" not in have:
         return Group(name, 0.0, 0.0, 0.0, least, most, known=False)
     memory = float(have.get("memory", 0))
-    store = float(have.get("object_store_memory", _STORE_SHARE * memory))
+    store = float(have.get("object_store_memory", _default_store(memory)))
     gpus, threads = float(have.get("GPU", 0)), None if is_head else threads
     return Group(name, float(have["CPU"]), gpus, memory, least, most, store_bytes=store, threads=threads)
+
+
+def _default_store(memory: float) -> float:
+    return min(_STORE_SHARE * memory, _STORE_MOST)
 
 
 def _quantity(value: str | float) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray._private import ray_constants
 
 from pipelines.planning import machines
 
@@ -57,6 +58,19 @@ def test_node_types_of_rays_launcher(tmp_path):
     assert found.places(GPU=4, CPU=1) == 18  # one of the ten machines is always of the other kind
     assert found.places(GPU=3, CPU=1) == 18  # two on each machine, and 2 GPUs of it idle
     assert found.most == {"CPU": 9 * 96 + 16, "GPU": 72}
+
+
+def test_an_object_store_has_a_share_of_the_memory_as_ray_bounds_it(tmp_path):
+    assert machines._STORE_SHARE == ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
+    assert machines._STORE_MOST == ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES
+    sizes = {"small": {}, "large": {"memory": 2e12}, "said": {"memory": 2e12, "object_store_memory": 5e11}}
+    types = {name: {"resources": {"CPU": 96, "memory": 1e11} | size} for name, size in sizes.items()}
+    found = read(tmp_path, {"available_node_types": types})
+    assert [group.store_bytes for group in found.groups] == [3e10, 2e11, 5e11]
+    limits = {"cpu": "96", "memory": "2T"}
+    pod = {"rayStartParams": {}, "template": {"spec": {"containers": [{"resources": {"limits": limits}}]}}}
+    _, workers = read(tmp_path, cluster(**pod)).groups
+    assert workers.store_bytes == 2e11
 
 
 def test_a_node_type_whose_resources_ray_looks_up_is_not_known(tmp_path):
