@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from jest_core import flops, run_file
 from jest_core.run_file import Run
 
-from ..base import cluster, storage
+from ..base import cluster, progress, storage
 from ..stream import read_costs
 from ..stream.read_costs import ReadCosts
 from ..training import metrics_line, train
@@ -90,7 +90,12 @@ def measure(run: Run) -> Machine:
         lines = metrics_line.read(directory)
     finally:
         storage.remove_tree(directory)
-    return of_lines(part, lines, whole).model_copy(update={"reading": read_costs.measure(run)})
+    rates = of_lines(part, lines, whole)
+    try:
+        return rates.model_copy(update={"reading": read_costs.measure(run)})
+    except Exception as error:  # minutes of training have given all else
+        progress.warn("calibrate", f"the machine file is without what reading costs, which could not be read: {error}")
+        return rates
 
 
 def of_lines(run: Run, lines: Sequence[MetricsLine], whole_seconds: float) -> Machine:
