@@ -214,7 +214,7 @@ def limits_of(example: Example, found: Readers, workers: int, assumed: Assumptio
         parts[READING] = found.cpus * 1e3 / read_ms
         windows = math.inf
         if found.store_bytes:  # windows that wait for the learners take the place of those that could be read
-            windows = STORE_SHARE * found.store_bytes / (example.window * example.store_bytes)
+            windows = STORE_SHARE * found.store_bytes / example.window_bytes
         if windows < found.cpus:
             parts["Ray's object stores, which hold too few windows"] = windows * 1e3 / read_ms
     if example.copy_ms:

@@ -24,7 +24,7 @@ class Example:
     store, and through the network. copy_ms: of a learner's one thread that copies it. again_ms: CPU milliseconds of a
     learner's machine, to decode those that are selected once more (data.decode late), an example of the super-batch.
     send_ms, receive_ms: CPU milliseconds of Ray, where it goes from one machine to another. requests: to the storage.
-    window: examples of a window.
+    window_bytes: of all examples that a task reads, in the object store once.
     """
 
     cpu_ms: Mapping[str, float]
@@ -35,7 +35,7 @@ class Example:
     send_ms: float
     receive_ms: float
     requests: float
-    window: float
+    window_bytes: float
 
     @property
     def read_ms(self) -> float:
@@ -60,8 +60,8 @@ def of_training(run: Run, pairs: Pairs | None, assumed: Assumptions, machine: Ma
         again_ms=again,
         send_ms=_mb(store_bytes * times, assumed.send_ms),
         receive_ms=_mb(store_bytes * times, assumed.receive_ms),
-        requests=times * assumed.requests_per_group / _group_rows(pairs),
-        window=run.data.window_rows,
+        requests=times * assumed.requests_per_group / sizes.group_slots(pairs),
+        window_bytes=sizes.window_rows(run, pairs) * store_bytes,
     )
 
 
@@ -80,8 +80,8 @@ def of_scoring(run: Run, pairs: Pairs | None, assumed: Assumptions, machine: Mac
         again_ms=0.0,
         send_ms=_mb(store_bytes, assumed.send_ms),
         receive_ms=_mb(store_bytes, assumed.receive_ms),
-        requests=assumed.requests_per_group / _group_rows(pairs),
-        window=_group_rows(pairs),
+        requests=assumed.requests_per_group / sizes.group_slots(pairs),
+        window_bytes=sizes.group_slots(pairs) * store_bytes,
     )
 
 
@@ -104,10 +104,6 @@ def _encoded(pairs: Pairs | None, machine: Machine | None) -> float:
 
 def _mb(n_bytes: float, ms: float) -> float:
     return n_bytes / 1e6 * ms
-
-
-def _group_rows(pairs: Pairs | None) -> float:
-    return pairs.n_rows / max(1, pairs.n_row_groups) if pairs else 1024.0
 
 
 def _times_read(run: Run) -> float:

@@ -1,5 +1,6 @@
 """Bytes of a run in memory, read and written, from its run file and its catalogue."""
 
+import math
 from dataclasses import dataclass
 
 from botocore.exceptions import BotoCoreError
@@ -10,6 +11,7 @@ from jest_core.run_file import Run
 
 from ..base import manifests, progress
 from ..data.catalogue import open_catalogue
+from ..data.tar_index import GROUP_ROWS
 from ..stream import windows
 from ..stream.read_ahead import STORE_SHARE
 
@@ -68,15 +70,23 @@ def example_bytes(run: Run, encoded: float) -> float:
     return sum(windows.example_bytes(read_size(run), tokens, cached_width(run), encoded).values())
 
 
+def group_slots(pairs: Pairs | None) -> float:
+    """Of a row group in an epoch: examples for which it is read once. Those of a tar where there is no catalogue."""
+    return pairs.n_slots / max(1, pairs.n_row_groups) if pairs else float(GROUP_ROWS)
+
+
+def window_rows(run: Run, pairs: Pairs | None) -> float:
+    """Of a window, which is of whole row groups."""
+    return max(float(run.data.window_rows), group_slots(pairs))
+
+
 def window_bytes(run: Run, pairs: Pairs | None) -> float:
     """Of Ray's object stores together, while the run trains: a window of each stream from which learners take, beside
-    the share of the stores that is read ahead. Windows are whole row groups, and no more than there are slots; where
-    several learners share a stream, each holds its windows."""
-    rows, most = float(run.data.window_rows), float(run.n_steps * run.super_batch_size)
-    if pairs is not None and pairs.n_row_groups:
-        rows, most = max(rows, pairs.n_slots / pairs.n_row_groups), min(most, float(pairs.n_slots))
+    the share of the stores that is read ahead, and no more than there are slots; where several learners share a
+    stream, each holds its windows."""
+    most = float(min(run.n_steps * run.super_batch_size, pairs.n_slots if pairs else math.inf))
     streams = max(run.data.n_streams, run.training.max_learners)
-    held = streams * rows / (1 - STORE_SHARE)
+    held = streams * window_rows(run, pairs) / (1 - STORE_SHARE)
     return min(held, most * streams / run.data.n_streams) * example_bytes(run, encoded_bytes(pairs))
 
 

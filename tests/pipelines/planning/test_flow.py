@@ -2,18 +2,20 @@
 once more."""
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 import yaml
 
 from jest_core import flops, run_file
-from pipelines.planning import basis, calibrate, cost_tables, flow, machines, reading, unit_costs
+from pipelines.planning import basis, calibrate, cost_tables, flow, machines, reading, sizes, unit_costs
 from pipelines.planning.assumptions import Assumptions
 from pipelines.planning.basis import Basis
 from pipelines.planning.calibrate import Machine
 from pipelines.planning.machines import Group, Machines
 from pipelines.planning.sizes import Pairs
+from pipelines.stream import read_ahead
 from pipelines.stream.read_costs import ReadCosts
 from tests.deploy import kuberay
 
@@ -69,7 +71,7 @@ def test_sizes_of_pictures_come_from_ingest_the_catalogue_or_the_user():
     found = training(pairs=pairs).example
     assert found.store_bytes == STORED - 16_000
     assert found.storage_bytes == 2 * (9_000 + 4 * 768 + 64)  # dropped rows are read with the others
-    assert found.requests == pytest.approx(6 / 2000)
+    assert found.requests == pytest.approx(6 / 1000)  # each row group once for the 1,000 slots that it has
 
 
 def test_late_decoding_is_small_and_the_learners_decode_the_selected_again():
@@ -203,6 +205,25 @@ def test_stores_that_hold_too_few_windows_limit_reading():
     assert found.limits[found.limit] == pytest.approx(found.limits["reading"] * windows / 960)
 
 
+def test_stores_deliver_a_quarter_to_learners_of_whom_four_share_a_stream():
+    small = Machines("f", (Group("data", 14, 0, 0, 1, 64, store_bytes=10**9), LEARNERS))
+
+    def rate(streams, **assumed):
+        found = training(load("flexi", f"data.n_streams={streams}"), small, send_ms=0.0, **assumed)
+        return found.limits["Ray's object stores, which hold too few windows"]
+
+    assert rate(16) == pytest.approx(rate(256) / 4)
+
+
+def test_a_window_has_whole_row_groups_in_every_part_of_the_plan():
+    large = Pairs(n_slots=10**9, n_rows=2 * 10**9, n_row_groups=10**5, mean_bytes=25_000)
+    assert training(pairs=large).example.window_bytes == 10_000 * STORED
+    streams = FLEXI.data.n_streams
+    assert sizes.window_bytes(FLEXI, large) == pytest.approx(streams * 10_000 * STORED / (1 - read_ahead.STORE_SHARE))
+    small = replace(large, n_row_groups=10**7)
+    assert training(pairs=small).example.window_bytes == 1024 * STORED
+
+
 def test_without_machines_the_cpus_that_would_do_are_named():
     found = training()
     assert found.seconds == found.computing
@@ -250,4 +271,4 @@ def test_what_a_plan_assumes_of_an_example_is_named():
     run, given = FLEXI, Assumptions()
     assert {"picture_size", "tokens_ms"} <= reading.assumed_by(given, None)
     assert "picture_size" not in reading.assumed_by(Assumptions(read_cpu_ms=1.0), None)
-    assert reading.of_training(run, None, given, None).window == 1024
+    assert reading.of_training(run, None, given, None).window_bytes == 1024 * STORED
