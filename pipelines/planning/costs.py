@@ -68,11 +68,14 @@ def costs(basis: Basis) -> Costs:
 
 def _of_stage(basis: Basis, name: str, cost: Cost) -> Iterator[Cost]:
     """The cost of a stage of this run, none of one that is done."""
+    yield Cost(cost.stage, cost.work, 0.0, note="done") if _is_done(basis, name) else cost
+
+
+def _is_done(basis: Basis, stage: str) -> bool:
     try:
-        done = STAGES[name].is_done(basis.run)
+        return STAGES[stage].is_done(basis.run)
     except (OSError, BotoCoreError, ValueError):
-        done = False
-    yield Cost(cost.stage, cost.work, 0.0, note="done") if done else cost
+        return False
 
 
 def _ingest(basis: Basis, used: set[str]) -> Iterator[Cost]:
@@ -193,15 +196,11 @@ def _storage(basis: Basis, used: set[str]) -> Cost:
 
 
 def _requests(basis: Basis, used: set[str]) -> Cost:
-    """GETs of training and scoring, by row group; the few writes are not counted."""
-    run, pairs = basis.run, basis.pairs
-    rows = pairs.n_rows / max(1, pairs.n_row_groups) if pairs else 1024.0
-    seen = float(run.n_steps * run.super_batch_size)
-    scored = (n_pairs(basis, used) or 0.0) if run.reads_scores else 0.0
-    n = (seen + scored) / rows * basis.assumed.requests_per_group
-    if "://" not in run.path(run.run_dir):
+    """GETs of training and scoring, as far as they are not done; the few writes are not counted."""
+    if "://" not in basis.run.path(basis.run.run_dir):
         return Cost("requests", "none: local files", 0.0, money=0.0)
-    used.add("requests_per_group")
+    flows = flow.flows(basis, used)
+    n = sum(found.examples * found.example.requests for stage, found in flows.items() if not _is_done(basis, stage))
     price = basis.assumed.thousand_requests
     note = "no price given: --assume thousand_requests=P" if price is None else "reading only"
     return Cost("requests", f"{n:,.0f}", 0.0, money=None if price is None else n / 1000 * price, note=note)

@@ -28,6 +28,11 @@ class NotDone:
         return False
 
 
+class Done:
+    def is_done(self, run):
+        return True
+
+
 def lines(given):
     return {line.stage: line for line in costs.costs(given).lines}
 
@@ -111,8 +116,22 @@ def test_scoring_covers_the_pairs_of_the_catalogue_or_those_that_may_be_fetched(
     cache = 5e8 * (4 * 768 + 64)
     gb = (6e8 * 10_000 + cache + log + n_checkpoints * checkpoint_bytes(RUN)) / 1e9
     assert known["storage"].money == pytest.approx(gb * 2 * 0.02)
-    n_requests = (RUN.n_steps * 163_840 + 5e8) / 1000 * 6
+    n_requests = (RUN.n_steps * 163_840 + 5e8) / (5e8 / 6e5) * 6
     assert known["requests"].money == pytest.approx(n_requests / 1000 * 0.0004)
+
+
+def test_requests_are_those_of_every_reader_of_stages_that_are_not_done(monkeypatch):
+    def requests(*overrides):
+        run = run_file.load((LAION / "joint.yaml").read_text(), ["root=memory://nowhere/laion2b", *overrides])
+        return float(lines(Basis(run, None, GIVEN))["requests"].work.replace(",", ""))
+
+    training, scoring = (n * 6 / 1024 for n in (RUN.n_steps * 163_840, 0.68e9))
+    assert requests() == pytest.approx(training + scoring)
+    assert requests("data.n_streams=16") == pytest.approx(4 * training + scoring)  # four learners share a stream
+    monkeypatch.setitem(costs.STAGES, "reference-scores", Done())
+    assert requests() == pytest.approx(training)
+    monkeypatch.setitem(costs.STAGES, "train", Done())
+    assert requests() == 0
 
 
 def test_what_is_not_known_is_no_number():
