@@ -65,7 +65,10 @@ class Duration:
 
 
 def read(path: str) -> Machine:
-    return Machine.model_validate_json(storage.read_bytes(path))
+    machine = Machine.model_validate_json(storage.read_bytes(path))
+    if machine.reading is not None and machine.reading.decoder is None:
+        progress.say("plan", f"{path} is of an earlier version, which does not say how it decoded: calibrate again")
+    return machine
 
 
 def measure_into(run: Run, path: str) -> Machine:

@@ -172,7 +172,7 @@ def _flow(
     called: str,
     computing: float | None,
 ) -> Flow:
-    used |= reading.assumed_by(basis.assumed, basis.machine)
+    used |= reading.assumed_by(example, basis.assumed)
     found = readers_of(basis.run, workers, each, basis.assumed, basis.manifest)
     limits = limits_of(example, found, workers, basis.assumed)
     return Flow(example, found, examples, workers, called, computing, limits)

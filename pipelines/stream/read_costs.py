@@ -18,15 +18,23 @@ _SKIPPED = 1  # the first window starts the libraries
 
 
 class ReadCosts(BaseModel):
-    """Of an example, on average: CPU milliseconds by part, milliseconds by the clock, bytes of its encoded picture, and
-    of all of it in Ray's object store."""
+    """Of an example, on average: CPU milliseconds by part, milliseconds by the clock, bytes of its encoded picture; and
+    what was measured, as another run may read another way.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    decoder, image_size, late: of data.decoder, of the pixels, of data.decode; None in files of earlier versions.
+    stored_tokens: they were read with the scores. width: of the cached embeddings; 0 where none were read.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # earlier versions have store_bytes
 
     cpu_ms: dict[str, float]
     clock_ms: float
     encoded_bytes: float
-    store_bytes: float
+    decoder: str | None = None
+    image_size: int | None = None
+    late: bool | None = None
+    stored_tokens: bool = True
+    width: int = 0
 
     @property
     def busy(self) -> float:
@@ -37,9 +45,9 @@ class ReadCosts(BaseModel):
 def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
     """Read windows as tasks do, for so many seconds, or one. Raises what reading raises."""
     source, inputs, text = open_source(run), super_batches.inputs_of(run), run_file.dump(run)
-    stored_tokens = _stores_tokens(run, inputs)
+    stored_tokens, width = _cached(run, inputs)
     middle = source.order.stream_length(0) // 2  # far from what has just been read
-    spent, clock, n, stored, encoded = Counter[str](), 0.0, 0, 0, 0
+    spent, clock, n, encoded = Counter[str](), 0.0, 0, 0
     for number, window in enumerate(islice(source.order.windows(0, middle), 1000)):
         before = time.process_time(), time.perf_counter()
         table = windows.of_window(windows.item_of(source.catalogue, window), text, inputs)
@@ -54,16 +62,26 @@ def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
             inputs.tokenizer(table["caption"].to_pylist())
         tokens = time.process_time() - began - pixels
         spent.update({"decoding": pixels, "tokens": tokens, "reading": max(0.0, cpu - pixels - tokens)})
-        clock, n, stored = clock + took, n + len(table), stored + table.nbytes
+        clock, n = clock + took, n + len(table)
         encoded += sum(len(image or b"") for image in images)
         if clock > seconds:
             break
     cpu_ms = {part: 1e3 * spent[part] / n for part in ("decoding", "tokens", "reading")}
-    return ReadCosts(cpu_ms=cpu_ms, clock_ms=1e3 * clock / n, encoded_bytes=encoded / n, store_bytes=stored / n)
+    return ReadCosts(
+        cpu_ms=cpu_ms,
+        clock_ms=1e3 * clock / n,
+        encoded_bytes=encoded / n,
+        decoder=run.data.decoder,
+        image_size=inputs.view.image_size,
+        late=run.data.decode == "late",
+        stored_tokens=stored_tokens,
+        width=width,
+    )
 
 
-def _stores_tokens(run: Run, inputs: Inputs) -> bool:
-    """Whether the tokens are read with the scores."""
+def _cached(run: Run, inputs: Inputs) -> tuple[bool, int]:
+    """Whether the tokens are read with the scores, and the width of the cached embeddings."""
     if not run.reads_scores or run.reference is None:
-        return False
-    return score_cache.opened(run.path(run.reference.scores)).get("tokenizer") == inputs.tokenizer.identity
+        return False, 0
+    scores = score_cache.opened(run.path(run.reference.scores))
+    return scores.get("tokenizer") == inputs.tokenizer.identity, scores["config"]["width"]

@@ -1,5 +1,7 @@
 """What a calibration keeps where a part of it fails, or where it is of an earlier version."""
 
+import json
+
 import pytest
 
 from jest_core import run_file
@@ -24,3 +26,17 @@ def test_rates_are_kept_where_reading_cannot_be_measured(tmp_path, monkeypatch: 
     assert calibrate.read(str(tmp_path / "machine.json")) == machine
     assert "without what reading costs" in (said := capsys.readouterr().out)
     assert "the bucket is gone" in said
+
+
+def test_a_machine_file_of_an_earlier_version_is_read(tmp_path, capsys):
+    file = tmp_path / "machine.json"
+    old = {"name": "m", "model": "x", "flops_per_second": {"train": 1.0}, "seconds_per_example": 1.0}
+    old |= dict.fromkeys(("first_step_seconds", "checkpoint_seconds", "start_seconds"), 0.0)
+    file.write_text(json.dumps(old))
+    assert calibrate.read(str(file)).reading is None
+    assert not capsys.readouterr().out
+    parts = {"decoding": 2.0, "tokens": 0.1, "reading": 0.3}
+    old["reading"] = {"cpu_ms": parts, "clock_ms": 3.0, "encoded_bytes": 9_000, "store_bytes": 78_000}
+    file.write_text(json.dumps(old))
+    assert calibrate.read(str(file)).reading.encoded_bytes == 9_000
+    assert "does not say how it decoded: calibrate again" in capsys.readouterr().out

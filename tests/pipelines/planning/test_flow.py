@@ -1,7 +1,6 @@
 """What an example takes, what machines deliver of it, and which part limits: by arithmetic that is written out here
 once more."""
 
-import json
 from dataclasses import replace
 from importlib.resources import files
 
@@ -91,11 +90,9 @@ def test_the_time_by_the_decoder_is_that_of_the_nearest_measured_picture():
         assert {(decoder, kind) for kind in ("late", "whole", "resized")} <= kinds
 
 
-def test_a_measured_machine_and_a_given_time_take_the_place_of_the_table():
-    measured = ReadCosts(
-        cpu_ms={"decoding": 2.0, "tokens": 0.1, "reading": 0.3}, clock_ms=3.0, encoded_bytes=9_000, store_bytes=50_000
-    )
-    machine = Machine(
+def measured(**reading):
+    costs = {"cpu_ms": {"decoding": 2.0, "tokens": 0.1, "reading": 0.3}, "clock_ms": 3.0, "encoded_bytes": 9_000}
+    return Machine(
         name="m",
         model=FLEXI.model.name,
         flops_per_second=dict.fromkeys(("score", "select", "train"), 4e14),
@@ -104,13 +101,21 @@ def test_a_measured_machine_and_a_given_time_take_the_place_of_the_table():
         checkpoint_seconds=0.0,
         start_seconds=0.0,
         wait_seconds_per_example=1e-6,
-        reading=measured,
+        reading=ReadCosts(**costs | reading),
     )
+
+
+SCORES_MS = unit_costs.SCORES_MS * 768
+STORE_MS = unit_costs.STORE_MS * (STORED - 16_000) / 1e6  # of pictures as large as the measured ones
+AS_FLEXI = {"decoder": FLEXI.data.decoder, "image_size": 256, "late": False, "stored_tokens": True, "width": 768}
+AS_LATE = AS_FLEXI | {"image_size": 128, "late": True}
+
+
+def test_a_measured_machine_and_a_given_time_take_the_place_of_the_table():
+    machine = measured(**AS_FLEXI)
     found = training(machine=machine, cpus=100)
-    assert found.example.cpu_ms == {
-        **measured.cpu_ms,
-        "object store": pytest.approx(unit_costs.STORE_MS * (STORED - 16_000) / 1e6),
-    }
+    parts = {"decoding": 2.0, "tokens": 0.1, "reading": 0.3 - SCORES_MS, "cached scores": SCORES_MS}
+    assert found.example.cpu_ms == pytest.approx({**parts, "object store": STORE_MS})
     assert found.example.storage_bytes == 9_000 + 4 * 768 + 64
     assert training(machine=machine, read_cpu_ms=1.5).example.cpu_ms == {"all of it": 1.5}
     # what the measured machine waited for its own data is in no hours where the CPUs that read are known
@@ -120,11 +125,41 @@ def test_a_measured_machine_and_a_given_time_take_the_place_of_the_table():
     assert calibrate.predict(FLEXI, machine).total == pytest.approx(unknown.computing)
 
 
-def test_a_machine_file_of_an_earlier_version_is_read(tmp_path):
-    old = {"name": "m", "model": "x", "flops_per_second": {"train": 1.0}, "seconds_per_example": 1.0}
-    old |= dict.fromkeys(("first_step_seconds", "checkpoint_seconds", "start_seconds"), 0.0)
-    (tmp_path / "machine.json").write_text(json.dumps(old))
-    assert calibrate.read(str(tmp_path / "machine.json")).reading is None
+@pytest.mark.parametrize(
+    ("costs", "run", "decoding", "tokens"),
+    [
+        (AS_LATE, load("flexi", *LATE), 2.0, 0.1),
+        (AS_LATE, FLEXI, WHOLE * 1.33, 0.1),
+        (AS_LATE | {"image_size": 64}, load("flexi", *LATE), None, 0.1),
+        (AS_FLEXI, load("flexi", "data.decoder=pillow"), None, 0.1),
+        (AS_FLEXI, load("siglip"), 2.0, unit_costs.TOKENS_MS),  # whose tokens do not come with scores
+        (AS_FLEXI | {"stored_tokens": False}, load("siglip"), 2.0, 0.1),
+        ({}, FLEXI, WHOLE * 1.33, 0.1),  # a file of an earlier version
+    ],
+)
+def test_each_part_is_the_measured_one_only_where_the_run_reads_so(costs, run, decoding, tokens):
+    found, table = (training(run, machine=machine).example for machine in (measured(**costs), None))
+    assert found.cpu_ms["decoding"] == pytest.approx(decoding or table.cpu_ms["decoding"])
+    assert found.cpu_ms["tokens"] == tokens
+    assert found.store_bytes == table.store_bytes - 16_000
+    named = reading.assumed_by(found, Assumptions())
+    assert ("picture_size" in named) == (found.again_ms > 0 or decoding != 2.0)
+    assert ("tokens_ms" in named) == (tokens != 0.1)
+    assert "shard_ms" not in named
+
+
+def test_a_late_calibration_says_nothing_of_scoring_but_what_reading_costs():
+    def example(machine):
+        return reading.of_scoring(FLEXI, None, Assumptions(), machine)
+
+    found, table = example(measured(**AS_LATE)), example(None)
+    assert found.cpu_ms == pytest.approx(dict(table.cpu_ms) | {"reading": 0.3 - SCORES_MS})
+    assert found.store_bytes == table.store_bytes
+    assert example(measured(**AS_FLEXI)).cpu_ms["decoding"] == 2.0
+
+
+def test_the_selected_are_decoded_again_as_they_were_measured():
+    assert training(load("flexi", *LATE), machine=measured(**AS_FLEXI)).example.again_ms == pytest.approx(0.2 * 2.0)
 
 
 def test_learners_that_share_a_stream_read_its_windows_each():
@@ -268,7 +303,7 @@ def test_rates_have_two_digits_that_count(value, words):
 
 
 def test_what_a_plan_assumes_of_an_example_is_named():
-    run, given = FLEXI, Assumptions()
-    assert {"picture_size", "tokens_ms"} <= reading.assumed_by(given, None)
-    assert "picture_size" not in reading.assumed_by(Assumptions(read_cpu_ms=1.0), None)
-    assert reading.of_training(run, None, given, None).window_bytes == 1024 * STORED
+    example = reading.of_training(FLEXI, None, Assumptions(), None)
+    assert {"picture_size", "tokens_ms"} <= reading.assumed_by(example, Assumptions())
+    assert "picture_size" not in reading.assumed_by(example, Assumptions(read_cpu_ms=1.0))
+    assert example.window_bytes == 1024 * STORED

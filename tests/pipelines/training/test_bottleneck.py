@@ -1,10 +1,10 @@
-import itertools
-
 import pytest
 import torch
 
 from jest_core import losses, run_file
+from jest_core.models import configurations
 from jest_core.run_file import Run
+from pipelines.scores import score_cache
 from pipelines.stream import read_costs
 from pipelines.stream.read_costs import ReadCosts
 from pipelines.training import bottleneck, hardware, metrics_line, train
@@ -96,7 +96,7 @@ def test_what_a_run_has_already_is_not_recommended():
 
 def costs(busy: float, **cpu_ms: float) -> ReadCosts:
     cpu_ms = {"decoding": 0.1, "tokens": 0.1, "reading": 0.1, **cpu_ms}
-    return ReadCosts(cpu_ms=cpu_ms, clock_ms=sum(cpu_ms.values()) / busy, encoded_bytes=2e4, store_bytes=2e5)
+    return ReadCosts(cpu_ms=cpu_ms, clock_ms=sum(cpu_ms.values()) / busy, encoded_bytes=2e4)
 
 
 @pytest.mark.parametrize(
@@ -173,19 +173,9 @@ def test_a_run_whose_data_comes_too_slowly_says_so(make_scored_run: MakeRun, cap
     assert "the data comes too slowly: an example takes " in local
     found = read_costs.measure(run, seconds=0.1)
     assert found.busy > 0.5
-    table = next(itertools.islice(_windows(run), 1))
-    assert found.store_bytes == pytest.approx(table.nbytes / len(table), rel=0.2)
-
-
-def _windows(run: Run):
-    from jest_core.models import configurations
-    from pipelines.stream import windows
-    from pipelines.stream.source import open_source
-
-    source = open_source(run)
-    for window in source.order.windows(0, 0):
-        item = windows.item_of(source.catalogue, window)
-        yield windows.of_window(item, run_file.dump(run), configurations.inputs_of(run.model))
+    measured = (found.decoder, found.image_size, found.late, found.stored_tokens, found.width)
+    scores = score_cache.opened(run.path("scores"))["config"]
+    assert measured == (run.data.decoder, configurations.image_size(run.model.name), False, True, scores["width"])
 
 
 def test_a_remedy_names_settings_that_exist():
