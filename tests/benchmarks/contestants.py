@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,7 +24,6 @@ from jest_core.examples.preprocess import normalise
 from jest_core.models import configurations
 from pipelines.base import cluster
 from pipelines.base.prefetch import prefetch
-from pipelines.data import catalogue
 from pipelines.paper.drawings import icons, names, packages, pictures, rows
 from pipelines.paper.drawings.emoji import EmojiNames
 from pipelines.stream import super_batches
@@ -39,7 +40,7 @@ RUN = """
 root: {root}
 run_dir: run
 seed: 0
-data: {{shards: "{shards}", catalogue: catalogue, rules: [], n_streams: 4, window_rows: 512, decode: {decode}}}
+data: {{shards: "{shards}", catalogue: catalogue, rules: [], n_streams: 4, window_rows: 500, decode: {decode}}}
 model: {{name: ViT-B-32}}
 selection: {{method: {method}, criterion: hard, filter_ratio: 0.8, n_chunks: 16, score_image_size: {size}}}
 training:
@@ -157,12 +158,14 @@ def with_data_loader(shards: str, n: int, work: Path) -> Iterator[int]:
 
 
 def _super_batches(shards: str, n: int, work: Path, method: str, decode: str, decoder: str = "pillow") -> Iterator[Any]:
-    cluster.connect()
     size = SCORED_SIZE if decode == "late" else "null"
     trained = n // 256 * 256 if method == "uniform" else n // 1280 * 256
     text = RUN.format(root=work, shards=shards, decode=decode, method=method, size=size, trained=trained)
     run = run_file.load(text, [f"data.decoder={decoder}"])
-    catalogue.run_stage(run)
+    path = work / "run.yaml"
+    path.write_text(run_file.dump(run))
+    subprocess.run([sys.executable, "-m", "pipelines", "catalogue", path], check=True)  # as users do, before
+    cluster.connect()
     source = open_source(run)
     return prefetch(super_batches.stream(run, source, SIZE, rank=0, n_learners=1, first_step=0))
 
