@@ -60,7 +60,7 @@ class Data(Part):
     """What makes pixels of encoded pictures, for learner, reference and evaluation alike. pillow: as open_clip does.
     simplejpeg: JPEGs by simplejpeg and resizing by PyTorch, in about half of the time with nearly the same pixels;
     pictures are shown upright (EXIF), transparent ones on white, and 16-bit grey is scaled rather than clipped. Score
-    caches are made for one of them."""
+    caches are made for one of them: take simplejpeg for a new run that reading limits."""
 
     read_cpus: Circumstance[PositiveInt | None] = None
     """CPUs of the cluster on which windows are read and decoded for all learners together, at least one for each:
@@ -99,7 +99,7 @@ class Data(Part):
     def _is_local(cls, directory: str | None) -> str | None:
         if directory is not None and not directory.startswith(("/", "~/")):
             raise ValueError(
-                f"data.local_cache {directory} is no absolute path of a local disk: name one, as /mnt/nvme"
+                f"{directory} is no absolute path of a local disk: name one, as /mnt/nvme/jest"
             )
         return directory
 

@@ -81,8 +81,8 @@ def read(words: Sequence[str]) -> Assumptions:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        known = ", ".join(Assumptions.model_fields)
-        raise ValueError(f"--assume {name}: {first['msg'].lower()}; the keys are {known}") from None
+        wrong = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise ValueError(f"--assume {name}: {wrong}; the keys are {', '.join(Assumptions.model_fields)}") from None
 
 
 def source(assumptions: Assumptions, name: str) -> str:
