@@ -98,9 +98,7 @@ class Data(Part):
     @classmethod
     def _is_local(cls, directory: str | None) -> str | None:
         if directory is not None and not directory.startswith(("/", "~/")):
-            raise ValueError(
-                f"{directory} is no absolute path of a local disk: name one, as /mnt/nvme/jest"
-            )
+            raise ValueError(f"{directory} is no absolute path of a local disk: name one, as /mnt/nvme/jest")
         return directory
 
     @property

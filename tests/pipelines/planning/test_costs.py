@@ -184,7 +184,7 @@ def test_a_plan_says_which_prices_are_missing_and_where_rates_come_from(capsys, 
     ("word", "message"),
     [
         ("cpu_hour", "has no '='"),
-        ("hour=1", "--assume hour: extra inputs are not permitted; the keys are learner_hour, cpu_hour"),
+        ("hour=1", "--assume hour: unknown key; the keys are learner_hour, cpu_hour"),
         ("share_fetched=2", "--assume share_fetched: input should be less than or equal to 1"),
         ("cpus=many", "--assume cpus: input should be a valid integer"),
     ],
