@@ -30,7 +30,7 @@ _A_RAYLET = 32  # logical CPUs
 def _tasks(n: int, n_cpus: int, seconds: float) -> Iterator[int]:
     """By plain tasks, as a learner reads."""
     rows = read_ahead(
-        iter(range(n)), lambda i: {"number": i}, lambda _: 1, 1, n, sleeping.read, Share(1, None), seconds=seconds
+        iter(range(n)), lambda i: {"number": i}, lambda _: 1, 1, n, sleeping.read, Share(0, 1, None), seconds=seconds
     )
     return (one for one, _ in rows)
 
