@@ -7,16 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipelines.base import shard_paths, storage
-from pipelines.data import catalogue, pages, tar_index
-from pipelines.data.layouts import open_shard, write_index
-from pipelines.data.local_cache import LocalCache
+from pipelines.data import catalogue, tar_index
+from pipelines.data.layouts import open_shard
 from pipelines.data.shards import clean
 from pipelines.stream import super_batches
 from pipelines.stream.source import open_source
@@ -291,30 +289,3 @@ def test_only_requested_columns_are_read_from_storage(s3, tmp_path, pairs):
         assert 1_000_000 <= read < 1_200_000
     finally:
         S3FileSystem._cat_file, s3fs.core._fetch_range = original, fetch
-
-
-@pytest.mark.parametrize("is_cached", [False, True], ids=["", "local cache"])
-@pytest.mark.parametrize("kind", ["tar", "parquet", "pages of parquet"])
-def test_a_process_that_reads_on_and_on_does_not_grow(kind, is_cached, tmp_path, monkeypatch):
-    """Readers live as long as a run; here one reads the same 16 MB again and again."""
-    monkeypatch.setattr(pages, "MANY_ROWS", 100 if kind == "pages of parquet" else 10**6)
-    images, index = [np.random.default_rng(i).bytes(16 << 10) for i in range(1024)], str(tmp_path / "index")
-    if kind == "tar":
-        path = tar_of(tmp_path / "a.tar", [(f"{i:04d}.jpg", image) for i, image in enumerate(images)])
-    else:
-        path = str(tmp_path / "a.parquet")
-        pq.write_table(pa.table({"jpg": images, "txt": ["a cat"] * 1024}), path, data_page_size=1, write_batch_size=64)
-    indexed = index if write_index(path, {}, index) else None
-    assert bool(indexed) == (kind != "parquet")
-    cache = LocalCache(str(tmp_path / "cache"), 1 << 30) if is_cached else None
-
-    def read() -> None:
-        shard = open_shard(path, {}, indexed, cache)
-        assert sum(len(shard.images(g, np.arange(0, n, 2))) for g, n in enumerate(shard.row_group_sizes)) == 512
-
-    process, before = psutil.Process(), 0
-    for n in range(20):
-        if n == 5:
-            before = process.memory_info().rss
-        read()
-    assert process.memory_info().rss - before < 3 * (16 << 20)
