@@ -66,6 +66,10 @@ def plan(
     given = {"flops_per_second": flops_per_second, "learner_hour": price}
     assumed = assumptions.read([*(assume or []), *(f"{k}={v}" for k, v in given.items() if v is not None)])
     manifest = machines.read(cluster) if cluster else None
+    if manifest is None and (between := assumptions.BETWEEN & assumed.model_fields_set):
+        raise ValueError(
+            f"--assume {min(between)} is of what goes between machines: --cluster FILE says which there are"
+        )
     other = load(Path(reference_run), [f"root={run.root}"]) if reference_run else None
     measured = rates.measure_into(run, calibrate) if calibrate else rates.read(machine) if machine else None
     planning.print_plan(run, measured, assumed, manifest, other)

@@ -70,6 +70,8 @@ SOURCES = {
     "months": "a guess",
 }
 
+BETWEEN = {"learner_gbits", "data_gbits", "receive_threads"}  # of machines, which only --cluster names
+
 
 def read(words: Sequence[str]) -> Assumptions:
     """KEY=VALUE, ... Raises ValueError for an unknown key, or a value that cannot be."""

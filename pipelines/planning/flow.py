@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jest_core import flops
-from jest_core.run_file import Run
 
 from ..stream.read_ahead import STORE_SHARE
 from . import calibrate, reading
@@ -116,6 +115,8 @@ class Flow:
             return f"{computing}, and reading not known: {takes}; {enough} (--cluster FILE or --assume cpus=N)"
         hours = f"{computing}, reading {self.reading / 3600:,.2f} h"
         cpus = f"{self.readers.cpus:,.0f} CPUs deliver {rounded(self.limits[READING])}"
+        if not self.readers.takers:
+            enough += "; without what goes between machines: --cluster FILE"
         if self.limit in ("computing", READING):
             return f"limited by {self.limit}: {hours}; {takes} and {cpus}; {enough}"
         through = f"{rounded(self.limits[self.limit])} pictures a second"
@@ -138,20 +139,25 @@ def of_scoring(basis: Basis, used: set[str]) -> Flow | None:
     example = reading.of_scoring(run, basis.pairs, basis.assumed, basis.machine)
     each = {"GPU": run.reference.gpus_per_actor, "CPU": 1.0}
     computing = _computing(basis, used, ("reference", "score"), work, actors)
-    return _flow(basis, used, example, each, n, actors, "actors", computing)
+    used |= reading.assumed_by(example, basis.assumed)
+    found = readers_of(actors, each, basis.assumed, basis.manifest)
+    limits = limits_of(example, found, actors, basis.assumed)
+    return Flow(example, found, n, actors, "actors", computing, limits)
 
 
 def of_training(basis: Basis, used: set[str]) -> Flow:
     run, n = basis.run, basis.run.training.max_learners
     example = reading.of_training(run, basis.pairs, basis.assumed, basis.machine)
     each = {"GPU": run.training.gpus_per_learner, "CPU": 1.0}
+    there = readers_of(n, each, basis.assumed, basis.manifest, run.data.read_cpus)
     if basis.machine is not None:
         took = calibrate.predict(run, basis.machine)
-        there = readers_of(run, n, each, basis.assumed, basis.manifest)
         computing: float | None = took.total - (took.wait_seconds if there.cpus is not None else 0.0)
     else:
         computing = _computing(basis, used, (), run.n_steps * flops.step_flops(run).total, n)
-    return _flow(basis, used, example, each, run.n_steps * run.super_batch_size, n, "learners", computing)
+    used |= reading.assumed_by(example, basis.assumed)
+    limits = limits_of(example, there, n, basis.assumed)
+    return Flow(example, there, run.n_steps * run.super_batch_size, n, "learners", computing, limits)
 
 
 def _computing(basis: Basis, used: set[str], parts: tuple[str, ...], work: float, workers: int) -> float | None:
@@ -162,33 +168,21 @@ def _computing(basis: Basis, used: set[str], parts: tuple[str, ...], work: float
     return work / rate / workers if rate else None
 
 
-def _flow(
-    basis: Basis,
-    used: set[str],
-    example: Example,
-    each: dict[str, float],
-    examples: float,
-    workers: int,
-    called: str,
-    computing: float | None,
-) -> Flow:
-    used |= reading.assumed_by(example, basis.assumed)
-    found = readers_of(basis.run, workers, each, basis.assumed, basis.manifest)
-    limits = limits_of(example, found, workers, basis.assumed)
-    return Flow(example, found, examples, workers, called, computing, limits)
-
-
 def readers_of(
-    run: Run, workers: int, each: Mapping[str, float], assumed: Assumptions, manifest: Machines | None
+    workers: int,
+    each: Mapping[str, float],
+    assumed: Assumptions,
+    manifest: Machines | None,
+    read_cpus: int | None = None,
 ) -> Readers:
-    """The machines that read for so many workers, on CPUs that these leave. each: what a worker asks for."""
-    most = run.data.read_cpus or math.inf
-    if assumed.cpus is not None:
-        return Readers(min(assumed.cpus, most))
+    """The machines that read for so many workers, on CPUs that these leave. each: what a worker asks for. read_cpus: of
+    the run file, of which each worker has one at least."""
+    most = max(read_cpus, workers) if read_cpus else math.inf
     if manifest is None or manifest.unknown:
-        return Readers()
+        return Readers() if assumed.cpus is None else Readers(min(assumed.cpus, most))
     placed = manifest.placed(workers, **each)
-    cpus = sum(machines.n * machines.cpus_left for machines in placed)
+    there = sum(machines.n * machines.cpus_left for machines in placed)
+    cpus = there if assumed.cpus is None else assumed.cpus
     takers = [machines for machines in placed if machines.workers]
     n = sum(machines.n for machines in takers)
     own = sum(machines.n * machines.cpus_left for machines in takers) / max(1, n)  # of each
@@ -197,7 +191,7 @@ def readers_of(
         n,
         sum(machines.n * (assumed.receive_threads or machines.group.receiving_threads) for machines in takers),
         sum(machines.n for machines in placed if not machines.workers and machines.cpus_left),
-        1 - own / cpus if cpus else 1.0,
+        max(0.0, 1 - own / cpus) if cpus else 1.0,
         sum(machines.n * machines.group.store_bytes for machines in placed),
     )
 

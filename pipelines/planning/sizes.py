@@ -127,7 +127,7 @@ def checkpoint_bytes(run: Run) -> float:
 
 
 def cache_bytes(run: Run, n_pairs: float) -> float:
-    """Of the score cache of so many pairs, before compression: two float16 embeddings and what comes with them."""
+    """Of the score cache of so many pairs: two float16 embeddings and what comes with them."""
     assert run.reference is not None
     return n_pairs * (4 * outlines.width(run.reference.model.name) + _CACHED_BYTES)
 

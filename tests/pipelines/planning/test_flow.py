@@ -28,6 +28,9 @@ DATA, LEARNERS = Group("data", 14, 0, 0, 1, 64), Group("learners", 16, 8, 0, 0, 
 CLUSTER = Machines("f", (DATA, LEARNERS))
 
 
+GIVEN = Assumptions(flops_per_second=4e14, urls=10**9)
+
+
 def training(run=FLEXI, manifest=None, pairs=None, machine=None, **assumed):
     given = Assumptions(**{"flops_per_second": 4e14, "urls": 10**9, **assumed})
     return flow.of_training(Basis(run, pairs, given, machine, manifest), set())
@@ -39,13 +42,21 @@ def test_all_cpus_of_the_cluster_read_but_the_learners_own():
     assert (found.readers.takers, found.readers.others, found.readers.receiving) == (8, 64, 8 * 4)
     assert found.readers.crossing == pytest.approx(1 - 8 / 960)
     assert training(load("flexi", "data.read_cpus=100"), CLUSTER).readers.cpus == 100
-    assert training(manifest=CLUSTER, cpus=96).readers.cpus == 96
+    assert training(load("flexi", "data.read_cpus=10"), CLUSTER).readers.cpus == 64  # one for each learner
+    given = training(manifest=CLUSTER, cpus=96)
+    assert (given.readers.cpus, given.readers.receiving, given.readers.others) == (96, 8 * 4, 64)
+    assert given.readers.crossing == pytest.approx(1 - 8 / 96)
     assert training().readers.cpus is None
     unknown = Machines("f", (DATA, Group("learners", 0, 0, 0, 0, 8, known=False)))
     assert training(manifest=unknown).readers.cpus is None
     few = training(load("flexi", "training.n_learners=8"), CLUSTER)
     assert few.readers.takers == 1  # machines with GPUs that no learner needs are not started to read
     assert few.readers.cpus == 64 * 14 + 16 - 8
+
+
+def test_the_reference_scores_with_all_cpus():
+    found = flow.of_scoring(Basis(load("flexi", "data.read_cpus=100"), None, GIVEN, manifest=CLUSTER), set())
+    assert found.readers.cpus == 64 * 14 + 8 * 16 - 64
 
 
 def test_machines_are_limited_together():

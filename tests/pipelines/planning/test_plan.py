@@ -56,6 +56,12 @@ def test_a_plan_needs_no_storage_and_no_cluster():
         assert words in out.stdout
 
 
+def test_what_is_assumed_between_machines_needs_machines():
+    out = jest("plan", str(LAION / "flexi.yaml"), "--assume", "learner_gbits=10")
+    assert out.returncode == 2
+    assert "--assume learner_gbits is of what goes between machines: --cluster FILE" in " ".join(out.stderr.split())
+
+
 def test_a_plan_uses_the_sizes_of_a_finished_catalogue(make_run: MakeRun, ray_session, capsys):
     run = make_run("joint")
     catalogue.run_stage(run)

@@ -14,7 +14,7 @@ from pipelines.planning.assumptions import Assumptions
 from pipelines.planning.basis import Basis
 from pipelines.planning.flow import Flow, rounded
 from tests.deploy import kuberay
-from tests.pipelines.planning.test_flow import load
+from tests.pipelines.planning.test_flow import load, training
 
 PAGE = Path(str(files("jest_deploy") / "docs" / "reading.md"))
 ROWS = 2_097_693_557
@@ -113,10 +113,26 @@ def test_what_helps_against_the_transfer(cluster: machines.Machines):
     assert table("flexi.yaml") == [
         row(),
         row(learner_gbits=100),
+        row(data_gbits=12.5),
+        row(receive_ms=1.5),
         row(receive_threads=4),
         row(*SMALL, receive_threads=4),
         row(*SMALL, learner_gbits=100),
     ]
+
+
+def test_the_words_between_the_tables(cluster: machines.Machines):
+    page = " ".join(PAGE.read_text().split())
+    found = planned(cluster, "flexi")
+    assert f"{found.example.read_ms + 0.99 * found.example.send_ms:.2f} ms, so {rounded(found.taken)} a second" in page
+    assert f"take {found.cpus_needed:.0f} CPUs. The cluster has {found.readers.cpus:.0f} with" in page
+    pillow = planned(cluster, "flexi", "data.decoder=pillow").cpus_needed
+    assert f"`pillow` takes {pillow:.0f} CPUs, {pillow / 64:.1f} a GPU" in page
+    own = found.readers.cpus - 64 * 14
+    assert f"{-(-(found.cpus_needed - own) // 14):.0f} data nodes would do" in page
+    assert planned(cluster, "flexi", flops_per_second=8e14).limit.startswith("Ray's transfer")
+    plan = " ".join((PAGE.parent / "plan.md").read_text().split())
+    assert f"train: {training(load('flexi'), cpus=300, urls=ROWS).words()}" in plan
 
 
 def test_streams_shared_by_learners(cluster: machines.Machines):
