@@ -203,6 +203,10 @@ def main(
         "longest step, s",
         "store, spilled, private MB",
     ]
+    if len({tuple(steps_of) for steps_of in hashes}) > 1:
+        raise RuntimeError(
+            "the learners had other examples, or in another order, where a node was lost or steps were fast"
+        )
     table(f"{learners} learners on {nodes} nodes with {cpus} logical CPUs each", names, rows)
 
 
