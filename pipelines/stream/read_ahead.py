@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ T = TypeVar("T")
 TASK = "read_window"  # its name in Ray, and in the title of the process that runs it
 _TRIES = 20  # of a task whose process or node is lost
 _LOOK_SECONDS = 5.0  # between two looks at the size of the cluster, which may grow and shrink
+_COMING = 4  # that come from other nodes at once, those that are read: one alone comes at about 1 GB a second
 _WAKE_SECONDS = 1.0  # after which a thread that waits for a task looks whether it is to end
 STORE_SHARE = 0.4  # of Ray's object stores: what tasks read and no learner has taken yet
 
@@ -104,8 +106,10 @@ class _Reader(Generic[T]):
                 if not self._submitted:
                     break
                 one, reference = self._submitted[0]
+                soon = [later for _, later in islice(self._submitted, _COMING)]
+            ray.wait(soon, timeout=0)  # from now on Ray sends them here, all at the same time
             table = ray.get(reference)
-            del reference  # or the table would stay in the object store until the next one is there
+            del reference, soon  # or the table would stay in the object store until the next one is there
             with self._changed:
                 self._submitted.popleft()
                 self._rows -= self._n_rows(one)

@@ -68,8 +68,9 @@ def limit(lines: Sequence[MetricsLine], run: Run, hardware: Hardware | None) -> 
     part, share = found[0]
     said = f"limited by {part}, {share:.0%} of the time; "
     if part == "wait":
-        taken = run.super_batch_size * len(warm) / sum(line["train/batch_time"] for line in warm)
-        return said + reading(run, _read_again(run), cluster.n_tasks()(), None if cluster.is_local() else taken)
+        timed = [line["train/batch_time"] for line in warm if "train/batch_time" in line]
+        taken = None if cluster.is_local() else run.super_batch_size * len(timed) / sum(timed)
+        return said + reading(run, _read_again(run), cluster.n_tasks()(), taken)
     seconds = sum(line.get("train/batch_time", 0.0) for line in lines)
     remedies = [*faster(part, run, hardware, seconds), REMEDIES[part]]
     return f"{said}what shortens it: {'; '.join(remedies)}"

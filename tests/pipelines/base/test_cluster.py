@@ -152,7 +152,7 @@ def test_a_worker_that_outlived_its_command_ends_with_the_folder_of_its_logs(tmp
         with (folder / "worker.out").open("w") as out:
             workers.append(subprocess.Popen(["bash", "-c", "exec -a ray::Left sleep 60"], stdout=out))
     for worker in workers:
-        while not psutil.Process(worker.pid).cmdline()[0].startswith("ray::"):
+        while not "".join(psutil.Process(worker.pid).cmdline()).startswith("ray::"):  # empty while it starts
             time.sleep(0.01)
     local_ray._remove(folders[0])
     try:
