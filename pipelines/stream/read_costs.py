@@ -11,7 +11,7 @@ from jest_core.examples.inputs import Inputs
 from jest_core.run_file import Run
 
 from ..scores import score_cache
-from . import super_batches, windows
+from . import windows
 from .source import open_source
 
 _SKIPPED = 1  # the first window starts the libraries
@@ -44,6 +44,8 @@ class ReadCosts(BaseModel):
 
 def measure(run: Run, seconds: float = 2.0) -> ReadCosts:
     """Read windows as tasks do, for so many seconds, or one. Raises what reading raises."""
+    from . import super_batches  # imports PyTorch, which a run whose inputs are missing need not wait for
+
     source, inputs, text = open_source(run), super_batches.inputs_of(run), run_file.dump(run)
     stored_tokens, width = _cached(run, inputs)
     middle = source.order.stream_length(0) // 2  # far from what has just been read

@@ -48,3 +48,9 @@ def open_source(run: Run) -> Source:
             "{rule: score, scores: ..., at_least: -1}, which drops rows without a score"
         )
     return Source(catalogue.order(run), catalogue, scale_and_bias)
+
+
+def streams_of(run: Run, rank: int, n_learners: int) -> range:
+    """The streams that a learner reads: those of which its share of a super-batch has slots."""
+    m, share = run.super_batch_size // run.data.n_streams, run.super_batch_size // n_learners
+    return range(rank * share // m, -(-(rank + 1) * share // m))

@@ -25,7 +25,7 @@ from jest_core.run_file import Run
 from ..base import blocks
 from . import windows
 from .read_ahead import Share, read_ahead
-from .source import Source
+from .source import Source, streams_of
 
 
 def stream(
@@ -55,12 +55,6 @@ def stream(
             parts.append(_pop(buffers[s], m))
         table = pa.concat_tables(parts).slice(low - mine.start * m, share)
         yield examples(table, image_size, run.reads_scores, pin=pin)
-
-
-def streams_of(run: Run, rank: int, n_learners: int) -> range:
-    """The streams that a learner reads: those of which its share of a super-batch has slots."""
-    m, share = run.super_batch_size // run.data.n_streams, run.super_batch_size // n_learners
-    return range(rank * share // m, -(-(rank + 1) * share // m))
 
 
 def _windows(

@@ -7,7 +7,7 @@ from jest_core.run_file import Run
 from ..base import cluster
 from ..stream import read_costs
 from ..stream.read_costs import ReadCosts
-from ..stream.super_batches import streams_of
+from ..stream.source import streams_of
 from .hardware import Hardware
 from .metrics_line import MetricsLine, part_seconds
 

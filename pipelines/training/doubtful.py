@@ -39,7 +39,7 @@ def unfinished_warmup(run: Run) -> str | None:
 
 def repeated_reading(run: Run) -> str | None:
     """A warning where several learners read and decode the same windows."""
-    from ..stream.super_batches import streams_of
+    from ..stream.source import streams_of
 
     n_learners, n_streams = run.training.max_learners, run.data.n_streams
     n_read = sum(len(streams_of(run, rank, n_learners)) for rank in range(n_learners))

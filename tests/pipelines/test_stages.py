@@ -42,6 +42,13 @@ def test_importing_the_commands_imports_neither_ray_nor_pytorch():
     assert not {"torch", "ray", "pyarrow", "pydantic"} & {*out.stdout.split()}
 
 
+def test_importing_the_stages_does_not_import_pytorch():
+    """So that what a run lacks is said at once, and stages that do not compute start in a moment."""
+    code = "import sys, pipelines.stages, pipelines.training.train, pipelines.data.catalogue, pipelines.data.ingest; "
+    out = subprocess.run([sys.executable, "-c", code + "print(*sys.modules)"], capture_output=True, text=True, check=True)
+    assert not {"torch", "open_clip", "ray.data"} & {*out.stdout.split()}
+
+
 @pytest.mark.parametrize(
     ("names", "overrides", "message"),
     [
