@@ -13,7 +13,7 @@ os.environ.update(
         "RAY_metrics_report_interval_ms": "2000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
-        "AWS_EC2_METADATA_DISABLED": "true",  # nothing answers there, and botocore asks it for credentials again and again
+        "AWS_EC2_METADATA_DISABLED": "true",  # botocore asks it for credentials, and nothing answers
         "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("OMP_NUM_THREADS", "2"),
         "TRITON_INTERPRET": "0" if Path("/dev/nvidia0").exists() else "1",  # before Triton's first import
     }

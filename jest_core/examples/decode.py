@@ -135,8 +135,9 @@ class View:
 
     def _is_too_large(self, size: tuple[int, int], passes: int = 1) -> bool:
         """By the header alone: nothing is decoded yet. passes: scans of a progressive JPEG."""
-        pixels, resized = math.prod(size), math.prod(self._shape(*size))
-        return max(pixels, resized, pixels * passes // MAX_PASSES) > MAX_PIXELS
+        shape = self._shape(*size)
+        pixels, between = math.prod(size), shape[0] * size[1]  # rows are resized first
+        return max(pixels, between, math.prod(shape), pixels * passes // MAX_PASSES) > MAX_PIXELS
 
     @property
     def _resized(self) -> int:

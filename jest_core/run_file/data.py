@@ -58,9 +58,9 @@ class Data(Part):
 
     decoder: Decoder = "pillow"
     """What makes pixels of encoded pictures, for learner, reference and evaluation alike. pillow: as open_clip does.
-    simplejpeg: JPEGs by simplejpeg and resizing by PyTorch, in about half of the time with nearly the same pixels;
-    pictures are shown upright (EXIF), transparent ones on white, and 16-bit grey is scaled rather than clipped. Score
-    caches are made for one of them: take simplejpeg for a new run that reading limits."""
+    simplejpeg: JPEGs by simplejpeg and resizing by cykooz-resizer, in about half of the time with nearly the same
+    pixels; pictures are shown upright (EXIF), transparent ones on white, and 16-bit grey is scaled rather than clipped.
+    Score caches are made for one of them: take simplejpeg for a new run that reading limits."""
 
     read_cpus: Circumstance[PositiveInt | None] = None
     """CPUs of the cluster on which windows are read and decoded for all learners together, at least one for each:

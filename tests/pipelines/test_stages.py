@@ -45,7 +45,9 @@ def test_importing_the_commands_imports_neither_ray_nor_pytorch():
 def test_importing_the_stages_does_not_import_pytorch():
     """So that what a run lacks is said at once, and stages that do not compute start in a moment."""
     code = "import sys, pipelines.stages, pipelines.training.train, pipelines.data.catalogue, pipelines.data.ingest; "
-    out = subprocess.run([sys.executable, "-c", code + "print(*sys.modules)"], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code + "print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
     assert not {"torch", "open_clip", "ray.data"} & {*out.stdout.split()}
 
 

@@ -123,6 +123,12 @@ def test_a_decompression_bomb_is_refused_without_allocating_memory():
     tracemalloc.stop()
 
 
+def test_a_picture_that_is_large_between_resizing_rows_and_columns_is_refused_before_it_is_decoded():
+    data = encode(Image.new("1", (100, 800_000)), "PNG")  # rows of 256 pixels would be 205 million
+    for decoder in ("pillow", "simplejpeg"):
+        assert status_labels(View(256, resize_mode="squash", decoder=decoder).batch([data])[1]) == ["too_large"]
+
+
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
