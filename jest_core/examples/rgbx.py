@@ -88,11 +88,23 @@ def resized(pixels: Pixels, width: int, height: int, interpolation: str) -> Pixe
         raise ValueError("height and width must be > 0")
     if cykooz_resizer is None:
         return _resized_by_pytorch(pixels, width, height, interpolation)
-    if pixels.shape[1] != width:
-        rows = max(16, _BLOCK // pixels.shape[1])  # at a time: a copy of the whole picture leaves the cache of the CPU
-        blocks = [pixels[top : top + rows] for top in range(0, len(pixels), rows)]
-        pixels = np.concatenate([_scaled(block, width, len(block), interpolation) for block in blocks])
-    return pixels if len(pixels) == height else _scaled(pixels, width, height, interpolation)
+    for axis, size in ((1, width), (0, height)):
+        if pixels.shape[axis] != size:
+            pixels = _along(axis, pixels, size, interpolation)
+    return pixels
+
+
+def _along(axis: int, pixels: Pixels, size: int, interpolation: str) -> Pixels:
+    """One side made `size` long; the other stays. In blocks, as copies of a whole large picture leave the CPU's cache
+    and take its memory several times."""
+    height, width = pixels.shape[:2]
+    out = np.empty((height, size, 4) if axis else (size, width, 4), np.uint8)
+    each = max(8, _BLOCK // pixels.shape[axis])  # the filter's weights are computed for each block anew
+    for start in range(0, out.shape[1 - axis], each):
+        block = np.s_[start : start + each] if axis else np.s_[:, start : start + each]
+        rows, columns = out[block].shape[:2]
+        out[block] = _scaled(pixels[block], columns, rows, interpolation)
+    return out
 
 
 def _scaled(pixels: Pixels, width: int, height: int, interpolation: str) -> Pixels:
