@@ -35,6 +35,7 @@ OF_LIBC = r"mallopt|malloc_trim|prctl|mallinfo2?"
 PATHS = r"/(proc|sys|dev|run)/.+|fork"  # macOS can fork, but Python warns that its libraries may crash
 # these have a fallback, which the start-up below uses
 WITH_A_FALLBACK = {"cluster.py: mallopt", "calibrate.py: '/proc/cpuinfo'"}
+WITH_A_FALLBACK |= {"read_costs.py: '/proc/thread-self/schedstat'"}
 WITH_A_FALLBACK |= {f"owner_files.py: '{path}'" for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")}
 
 START = """

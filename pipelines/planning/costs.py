@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from botocore.exceptions import BotoCoreError
 
-from ..base import checkpoints
+from ..base import checkpoints, storage
 from ..base.stage_table import STAGES
 from . import flow, sizes
 from .basis import Basis, n_pairs
@@ -128,6 +128,7 @@ def _reference(basis: Basis, used: set[str]) -> Iterator[Cost]:
 
 def _is_there(checkpoint: str) -> bool:
     try:
+        storage.exists(checkpoint)  # once; `file_of` asks again and again where the storage does not answer
         checkpoints.file_of(checkpoint)
     except (ValueError, OSError, BotoCoreError):
         return False
