@@ -70,9 +70,7 @@ def test_the_commands_of_skypilots_file_run_a_stage_on_two_hosts_and_end(make_ru
         commands = yaml.safe_load(FILE.read_text())["run"].replace("/tmp/run.yaml", str(path))
         with refuse_or_skip(), SshHosts(folder, 2, f"export PATH={BIN}:$PATH\n") as hosts:
             given = {"RAY_AUTH_TOKEN": "0" * 64, "STAGES": "catalogue", "RAY_USAGE_STATS_ENABLED": "0"}
-            given |= {
-                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"
-            }  # of `kill`; nobody is left to ask on the second host
+            given["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"  # the second host has no head left to ask
             given["SKYPILOT_NODE_IPS"] = f"{hosts.address(0)}\n{hosts.address(1)}"
             ran = []
             for rank in (1, 0):
